@@ -1,0 +1,1 @@
+"""From NIfTI cases to batches of patches."""

@@ -1,0 +1,112 @@
+"""Modalities, classes, regions and label maps: the one source of channel counts, class counts and metric names."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+
+# In the order the challenge lists them; the older names are BraTS ≤ 2022's.
+MODALITIES = ("t1n", "t1c", "t2w", "t2f")
+OLDER_NAMES = {"t1": "t1n", "t1ce": "t1c", "t2": "t2w", "flair": "t2f"}
+
+# A region is a union of classes; regions, not classes, are what the challenge scores.
+_REGION_CLASSES = {"et": ("et",), "tc": ("netc", "et"), "wt": ("netc", "snfh", "et"), "rc": ("rc",)}
+
+
+@dataclass(frozen=True)
+class LabelScheme:
+    """The foreground classes of a task; class ``names[i]`` has index ``i + 1``, 0 is background.
+
+    NETC is the non-enhancing tumour core, SNFH the surrounding non-enhancing FLAIR hyperintensity, ET the enhancing
+    tumour and RC the resection cavity (BraTS-METS 2025 on).
+    """
+
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        if not self.names or len(set(self.names)) < len(self.names) or "background" in self.names:
+            raise ValueError(
+                f"data.labels must be distinct foreground class names without 'background', got {list(self.names)}; "
+                "the default is [netc,snfh,et]"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """Classes with the background: the channels of a softmax."""
+        return len(self.names) + 1
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names by class index, the background first."""
+        return ("background", *self.names)
+
+    @cached_property
+    def regions(self) -> dict[str, tuple[int, ...]]:
+        """Class indices of each region whose classes all exist: ``{"et": (3,), "tc": (1, 3), "wt": (1, 2, 3)}``."""
+        return {
+            region: tuple(self.index(name) for name in classes)
+            for region, classes in _REGION_CLASSES.items()
+            if set(classes) <= set(self.names)
+        }
+
+    def index(self, name: str) -> int:
+        """Class index of a class name."""
+        return self.class_names.index(name)
+
+
+BRATS_METS = LabelScheme(("netc", "snfh", "et"))
+
+
+def apply_label_map(
+    mask: Integer[np.ndarray, "*shape"], label_map: Mapping[int, int] | None
+) -> UInt8[np.ndarray, "*shape"]:
+    """Copy of a mask with each label replaced by ``label_map``'s; labels it does not name stay.
+
+    Args:
+        mask: labels in 0 … 255.
+        label_map: old label → new label, e.g. ``{4: 3}`` for the convention of BraTS ≤ 2022.
+
+    Raises:
+        ValueError: a label outside 0 … 255, in the mask or in the map.
+    """
+    label_map = label_map or {}
+    bad = [value for pair in label_map.items() for value in pair if not 0 <= value <= 255]
+    if bad:
+        raise ValueError(f"data.label_map may only name labels 0 … 255, got {bad}")
+    if mask.size and (mask.min() < 0 or mask.max() > 255):
+        raise ValueError(f"labels must lie in 0 … 255, found {mask.min()} … {mask.max()}")
+    table = np.arange(256, dtype=np.uint8)
+    for old, new in label_map.items():
+        table[old] = new
+    return table[mask]
+
+
+def in_classes(mask: Integer[np.ndarray, "*shape"], classes: Iterable[int]) -> np.ndarray:
+    """Boolean mask of the voxels whose class is one of ``classes``."""
+    table = np.zeros(256, dtype=bool)
+    table[list(classes)] = True
+    return table[mask]
+
+
+def parse_channel(channel: str) -> tuple[str, str | None]:
+    """``"t1c"`` → ``("t1c", None)``; a derived difference ``"t1c-t1n"`` → ``("t1c", "t1n")``.
+
+    Raises:
+        ValueError: a name that is no modality.
+    """
+    minuend, _, subtrahend = channel.partition("-")
+    for name in (minuend, subtrahend) if subtrahend else (minuend,):
+        if name not in MODALITIES:
+            raise ValueError(
+                f"data.modalities: {channel!r} is no channel; known are {', '.join(MODALITIES)} and differences like t1c-t1n"
+            )
+    return minuend, subtrahend or None
+
+
+def source_modalities(channels: Sequence[str]) -> tuple[str, ...]:
+    """The modalities that must be read to make ``channels``, in canonical order."""
+    needed = {name for channel in channels for name in parse_channel(channel) if name}
+    return tuple(name for name in MODALITIES if name in needed)

@@ -1,0 +1,1 @@
+"""Scores of a prediction against a reference: voxels, surfaces, and the challenge's lesion-wise protocols."""
