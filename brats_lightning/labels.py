@@ -101,7 +101,8 @@ def parse_channel(channel: str) -> tuple[str, str | None]:
     for name in (minuend, subtrahend) if subtrahend else (minuend,):
         if name not in MODALITIES:
             raise ValueError(
-                f"data.modalities: {channel!r} is no channel; known are {', '.join(MODALITIES)} and differences like t1c-t1n"
+                f"data.modalities: {channel!r} is no channel; known are {', '.join(MODALITIES)} "
+                "and differences like t1c-t1n"
             )
     return minuend, subtrahend or None
 
