@@ -19,7 +19,8 @@ def lesion_components(mask: UInt8[np.ndarray, "z y x"], scheme: LabelScheme) -> 
     """The lesions of a mask as a researcher counts them, and their number.
 
     A lesion is a 26-connected component of everything but oedema (SNFH), since one oedema often joins several
-    metastases. A component of oedema without any such core is a lesion of its own. Oedema around a core belongs to no lesion.
+    metastases. A component of oedema without any such core is a lesion of its own. Oedema around a core belongs to no
+    lesion.
     """
     oedema = {scheme.index("snfh")} if "snfh" in scheme.names else set()
     core = in_classes(mask, set(range(1, scheme.num_classes)) - oedema)

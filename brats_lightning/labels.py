@@ -45,12 +45,14 @@ class LabelScheme:
 
     @cached_property
     def regions(self) -> dict[str, tuple[int, ...]]:
-        """Class indices of each region whose classes all exist: ``{"et": (3,), "tc": (1, 3), "wt": (1, 2, 3)}``."""
-        return {
-            region: tuple(self.index(name) for name in classes)
-            for region, classes in _REGION_CLASSES.items()
-            if set(classes) <= set(self.names)
-        }
+        """Class indices of each region whose classes all exist: ``{"et": (3,), "tc": (1, 3), "wt": (1, 2, 3)}``.
+
+        A class the challenge does not know is a region of its own.
+        """
+        known = {name for classes in _REGION_CLASSES.values() for name in classes}
+        members = {r: c for r, c in _REGION_CLASSES.items() if set(c) <= set(self.names)}
+        members |= {name: (name,) for name in self.names if name not in known}
+        return {region: tuple(self.index(name) for name in classes) for region, classes in members.items()}
 
     def index(self, name: str) -> int:
         """Class index of a class name."""

@@ -1,0 +1,97 @@
+"""Accuracy, IoU and Dice from a confusion matrix, and their means over cases."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, Integer
+from torch import Tensor
+from torchmetrics import Metric
+
+from brats_lightning.labels import LabelScheme
+
+
+def confusion_matrix(
+    reference: Integer[Tensor, "*shape"], prediction: Integer[Tensor, "*shape"], num_classes: int
+) -> Int64[Tensor, "k k"]:
+    """Voxels of reference class (row) predicted as class (column)."""
+    # int32 is the narrowest type bincount takes.
+    pairs = reference.to(torch.int32) * num_classes + prediction.to(torch.int32)
+    return torch.bincount(pairs.flatten(), minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def score_names(scheme: LabelScheme) -> dict[str, tuple[int, ...]]:
+    """Class indices behind each scored name; a class that shares its name with a region is called ``<name>_class``."""
+    classes = {
+        f"{name}_class" if name in scheme.regions else name: (index,) for index, name in enumerate(scheme.names, 1)
+    }
+    return {**scheme.regions, **classes}
+
+
+def voxel_scores(confusion: Int64[Tensor, "k k"], scheme: LabelScheme) -> dict[str, float]:
+    """Scores of one case (or one batch of patches) from its confusion matrix.
+
+    ``accuracy`` over all voxels; ``dice_<name>`` = 2·TP/(reference + prediction) and ``iou_<name>`` = TP/(reference +
+    prediction - TP) for every region and class, NaN where neither has a voxel; ``dice_mean`` over ET, TC and WT (over
+    all regions of a scheme without them), ``iou_mean`` over the foreground classes, NaN skipped.
+    """
+    counts = confusion.cpu().numpy().astype(np.float64)
+    total = counts.sum()
+    scores = {"accuracy": float(np.trace(counts) / total) if total else float("nan")}
+    for name, members in score_names(scheme).items():
+        index = list(members)
+        overlap = counts[np.ix_(index, index)].sum()
+        sizes = counts[index].sum() + counts[:, index].sum()
+        scores[f"dice_{name}"] = float(2 * overlap / sizes) if sizes else float("nan")
+        scores[f"iou_{name}"] = float(overlap / (sizes - overlap)) if sizes else float("nan")
+    headline = [name for name in ("et", "tc", "wt") if name in scheme.regions] or list(scheme.regions)
+    classes = [name for name in score_names(scheme) if name not in scheme.regions]
+    scores["dice_mean"] = _mean([scores[f"dice_{name}"] for name in headline])
+    scores["iou_mean"] = _mean([scores[f"iou_{name}"] for name in classes])
+    return scores
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [value for value in values if not np.isnan(value)]
+    return float(np.mean(finite)) if finite else float("nan")
+
+
+class CaseScores(Metric):
+    """Per-case scores gathered over an evaluation and over processes, each case exactly once.
+
+    The state is one row per case, written by whichever process scored it; rows add up across processes because all
+    others hold zeros. That needs no equal share of cases per process, unlike lists that are concatenated.
+
+    Args:
+        cases: ids of all cases of the evaluation, in the same order on every process.
+        names: the scores each case has.
+    """
+
+    full_state_update = False
+    values: Tensor
+    scored: Tensor
+
+    def __init__(self, cases: Sequence[str], names: Sequence[str]) -> None:
+        super().__init__()
+        self.cases, self.names = list(cases), list(names)
+        # float32: devices without float64 exist, and a score needs no more.
+        self.add_state("values", torch.zeros(len(cases), len(names)), dist_reduce_fx="sum")
+        self.add_state("scored", torch.zeros(len(cases)), dist_reduce_fx="sum")
+
+    def update(self, case: str, scores: Mapping[str, float]) -> None:
+        """Set one case's scores; a name that is missing is NaN."""
+        row = [scores.get(name, float("nan")) for name in self.names]
+        self.values[self.cases.index(case)] = torch.tensor(row, dtype=torch.float32, device=self.values.device)
+        self.scored[self.cases.index(case)] = 1
+
+    def compute(self) -> Float[Tensor, "cases names"]:
+        """Scores of every case, NaN for a case that was not scored or a score it does not have."""
+        return torch.where(self.scored[:, None] > 0, self.values, torch.nan)
+
+    def means(self) -> dict[str, float]:
+        """Mean of each score over the cases that have it; NaN if none has."""
+        return dict(zip(self.names, self.compute().double().nanmean(0).tolist(), strict=True))
+
+    def counts(self) -> dict[str, int]:
+        """How many cases have each score."""
+        return dict(zip(self.names, (~self.compute().isnan()).sum(0).tolist(), strict=True))
