@@ -1,0 +1,289 @@
+"""Synthetic metastasis cases on disk, in the layout of BraTS-METS: data to develop, test and demonstrate with."""
+
+import gzip
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from jaxtyping import Float32, Int16, UInt8
+
+from brats_lightning.components import label_components
+from brats_lightning.data.phantom_anatomy import SIGNAL, Brain, Frame, make_brain, smooth_field
+from brats_lightning.data.phantom_lesions import ET, Lesion, lesion_volumes, place_lesions
+from brats_lightning.labels import MODALITIES
+
+VERSION = 1  # of the generator: phantoms of another version are other phantoms
+SETTINGS_FILE = "phantom.json"
+_FIRST_PATIENT = 90001
+_ET_SIGNAL, _NETC_SIGNAL, _SNFH_SIGNAL = (0.84, 0.82, 1.00, 1.10), (0.62, 0.50, 1.05, 0.85), (0.84, 0.70, 1.30, 1.50)
+_SCANNER_UNITS = {"t1n": 420.0, "t1c": 330.0, "t2w": 700.0, "t2f": 380.0}
+
+
+class PhantomError(ValueError):
+    """Settings that make no phantoms, or a folder that holds something else."""
+
+
+@dataclass(frozen=True)
+class PhantomSettings:
+    """What a set of phantoms depends on; case ``k`` depends on all of it but ``cases``.
+
+    Attributes:
+        cases: number of cases. Every fourth is the second timepoint of the patient before.
+        shape: voxels (x, y, z); the brain fills them. Lesion counts and volumes are capped to what fits, which below
+            about 100 voxels per axis leaves fewer and smaller ones than real patients have.
+        spacing: voxel size (x, y, z) in mm.
+        seed: of everything random.
+        lesions: mean number per case, 1 … 2·mean − 1 in each; None for the field's distribution: 0 to 60, mean 7.8.
+        resection_cavity: share of the cases with a resection cavity, label 4.
+        modalities: the images to write; none for masks alone.
+    """
+
+    cases: int = 48
+    shape: tuple[int, int, int] = (128, 144, 112)
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    seed: int = 0
+    lesions: float | None = None
+    resection_cavity: float = 0.0
+    modalities: tuple[str, ...] = MODALITIES
+
+    def __post_init__(self) -> None:
+        for name in ("shape", "spacing", "modalities"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        checks = {
+            "cases": (self.cases >= 1, "at least 1"),
+            "shape": (len(self.shape) == 3 and min(self.shape) >= 24, "three sizes of at least 24 voxels"),
+            "spacing": (len(self.spacing) == 3 and min(self.spacing) > 0, "three positive sizes in mm"),
+            "seed": (self.seed >= 0, "0 or more"),
+            "lesions": (self.lesions is None or self.lesions >= 1, "null or a mean of at least 1"),
+            "resection_cavity": (0 <= self.resection_cavity <= 1, "a share from 0 to 1"),
+            "modalities": (set(self.modalities) <= set(MODALITIES), f"some of {', '.join(MODALITIES)}"),
+        }
+        for name, (good, wanted) in checks.items():
+            if not good:
+                raise PhantomError(f"phantom {name} must be {wanted}, got {getattr(self, name)!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, with the generator's version."""
+        return json.loads(json.dumps({"version": VERSION, **asdict(self)}))
+
+
+def phantom_folder(parent: Path, settings: PhantomSettings) -> Path:
+    """A folder of these settings' own under ``parent``: its name carries their hash."""
+    digest = hashlib.sha256(json.dumps(settings.to_dict(), sort_keys=True).encode()).hexdigest()
+    return Path(parent) / f"phantom-{digest[:10]}"
+
+
+def make_phantoms(
+    root: Path,
+    settings: PhantomSettings | None = None,
+    *,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **fields: Any,
+) -> Path:
+    """Writes a set of synthetic cases into ``root``, once, and returns ``root``.
+
+    The set is built in a folder beside ``root`` and moved there whole, so an interrupted run leaves no half set and two
+    processes may make the same one at once. If ``root`` holds the set already it is left as it is.
+
+    Args:
+        root: folder to make: ``BraTS-MET-90001-000/BraTS-MET-90001-000-t1n.nii.gz`` … and ``phantom.json``.
+        settings: the defaults if None.
+        workers: processes; one per CPU if None, none of its own if 0 or 1.
+        progress: called with (cases done, cases in all) after each case.
+        **fields: replace fields of the settings, e.g. ``cases=3, seed=1``.
+
+    Raises:
+        PhantomError: bad settings, or ``root`` holds anything else.
+    """
+    root, settings = Path(root), replace(settings or PhantomSettings(), **fields)
+    if _is_made(root, settings):
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    try:
+        _write_cases(building, settings, workers, progress)
+        (building / SETTINGS_FILE).write_text(json.dumps(settings.to_dict(), indent=2) + "\n")
+        building.chmod(0o755)  # mkdtemp's folders are private
+        try:
+            os.replace(building, root)
+        except OSError:  # not empty: another process was faster
+            if not _is_made(root, settings):
+                raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return root
+
+
+def _is_made(root: Path, settings: PhantomSettings) -> bool:
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    file = root / SETTINGS_FILE
+    if not file.is_file():
+        raise PhantomError(f"{root} exists and holds no phantoms (no {SETTINGS_FILE}); name another folder")
+    found, wanted = json.loads(file.read_text()), settings.to_dict()
+    differences = [
+        f"{name} {found.get(name)!r} instead of {wanted.get(name)!r}"
+        for name in sorted(found.keys() | wanted.keys())
+        if found.get(name) != wanted.get(name)
+    ]
+    if differences:
+        raise PhantomError(
+            f"{root} holds phantoms of other settings ({'; '.join(differences)}); "
+            "name another folder, or remove this one to make them anew"
+        )
+    return True
+
+
+def _write_cases(
+    folder: Path, settings: PhantomSettings, workers: int | None, progress: Callable[[int, int], None] | None
+) -> None:
+    if workers is None:
+        workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
+    workers = min(workers, settings.cases)
+    report = progress or (lambda done, total: None)
+    if workers <= 1:
+        for case in range(settings.cases):
+            _write_case(folder, settings, case)
+            report(case + 1, settings.cases)
+        return
+    # spawn: forking a process that already runs torch's threads can deadlock
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        jobs = [pool.submit(_write_case, folder, settings, case) for case in range(settings.cases)]
+        for done, job in enumerate(as_completed(jobs), 1):
+            job.result()
+            report(done, settings.cases)
+
+
+def case_name(case: int) -> str:
+    """``BraTS-MET-90001-000``: every fourth case is the second timepoint of the patient before."""
+    patient, timepoint = _patient(case)
+    return f"BraTS-MET-{_FIRST_PATIENT + patient:05d}-{timepoint:03d}"
+
+
+def _patient(case: int) -> tuple[int, int]:
+    block, place = divmod(case, 4)
+    return 3 * block + min(place, 2), int(place == 3)
+
+
+def _random(settings: PhantomSettings, *key: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=key))
+
+
+def make_case(
+    settings: PhantomSettings, case: int
+) -> tuple[dict[str, Int16[np.ndarray, "z y x"]], UInt8[np.ndarray, "z y x"]]:
+    """The images by modality and the labels of case ``case`` in LPS; background is exactly 0."""
+    patient, _ = _patient(case)
+    frame = Frame(settings.shape[::-1], settings.spacing[::-1])
+    brain = make_brain(_random(settings, 0, patient), frame)
+    rng = _random(settings, 1, case)
+    # Spread evenly over the cases, like the counts.
+    cavity = (0.5 + 0.6180339887498949 * case) % 1 < settings.resection_cavity
+    labels, lesions, cavity_coverage = place_lesions(
+        rng, _random(settings, 0, patient, 1), brain, lesion_volumes(settings.seed, case, settings.lesions), cavity
+    )
+    images = {
+        modality: _acquire(
+            _random(settings, 1, case, MODALITIES.index(modality)), brain, lesions, cavity_coverage, modality
+        )
+        for modality in settings.modalities
+    }
+    return images, labels
+
+
+def _acquire(
+    rng: np.random.Generator,
+    brain: Brain,
+    lesions: list[Lesion],
+    cavity: Float32[np.ndarray, "z y x"],
+    modality: str,
+) -> Int16[np.ndarray, "z y x"]:
+    """One sequence's image: tissues, lesions, coil shading, Rician noise, the scanner's own units."""
+    channel = MODALITIES.index(modality)
+    white = SIGNAL["white"][channel]
+    image = np.full(brain.frame.shape, white, np.float32)
+    for name, coverage in brain.layers.items():
+        signal = np.float32(SIGNAL[name][channel] * rng.uniform(0.93, 1.07))
+        image += coverage * (signal - image)
+    if cavity.any():
+        image += cavity * (np.float32(SIGNAL["csf"][channel] * 1.2) - image)
+    for lesion in lesions:
+        view = image[lesion.box]
+        view += lesion.halo * np.float32(rng.uniform(0.65, 1.0)) * (np.float32(_SNFH_SIGNAL[channel]) - view)
+    for lesion in lesions:
+        view = image[lesion.box]
+        solid = _ET_SIGNAL[channel] * rng.uniform(0.92, 1.08) + lesion.enhancement * (modality == "t1c")
+        core = _NETC_SIGNAL[channel] * rng.uniform(0.85, 1.15) + 0.9 * lesion.core_t2 * (modality == "t2w")
+        view += lesion.whole * (np.float32(solid) - view)
+        view += lesion.core * (np.float32(core) - view)
+    bias = np.exp(np.float32(rng.uniform(0.04, 0.12)) * smooth_field(rng, brain.frame, 150 * brain.frame.scale))
+    voxels = (image * bias)[brain.inside]
+    noise = np.float32(rng.uniform(0.03, 0.05) * white)
+    voxels += noise * rng.standard_normal(voxels.size, dtype=np.float32)
+    voxels = np.hypot(voxels, noise * rng.standard_normal(voxels.size, dtype=np.float32))
+    units = np.float32(_SCANNER_UNITS[modality] * np.exp(rng.normal(0, 0.5)))
+    scanned = np.zeros(brain.frame.shape, np.int16)
+    scanned[brain.inside] = np.clip(np.rint(voxels * units), 1, 32767)  # 0 is outside the brain
+    return scanned
+
+
+def _write_case(folder: Path, settings: PhantomSettings, case: int) -> None:
+    images, labels = make_case(settings, case)
+    name = case_name(case)
+    (folder / name).mkdir()
+    for suffix, volume in (*images.items(), ("seg", labels)):
+        _write_nifti(folder / name / f"{name}-{suffix}.nii.gz", volume, settings.spacing, ras=case % 3 == 2)
+
+
+def _write_nifti(path: Path, volume: np.ndarray, spacing: tuple[float, ...], ras: bool) -> None:
+    """The field's files come in two conventions, both with the origin (0, last y, 0): LPS, and RAS."""
+    voxels = volume.T  # (x, y, z)
+    if ras:
+        voxels = voxels[::-1, ::-1]
+    sign = 1 if ras else -1
+    affine = np.diag([sign * spacing[0], sign * spacing[1], spacing[2], 1.0])
+    affine[1, 3] = (volume.shape[1] - 1) * spacing[1]
+    image = nib.Nifti1Image(voxels, affine)
+    image.header.set_xyzt_units("mm")
+    path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))  # the same bytes every time
+
+
+def phantom_statistics(root: Path) -> dict[str, float]:
+    """What the masks under ``root`` hold: 26-connected components of ET, volumes in mm³.
+
+    Returns:
+        ``cases``, ``lesions``, ``lesions_per_case``, ``most_lesions``, ``cases_without``, ``median_volume``, ``mean_volume``,
+        ``share_under_27``, ``share_over_275`` (NaN without any lesion).
+    """
+    counts: list[int] = []
+    volumes: list[float] = []
+    for path in sorted(Path(root).rglob("*-seg.nii.gz")):
+        image = nib.load(path)
+        labels, n = label_components(np.asanyarray(image.dataobj) == ET)
+        counts.append(n)
+        volumes += (np.bincount(labels.ravel())[1:] * float(np.prod(image.header.get_zooms()[:3]))).tolist()
+    if not counts:
+        raise PhantomError(f"{root} holds no *-seg.nii.gz")
+    sizes = np.asarray(volumes) if volumes else np.asarray([np.nan])
+    return {
+        "cases": len(counts),
+        "lesions": sum(counts),
+        "lesions_per_case": sum(counts) / len(counts),
+        "most_lesions": max(counts),
+        "cases_without": counts.count(0),
+        "median_volume": float(np.median(sizes)),
+        "mean_volume": float(sizes.mean()),
+        "share_under_27": float((sizes < 27).mean()) if volumes else float("nan"),
+        "share_over_275": float((sizes > 275).mean()) if volumes else float("nan"),
+    }
