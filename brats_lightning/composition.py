@@ -1,7 +1,7 @@
 """From configuration to objects: where the YAML files are, what their resolvers mean, how a config becomes a run's parts.
 
-Only this module and the entry points know Hydra. Nothing heavy is imported before a config is complete, so that ``--help``
-and a mistyped option answer at once.
+Only this module and the entry points know Hydra. Nothing heavy is imported before a config is complete, so that
+``--help`` and a mistyped option answer at once.
 """
 
 import os
@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
     from brats_lightning.data.datamodule import CaseData
     from brats_lightning.segmentation import Segmentation
 
@@ -30,11 +31,16 @@ def register_resolvers() -> None:
     """Make the counts that follow from other values known to OmegaConf."""
     OmegaConf.register_new_resolver("channel_count", len, replace=True)
     OmegaConf.register_new_resolver("class_count", lambda labels: len(labels) + 1, replace=True)
-    OmegaConf.register_new_resolver("cpu_count", lambda: len(os.sched_getaffinity(0)), replace=True)
+    OmegaConf.register_new_resolver("cpu_count", _cpu_count, replace=True)
+
+
+def _cpu_count() -> int:
+    # What this process may use, which in a container or a SLURM job is less than the machine has.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def resolved(cfg: DictConfig) -> DictConfig:
-    """A copy without interpolations; it means the same in another process, on another day.
+    """A copy without interpolations: it means the same in another process, on another day.
 
     Raises:
         omegaconf.errors.MissingMandatoryValue: a ``???`` was not filled in; the message names the key.
@@ -47,21 +53,63 @@ def entry_point(config_name: str, function: Callable[[DictConfig], Any]) -> Call
     register_resolvers()
 
     def run(cfg: DictConfig) -> Any:
-        cfg = resolved(cfg)
-        # Beside Hydra's own record, which keeps the interpolations: a file that says what was run, to the last value.
-        folder = Path(HydraConfig.get().runtime.output_dir) / ".hydra"
-        if folder.is_dir():
-            OmegaConf.save(cfg, folder / "resolved.yaml")
-        return function(cfg)
+        return function(resolved(cfg))
 
     return hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)
 
 
-def build_data(cfg: DictConfig, seed: int = 0) -> "CaseData":
-    """The data module of a config with a ``data`` group; ``sampling`` and ``augmentation`` only matter for training."""
+def build_data(cfg: DictConfig) -> "CaseData":
+    """The data module of a config; without the groups ``sampling`` and ``augmentation`` it can only fill the cache."""
+    from brats_lightning.data.cache import Cache
     from brats_lightning.data.datamodule import CaseData, LoaderSettings
     from brats_lightning.data.splits import SplitSettings
+    from brats_lightning.labels import LabelScheme
 
     data = cfg.data
-    source = OmegaConf.to_container(data.source)
-    raise NotImplementedError(source, CaseData, LoaderSettings, SplitSettings, seed, instantiate)
+    scheme = LabelScheme(tuple(data.labels))
+    raise NotImplementedError(Cache, CaseData, LoaderSettings, SplitSettings, scheme)
+
+
+def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
+    """Network, loss, optimiser and schedule of a config, for the classes of ``data``."""
+    import torch
+
+    from brats_lightning.segmentation import Segmentation
+
+    loss = cfg.loss
+    if loss.get("class_weights") == "balanced":
+        loss = OmegaConf.merge(loss, {"class_weights": data.balanced_class_weights()})
+    module = Segmentation(
+        network=instantiate(cfg.model),
+        loss=instantiate(loss),
+        optimizer=instantiate(cfg.optimizer),
+        scheduler=instantiate(cfg.scheduler),
+        inference=instantiate(cfg.inference),
+        scheme=data.scheme,
+        config=OmegaConf.to_container(cfg),  # type: ignore[arg-type]
+    )
+    if cfg.weights is not None:
+        weights = torch.load(cfg.weights, map_location="cpu", weights_only=True)["state_dict"]
+        module.load_state_dict({k: v for k, v in weights.items() if k.startswith("network.")}, strict=False)
+    return module
+
+
+def build_trainer(cfg: DictConfig) -> "pl.Trainer":
+    """Lightning's trainer with the configured callbacks and logger."""
+    settings = cfg.trainer.copy()
+    if settings.precision == "auto":
+        settings.precision = fastest_precision(settings.accelerator)
+    callbacks = [instantiate(callback) for callback in (cfg.callbacks or {}).values() if callback is not None]
+    logger = instantiate(cfg.logger) if cfg.logger else False
+    return instantiate(settings, callbacks=callbacks, logger=logger)
+
+
+def fastest_precision(accelerator: str) -> str:
+    """``bf16-mixed`` where the hardware computes in bfloat16, ``16-mixed`` on older GPUs, else ``32-true``."""
+    import torch
+
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    flags = Path("/proc/cpuinfo")  # elsewhere the answer is unknown, and 32 bits are always right
+    words = set(flags.read_text().split()) if flags.is_file() else set()
+    return "bf16-mixed" if words & {"avx512_bf16", "amx_bf16"} else "32-true"

@@ -1,0 +1,239 @@
+"""The LightningDataModule: cases through the cache to batches of patches, and to whole volumes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Float, Shaped, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from brats_lightning.data.augmentation import Augmentation
+from brats_lightning.data.cache import Cache, CachedCase
+from brats_lightning.data.cases import Case, CaseError, Problem
+from brats_lightning.data.sampling import PatchSampler, read_patch
+from brats_lightning.data.splits import Split, SplitSettings
+from brats_lightning.data.standardisation import Standardiser
+from brats_lightning.labels import LabelScheme
+
+Key = tuple[int, int]  # epoch and batch within it
+
+
+@dataclass(frozen=True)
+class LoaderSettings:
+    """How batches are made.
+
+    Args:
+        batch_size: patches per batch and process.
+        patches_per_case: patches drawn of each training case per epoch.
+        workers: processes that read; 0 reads in the training process.
+    """
+
+    batch_size: int = 2
+    patches_per_case: int = 8
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.patches_per_case) < 1 or self.workers < 0:
+            raise ValueError(
+                "data.batch_size and data.patches_per_case must be at least 1 and data.workers at least 0, got "
+                f"{self.batch_size}, {self.patches_per_case}, {self.workers}"
+            )
+
+
+@dataclass(frozen=True)
+class PatchBatch:
+    """Patches of one training step. As read, ``image`` holds uint16 codes of the source modalities, which halves what
+    travels; after the transfer it is the standardised, augmented network input.
+    """
+
+    image: Shaped[Tensor, "b c z y x"]
+    mask: UInt8[Tensor, "b z y x"]
+    numbers: Float[Tensor, "b m 4"]  # see Standardiser
+    seed: tuple[int, ...]  # of this batch's augmentation
+
+    def to(self, device: torch.device, **kwargs: Any) -> "PatchBatch":
+        """On another device; copies need not be waited for from pinned memory."""
+        kwargs = {"non_blocking": True, **kwargs}
+        return replace(
+            self,
+            image=self.image.to(device, **kwargs),
+            mask=self.mask.to(device, **kwargs),
+            numbers=self.numbers.to(device, **kwargs),
+        )
+
+    def pin_memory(self) -> "PatchBatch":
+        """In page-locked memory, for DataLoader."""
+        return replace(self, image=self.image.pin_memory(), mask=self.mask.pin_memory())
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One whole case for validation or test, on the working grid.
+
+    ``counted`` is False for a repetition that only fills up a process's share, so that all take equally many steps.
+    """
+
+    image: Shaped[Tensor, "c z y x"]
+    mask: UInt8[Tensor, "z y x"]
+    numbers: Float[Tensor, "m 4"]
+    case: CachedCase
+    counted: bool
+
+    def to(self, device: torch.device, **kwargs: Any) -> "Volume":
+        """On another device."""
+        return replace(
+            self,
+            image=self.image.to(device, **kwargs),
+            mask=self.mask.to(device, **kwargs),
+            numbers=self.numbers.to(device, **kwargs),
+        )
+
+
+class PatchBatches(Dataset[PatchBatch]):
+    """Batch number ``b`` of epoch ``e``, the same whichever worker reads it and whenever.
+
+    An epoch goes ``patches_per_case`` times through the shuffled cases (or draws as many by the sampler's weights);
+    batches that cannot be filled at its end are dropped, unless there is not even one.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[CachedCase],
+        sampler: PatchSampler,
+        standardiser: Standardiser,
+        loader: LoaderSettings,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.cases, self.sampler, self.standardiser, self.loader = cases, sampler, standardiser, loader
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, dtype=np.int64))
+
+    def __len__(self) -> int:
+        patches = len(self.cases) * self.loader.patches_per_case
+        return max(1, patches // (self.loader.batch_size * self.world_size))
+
+    def __getitem__(self, key: Key) -> PatchBatch:
+        epoch, batch = key
+        size = self.loader.batch_size
+        order = self._cases_of(epoch)
+        first = (batch * self.world_size + self.rank) * size
+        chosen = [self.cases[order[(first + i) % len(order)]] for i in range(size)]
+        # All processes draw the same size, each its own places.
+        shape = self.sampler.draw_size(np.random.default_rng((self.seed, epoch, batch)))
+        seed = (self.seed, epoch, batch, self.rank)
+        rng = np.random.default_rng((*seed, 0))
+
+        images = np.empty((size, len(self.standardiser.sources), *shape), dtype=np.uint16)
+        masks = np.empty((size, *shape), dtype=np.uint8)
+        for case, image, mask in zip(chosen, images, masks, strict=True):
+            start = self.sampler.draw_start(case, shape, rng)
+            read_patch(case.image(), start, shape, out=image, channels=_source_channels(case, self.standardiser))
+            read_patch(case.mask(), start, shape, out=mask)
+        numbers = np.stack([self.standardiser.numbers(case) for case in chosen])
+        return PatchBatch(torch.from_numpy(images), torch.from_numpy(masks), torch.from_numpy(numbers), seed)
+
+    def _cases_of(self, epoch: int) -> np.ndarray:
+        if self._order[0] != epoch:
+            rng = np.random.default_rng((self.seed, epoch))
+            weights = self.sampler.case_weights(self.cases)
+            n = len(self.cases)
+            if weights is None:
+                order = np.concatenate([rng.permutation(n) for _ in range(self.loader.patches_per_case)])
+            else:
+                order = rng.choice(n, size=n * self.loader.patches_per_case, p=weights)
+            self._order = epoch, order
+        return self._order[1]
+
+
+class BatchKeys(Sampler[Key]):
+    """The keys of one epoch's batches, from batch ``first()`` on; Lightning tells it the epoch."""
+
+    def __init__(self, steps: int, first: Callable[[], int]) -> None:
+        self.steps, self.first, self.epoch = steps, first, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Keys are of this epoch from the next iteration on."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Key]:
+        return ((self.epoch, batch) for batch in range(self.first(), self.steps))
+
+
+class Volumes(Dataset[Volume]):
+    """Whole cases, every ``world_size``-th one from ``rank`` on; each is counted once over all processes."""
+
+    def __init__(
+        self, cases: Sequence[CachedCase], standardiser: Standardiser, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.cases, self.standardiser = cases, standardiser
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        return -(-len(self.cases) // self.world_size)
+
+    def __getitem__(self, index: int) -> Volume:
+        position = index * self.world_size + self.rank
+        case = self.cases[position % len(self.cases)]
+        channels = _source_channels(case, self.standardiser)
+        return Volume(
+            torch.from_numpy(read_patch(case.image(), (0, 0, 0), case.shape, channels=channels)),
+            torch.from_numpy(read_patch(case.mask(), (0, 0, 0), case.shape)),
+            torch.from_numpy(self.standardiser.numbers(case)),
+            case,
+            counted=position < len(self.cases),
+        )
+
+
+def _source_channels(case: CachedCase, standardiser: Standardiser) -> list[int]:
+    return [case.modalities.index(modality) for modality in standardiser.sources]
+
+
+class CaseData(pl.LightningDataModule):
+    """Cases of one source, preprocessed in the cache, split by patient.
+
+    Args:
+        source: lists the cases.
+        cache: where they are kept preprocessed.
+        standardiser: codes to network input.
+        scheme: the classes.
+        split: who trains, validates and tests.
+        on_bad_case: ``error`` lists all faults and stops, ``skip`` leaves faulty cases out.
+        loader: how batches are made.
+        sampler: which patch; only for training.
+        augmentation: of the training batches, on the device.
+        seed: of the batches and their augmentation.
+    """
+
+    def __init__(
+        self,
+        source: Callable[[], list[Case]],
+        cache: Cache,
+        standardiser: Standardiser,
+        scheme: LabelScheme,
+        split: SplitSettings,
+        on_bad_case: str = "error",
+        loader: LoaderSettings | None = None,
+        sampler: PatchSampler | None = None,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if on_bad_case not in ("error", "skip"):
+            raise ValueError(f"data.on_bad_case must be error or skip, got {on_bad_case!r}")
+        self.source, self.cache, self.standardiser, self.scheme = source, cache, standardiser, scheme
+        self.split_settings, self.on_bad_case = split, on_bad_case
+        self.loader = loader or LoaderSettings()
+        self.sampler, self.augmentation, self.seed = sampler, augmentation, seed
+        self.test_on = "test"
+        self.cases: dict[str, CachedCase] = {}
+        self.problems: list[Problem] = []
+        self.split = Split((), (), ())

@@ -1,0 +1,151 @@
+"""Which case trains, validates and tests: by patient, by fold, or by a file."""
+
+import difflib
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from omegaconf import OmegaConf
+
+
+class Identified(Protocol):
+    """Anything with a case id and a patient id."""
+
+    @property
+    def id(self) -> str:
+        """The case."""
+
+    @property
+    def patient(self) -> str:
+        """Its patient."""
+
+
+class SplitError(ValueError):
+    """A split that cannot be made, or that a result could not be trusted with."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Case ids of each part."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def save(self, path: Path) -> None:
+        """Write a JSON that `SplitSettings.file` reads."""
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """How patients are shared out.
+
+    Args:
+        val_share: share of the patients that validate; ignored with folds.
+        test_share: share of the patients that test.
+        folds: K, the folds the other patients are dealt into; null for one split by ``val_share``.
+        fold: which fold validates, 0 … K-1.
+        file: JSON or YAML ``{train: [case, …], val: […], test: […]}``; the other settings are then ignored.
+        seed: of the shuffle; not the run's, so that runs of different seeds see the same split.
+    """
+
+    val_share: float = 0.15
+    test_share: float = 0.15
+    folds: int | None = None
+    fold: int | None = None
+    file: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.val_share, self.test_share) < 0 or self.val_share + self.test_share >= 1:
+            raise SplitError(
+                "data.val_share and data.test_share must be at least 0 and leave patients for training, "
+                f"got {self.val_share} and {self.test_share}"
+            )
+        if (self.folds is None) != (self.fold is None):
+            raise SplitError(f"set data.folds and data.fold together, got folds={self.folds} fold={self.fold}")
+        if self.folds is not None and self.fold is not None and not (self.folds >= 2 and 0 <= self.fold < self.folds):
+            raise SplitError(f"data.fold must be 0 … folds-1 of at least 2 folds, got fold {self.fold} of {self.folds}")
+
+    def split(self, cases: Sequence[Identified]) -> Split:
+        """Share the cases out; all timepoints of a patient go the same way.
+
+        Raises:
+            SplitError: too few patients for the shares or folds, or a faulty split file.
+        """
+        if self.file is not None:
+            return _from_file(Path(self.file), cases)
+        patients = sorted({case.patient for case in cases})
+        shuffled = [patients[i] for i in np.random.default_rng(self.seed).permutation(len(patients))]
+        # A share above 0 gets at least one patient.
+        n_test = max(1, round(self.test_share * len(patients))) if self.test_share else 0
+        test, rest = shuffled[:n_test], shuffled[n_test:]
+        if self.folds is not None and self.fold is not None:
+            if len(rest) < self.folds:
+                raise SplitError(
+                    f"{len(rest)} patients are left for data.folds={self.folds}; use fewer folds, or a smaller "
+                    "data.test_share"
+                )
+            val = rest[self.fold :: self.folds]
+        else:
+            val = rest[: max(1, round(self.val_share * len(patients)))] if self.val_share else []
+        held_out = {*test, *val}
+        train = [patient for patient in rest if patient not in held_out]
+        if not train:
+            raise SplitError(
+                f"{len(patients)} labelled patient(s) cannot be shared out with data.val_share={self.val_share} and "
+                f"data.test_share={self.test_share}: none is left to train. Lower them (0 is allowed) or give "
+                "data.split_file"
+            )
+
+        def of(chosen: Sequence[str]) -> tuple[str, ...]:
+            return tuple(case.id for case in cases if case.patient in set(chosen))
+
+        return Split(of(train), of(val), of(test))
+
+
+def _from_file(path: Path, cases: Sequence[Identified]) -> Split:
+    try:
+        content: Any = OmegaConf.to_container(OmegaConf.load(path))
+    except FileNotFoundError:
+        raise SplitError(f"data.split_file: there is no {path}") from None
+    except Exception as error:
+        raise SplitError(f"data.split_file: {path} is neither JSON nor YAML: {error}") from error
+    parts = ("train", "val", "test")
+    if not isinstance(content, Mapping) or set(content) - set(parts) or not content.get("train"):
+        raise SplitError(
+            f"data.split_file: {path} must be a mapping with the lists 'train' and, if wanted, 'val' and 'test'"
+        )
+    split = {part: [str(case) for case in content.get(part) or []] for part in parts}
+    patients = {case.id: case.patient for case in cases}
+    faults = []
+    for part, names in split.items():
+        for name in names:
+            if name not in patients:
+                near = difflib.get_close_matches(name, patients, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                faults.append(f"{part}: there is no labelled case {name}{hint}")
+        faults += [f"{part}: {name} stands there twice" for name in sorted({n for n in names if names.count(n) > 1})]
+    seen = {patients[name]: name for part in ("train", "val") for name in split[part] if name in patients}
+    faults += [
+        f"test: {name} is of a patient that also trains or validates ({seen[patients[name]]}); its score would be no "
+        "test. Use test_on=train or test_on=val to score those"
+        for name in split["test"]
+        if patients.get(name) in seen
+    ]
+    if faults:
+        raise SplitError(f"data.split_file: {path}\n  " + "\n  ".join(faults))
+    trained = {patients[name] for name in split["train"]}
+    shared = [name for name in split["val"] if patients[name] in trained]
+    if shared:
+        warnings.warn(
+            f"{path}: these validation cases are of patients that also train, so val/… is no estimate of unseen cases: "
+            + ", ".join(shared),
+            stacklevel=3,
+        )
+    return Split(*(tuple(split[part]) for part in parts))

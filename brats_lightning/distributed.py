@@ -1,0 +1,107 @@
+"""Several processes for one job: the others are started from the job's saved, resolved config.
+
+Lightning would start them by repeating the command line. Under Hydra's multirun that is a fatal habit: each would run the
+whole sweep again, and under Optuna each would draw its own hyperparameters. A config file leaves nothing to draw, and it
+knows the user's ``--config-dir``. Processes that torchrun or SLURM started are left alone.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from pytorch_lightning import Trainer
+
+_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that reports and writes, as far as the environment tells."""
+    return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"))
+
+
+@contextmanager
+def other_processes(trainer: Trainer, config: Path) -> Iterator[None]:
+    """Run the block with the trainer's other local processes beside this one, and leave no trace of them afterwards.
+
+    Does nothing for a single device, or where a launcher started the processes.
+
+    Args:
+        trainer: tells how many processes there are.
+        config: YAML of the resolved config that every process trains.
+    """
+    local = trainer.num_devices if trainer.world_size > 1 else 1
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if local == 1 or environment is None or environment.creates_processes_externally:
+        try:
+            yield
+        finally:
+            _leave_group()
+        return
+
+    saved = {name: os.environ.get(name) for name in _VARIABLES}
+    os.environ |= {
+        "MASTER_ADDR": environment.main_address,
+        "MASTER_PORT": str(environment.main_port),
+        "NODE_RANK": str(environment.node_rank()),
+        "WORLD_SIZE": str(trainer.world_size),
+        "LOCAL_RANK": "0",
+    }
+    command = [sys.executable, "-m", "brats_lightning.distributed", str(config)]
+    others = [subprocess.Popen(command, env=os.environ | {"LOCAL_RANK": str(rank)}) for rank in range(1, local)]
+    finished = threading.Event()
+    threading.Thread(target=_watch, args=(others, finished), daemon=True).start()
+    try:
+        yield
+        for process in others:
+            process.wait()
+    finally:
+        finished.set()
+        for process in others:
+            process.terminate()  # those that are done don't mind
+        _leave_group()
+        for name, value in saved.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _leave_group() -> None:
+    # The next job of a sweep, in this same process, forms a group of its own.
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _watch(processes: list[subprocess.Popen], finished: threading.Event) -> None:
+    # A process that died leaves this one waiting for it in a collective operation, where Python's exceptions don't reach.
+    while not finished.is_set():
+        failed = [process for process in processes if process.poll() not in (None, 0)]
+        if failed:
+            print(f"A training process failed (exit code {failed[0].returncode}); stopping.", file=sys.stderr, flush=True)
+            for process in processes:
+                process.terminate()
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        time.sleep(0.5)
+
+
+def main() -> None:
+    """Train one rank of a job: ``python -m brats_lightning.distributed CONFIG`` with ``LOCAL_RANK`` set."""
+    from omegaconf import OmegaConf
+
+    from brats_lightning.composition import register_resolvers
+    from brats_lightning.train import train
+
+    register_resolvers()
+    train(OmegaConf.load(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""The LightningModule: backbone, loss, metrics and optimiser."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Float
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from brats_lightning.data.datamodule import PatchBatch, Volume
+from brats_lightning.inference import SlidingWindow
+from brats_lightning.labels import LabelScheme
+from brats_lightning.metrics.voxel import CaseScores, confusion_matrix, voxel_scores
+
+
+class Segmentation(pl.LightningModule):
+    """A network that learns patches and is scored on whole volumes.
+
+    Args:
+        network: (b, c, z, y, x) → logits (b, k, z, y, x); in training it may return a list, full resolution first.
+        loss: (logits, class indices (b, z, y, x)) → a scalar, or a dict with the scalar under "loss" and its parts.
+        optimizer: parameters → optimiser.
+        scheduler: optimiser and number of steps → learning-rate schedule, stepped after every optimiser step.
+        inference: how whole volumes are predicted.
+        scheme: the classes.
+        config: the run's resolved config as plain containers; saved in each checkpoint, which thereby carries all that
+            prediction needs.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: nn.Module,
+        optimizer: Callable[[Any], Optimizer],
+        scheduler: Callable[[Optimizer, int], LRScheduler],
+        inference: SlidingWindow,
+        scheme: LabelScheme,
+        config: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        # Convolutions are faster in this layout on every device we measured; the values are the same.
+        self.network = network.to(memory_format=torch.channels_last_3d)
+        self.loss = loss
+        self.make_optimizer, self.make_scheduler = optimizer, scheduler
+        self.inference = inference
+        self.scheme = scheme
+        self.config = config
+        self.case_scores: dict[str, CaseScores] = {}
+
+    def forward(self, image: Float[Tensor, "b c z y x"]) -> Any:
+        """Logits of a batch of patches."""
+        return self.network(image)
+
+    # ---- training: patches
+
+    def training_step(self, batch: PatchBatch, batch_index: int) -> Tensor:  # noqa: ARG002
+        """Loss of one batch; every ``log_every_n_steps`` steps also the batch's own Dice."""
+        logits = self.network(batch.image)
+        parts = self._loss(logits, batch.mask)
+        self.log_dict({_loss_name("train", part): value.detach() for part, value in parts.items()})
+        # Counting voxels makes a GPU wait; only the points that are drawn pay for it.
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            full = logits[0] if isinstance(logits, list | tuple) else logits
+            confusion = confusion_matrix(batch.mask, full.detach().argmax(1), self.scheme.num_classes)
+            scores = voxel_scores(confusion, self.scheme)
+            names = ["accuracy", *(name for name in scores if name.startswith("dice_"))]
+            self.log_dict({f"train/patch_{name}": scores[name] for name in names if scores[name] == scores[name]})
+        return parts["loss"]
+
+    def _loss(self, logits: Any, mask: Tensor) -> dict[str, Tensor]:
+        parts = self.loss(logits, mask)
+        return parts if isinstance(parts, dict) else {"loss": parts}
+
+    # ---- validation and test: whole volumes
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin a table of all validation cases."""
+        self._begin("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Begin a table of all test cases."""
+        self._begin("test")
+
+    def validation_step(self, batch: Volume, batch_index: int) -> Tensor | None:  # noqa: ARG002
+        """Score one validation case."""
+        return self._score(batch, "val")
+
+    def test_step(self, batch: Volume, batch_index: int) -> Tensor | None:  # noqa: ARG002
+        """Score one test case."""
+        return self._score(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over the validation cases."""
+        self._finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the means over the test cases."""
+        self._finish("test")
+
+    def _begin(self, stage: str) -> None:
+        cases = [case.id for case in self.trainer.datamodule.scored_cases(stage)]  # type: ignore[attr-defined]
+        empty = torch.zeros((self.scheme.num_classes,) * 2, dtype=torch.int64)
+        parts = [_loss_name("", part) for part in self._loss_parts]
+        self.case_scores[stage] = CaseScores(cases, [*voxel_scores(empty, self.scheme), *parts]).to(self.device)
+
+    @property
+    def _loss_parts(self) -> list[str]:
+        # The names are known only once the loss has run; one voxel tells.
+        voxel = torch.zeros((1, self.scheme.num_classes, 1, 1, 1), device=self.device)
+        return list(self._loss(voxel, torch.zeros((1, 1, 1, 1), dtype=torch.uint8, device=self.device)))
+
+    def _score(self, volume: Volume, stage: str) -> Tensor | None:
+        """Score a case on its original grid; the working-grid labels go to the callbacks."""
+        if not volume.counted:  # fills up this process's share so that all processes take equally many steps
+            return None
+        logits = self.inference(self.network, volume.image)
+        parts = self._loss(logits[None], volume.mask[None])
+        case = volume.case
+        labels = logits.argmax(0).to(torch.uint8)
+        restored = torch.from_numpy(case.restore(logits.cpu().numpy(), labels.cpu().numpy()))
+        confusion = confusion_matrix(torch.from_numpy(case.reference()), restored, self.scheme.num_classes)
+        scores = voxel_scores(confusion, self.scheme)
+        scores |= {_loss_name("", part): value.item() for part, value in parts.items()}
+        self.case_scores[stage].update(case.id, scores)
+        return labels
+
+    def _finish(self, stage: str) -> None:
+        table = self.case_scores[stage]
+        means, counts = table.means(), table.counts()
+        scores = {f"{stage}/{name}": value for name, value in means.items()}
+        scores |= {f"{stage}/cases_dice_{name}": float(counts[f"dice_{name}"]) for name in self.scheme.regions}
+        # The table is already the same on every process.
+        self.log_dict(scores, sync_dist=False, rank_zero_only=False)
+
+    # ---- optimiser and checkpoint
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Build the optimiser and its schedule over all steps of the run."""
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ValueError("a learning-rate schedule needs an end: set trainer.max_steps or trainer.max_epochs")
+        optimizer = self.make_optimizer(self.network.parameters())
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer, int(steps)), "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the run's config, in plain containers."""
+        checkpoint["config"] = dict(self.config)
+
+
+def _loss_name(stage: str, part: str) -> str:
+    name = "loss" if part == "loss" else f"loss_{part}"
+    return f"{stage}/{name}" if stage else name

@@ -1,0 +1,149 @@
+"""Train a network and test its best checkpoint: ``python -m brats_lightning.train model=resunet loss=focal``."""
+
+import json
+import logging
+import math
+import secrets
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, OmegaConf
+
+from brats_lightning.composition import entry_point
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+    from brats_lightning.data.datamodule import CaseData
+
+log = logging.getLogger(__name__)
+
+
+def train(cfg: DictConfig) -> dict[str, float]:
+    """Fit, then test the best checkpoint.
+
+    Args:
+        cfg: a resolved config as ``conf/train.yaml`` composes it.
+
+    Returns:
+        All final scores by name, as they are written to ``<run folder>/metrics.json`` (where NaN is null): ``val/…`` of
+        the last validation, ``best/<objective>`` of the best checkpoint, and ``test/…`` of that checkpoint.
+    """
+    import pytorch_lightning as pl
+
+    from brats_lightning import composition, distributed
+
+    run_dir = Path(cfg.paths.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    cfg = _with_seed(cfg)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    config_file = run_dir / "config.yaml"
+    first = distributed.is_first_process()
+    if first:
+        OmegaConf.save(cfg, config_file)
+        log.info("run folder: %s · seed %d", run_dir, cfg.seed)
+        log.info("data: %s", cfg.data.description)
+
+    # Before other processes start, so that they find the cache filled.
+    data = composition.build_data(cfg)
+    data.prepare_data()
+    data.setup("fit")
+    if first:
+        data.split.save(run_dir / "split.json")
+        log.info("%s", data.summary())
+    model = composition.build_segmentation(cfg, data)
+    trainer = composition.build_trainer(cfg)
+    if first:
+        count = sum(p.numel() for p in model.network.parameters()) / 1e6
+        device = f"{trainer.world_size} × {trainer.strategy.root_device.type}"
+        log.info("network: %s, %.2f M parameters, %s, %s", cfg.model._target_, count, device, trainer.precision)
+
+    with distributed.other_processes(trainer, config_file):
+        trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+        scores = dict(trainer.callback_metrics)
+        best, best_score = _best_checkpoint(trainer, run_dir / "checkpoints")
+        if best_score is not None:
+            scores[f"best/{cfg.objective}"] = best_score
+        if cfg.test_on is not None:
+            data.test_on = cfg.test_on
+            trainer.test(model, datamodule=data, ckpt_path=str(best), weights_only=True, verbose=False)
+            scores |= trainer.callback_metrics
+        results = {name: float(value) for name, value in sorted(scores.items())}
+        if first:
+            if cfg.test_on is not None:
+                results |= _threshold_baseline(data, cfg)
+            _report(results, cfg, trainer)
+    return results
+
+
+def _with_seed(cfg: DictConfig) -> DictConfig:
+    from brats_lightning import distributed
+
+    if cfg.seed is not None:
+        return cfg
+    if distributed.started_from_outside():
+        raise ValueError("processes started one by one cannot agree on a random seed: set seed=…")
+    return OmegaConf.merge(cfg, {"seed": secrets.randbelow(2**31)})  # type: ignore[return-value]
+
+
+def _best_checkpoint(trainer: "pl.Trainer", folder: Path) -> tuple[Path, float | None]:
+    """``best.ckpt`` and its score; the last weights and None where nothing was validated."""
+    callback = next((c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)), None)
+    if callback is not None and getattr(callback, "best_model_path", ""):
+        return Path(callback.best_model_path), float(callback.best_model_score)  # type: ignore[attr-defined]
+    last, best = folder / "last.ckpt", folder / "best.ckpt"
+    trainer.save_checkpoint(last, weights_only=False)
+    if trainer.is_global_zero:
+        log.warning("nothing was validated: best.ckpt is the last one")
+        shutil.copyfile(last, best)
+    trainer.strategy.barrier("best.ckpt")
+    return best, None
+
+
+def _threshold_baseline(data: "CaseData", cfg: DictConfig) -> dict[str, float]:
+    from brats_lightning.baseline import best_threshold
+
+    found = best_threshold(data.scored_cases("test"), data.scheme)
+    return {} if found is None else {"test/t1c_threshold_dice_mean": found.dice_mean}
+
+
+def _report(results: dict[str, float], cfg: DictConfig, trainer: "pl.Trainer") -> None:
+    from pytorch_lightning.loggers import TensorBoardLogger
+
+    run_dir = Path(cfg.paths.run_dir)
+    final = {name: None if math.isnan(value) else value for name, value in results.items()}
+    (run_dir / "metrics.json").write_text(json.dumps(final, indent=1) + "\n")
+    if isinstance(trainer.logger, TensorBoardLogger):
+        # Their own tags: a curve has no business ending in a point of another checkpoint.
+        shown = {f"hparam/{n}": v for n, v in results.items() if n.startswith(("test/", "best/")) and v == v}
+        parts = ("seed", "data", "sampling", "augmentation", "model", "loss", "optimizer", "scheduler", "trainer")
+        settings = {part: OmegaConf.to_container(cfg)[part] for part in parts}  # type: ignore[index]
+        trainer.logger.log_hyperparams(settings, shown, step=trainer.global_step)
+        trainer.logger.save()
+    split = {"test": "test"}.get(cfg.test_on, cfg.test_on)
+    for name in ("dice_mean", "dice_et", "dice_tc", "dice_wt", "iou_mean", "accuracy", "t1c_threshold_dice_mean"):
+        if f"test/{name}" in results:
+            log.info("%-32s %.4f   (%s cases, best.ckpt)", f"test/{name}", results[f"test/{name}"], split)
+    log.info("all scores: %s · curves: tensorboard --logdir %s", run_dir / "metrics.json", run_dir)
+
+
+def objective_value(cfg: DictConfig, results: dict[str, float]) -> float | None:
+    """What a sweep optimises: the best checkpoint's objective, NaN being the worst value there is."""
+    value = results.get(f"best/{cfg.objective}", results.get(cfg.objective))
+    if value is None:
+        return None
+    return (-math.inf if cfg.objective_mode == "max" else math.inf) if math.isnan(value) else value
+
+
+def _run(cfg: DictConfig) -> float | None:
+    return objective_value(cfg, train(cfg))
+
+
+def main() -> None:
+    """The command ``brats-train``."""
+    entry_point("train", _run)()
+
+
+if __name__ == "__main__":
+    main()
