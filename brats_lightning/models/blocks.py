@@ -1,0 +1,267 @@
+"""Building blocks of the networks: settings, normalisation, convolution blocks, up-sampling and the attention gate."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+Triple = tuple[int, int, int]
+T = TypeVar("T")
+
+
+class NetworkSettingError(ValueError):
+    """A setting no network can be built from; the message says what to write instead."""
+
+
+# In place where autograd allows it: the result, not the input, is what these need for the gradient.
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "leaky_relu": lambda: nn.LeakyReLU(0.01, inplace=True),
+    "relu": lambda: nn.ReLU(inplace=True),
+    "elu": lambda: nn.ELU(inplace=True),
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+}
+
+
+def make_activation(name: str) -> nn.Module:
+    """A new activation module by name."""
+    return choose("activation", name, _ACTIVATIONS)()
+
+
+def make_norm(name: str, channels: int) -> nn.Module:
+    """A new affine normalisation of ``channels`` channels by name: instance, group (at most 8 groups) or batch."""
+    return choose("norm", name, _NORMS)(channels)
+
+
+def choose(setting: str, name: str, options: Mapping[str, T]) -> T:
+    """``options[name]``, or an error that names the options."""
+    if name in options:
+        return options[name]
+    near = get_close_matches(str(name), options, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise NetworkSettingError(f"{setting} must be one of {', '.join(options)}, got {name!r}{hint}")
+
+
+def per_level(setting: str, value: Any, count: int, unit: str = "level") -> list[Any]:
+    """``count`` values: a single one repeated, or the sequence itself if it has that many."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return [value] * count
+    if len(value) != count:
+        raise NetworkSettingError(
+            f"{setting} must be one value or {count}, one per {unit}, got {len(value)}: {list(value)}. "
+            f"Give {count} values, or change the number of widths"
+        )
+    return list(value)
+
+
+def triple(setting: str, value: int | Sequence[int]) -> Triple:
+    """``2`` → ``(2, 2, 2)``; ``(1, 2, 2)`` stays; in order (z, y, x)."""
+    numbers = (value,) * 3 if isinstance(value, int) else tuple(value)
+    if len(numbers) != 3 or not all(isinstance(n, int) and n >= 1 for n in numbers):
+        raise NetworkSettingError(f"{setting} must be a positive integer or three of them (z, y, x), got {value!r}")
+    return numbers
+
+
+class InstanceNorm(nn.Module):
+    """Instance normalisation with the values, gradients and parameters of ``nn.InstanceNorm3d(channels, affine=True)``.
+
+    Two differences, neither in the mathematics. A single voxel, which torch refuses to normalise in training, gives
+    the bias: the deepest level of a small patch needs that. And a channels-last input keeps its layout: torch's own
+    folds the batch into the channels, which copies such an input there and back. A batch of one is the case in which
+    batch normalisation with the batch's own statistics is instance normalisation, so it is applied to each sample.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b c z y x"]:
+        """Each channel of each sample with mean 0 and variance 1, then scaled and shifted."""
+        if x.is_contiguous(memory_format=torch.channels_last_3d):
+            samples = [self._normalise(torch.batch_norm, sample) for sample in x.split(1)]
+            return samples[0] if len(samples) == 1 else torch.cat(samples)
+        return self._normalise(torch.instance_norm, x)
+
+    def _normalise(self, norm: Callable[..., Tensor], x: Tensor) -> Tensor:
+        # No running statistics, so the momentum (0.0) is never used.
+        return norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps, torch.backends.cudnn.enabled)
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"{self.weight.numel()}, eps={self.eps}"
+
+
+_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "instance": InstanceNorm,
+    "group": lambda channels: nn.GroupNorm(math.gcd(8, channels), channels),
+    "batch": nn.BatchNorm3d,
+}
+
+
+def convolution(in_channels: int, out_channels: int, kernel: Triple, stride: Triple) -> nn.Conv3d:
+    """A convolution whose output has ``ceil(n / stride)`` voxels; without bias, which the norm behind it would undo."""
+    padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+    return nn.Conv3d(in_channels, out_channels, kernel, stride, padding, bias=False)
+
+
+class ConvBlock(nn.Module):
+    """The plain block: (convolution, norm, activation) twice, the first strided, dropout between the two."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: Triple,
+        stride: Triple,
+        norm: str,
+        activation: str,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.conv1 = convolution(in_channels, out_channels, kernel, stride)
+        self.norm1 = make_norm(norm, out_channels)
+        # Whole channels: neighbouring voxels are too alike for dropping single ones to hide anything.
+        self.dropout = nn.Dropout3d(dropout) if dropout else nn.Identity()
+        self.conv2 = convolution(out_channels, out_channels, kernel, (1, 1, 1))
+        self.norm2 = make_norm(norm, out_channels)
+        self.activation = make_activation(activation)
+
+    def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b k _ _ _"]:
+        """Features of ``ceil(n / stride)`` voxels along each axis."""
+        return self.activation(self.residue(x))
+
+    def residue(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b k _ _ _"]:
+        """Everything up to the last activation."""
+        x = self.dropout(self.activation(self.norm1(self.conv1(x))))
+        return self.norm2(self.conv2(x))
+
+
+class ResidualBlock(ConvBlock):
+    """The plain block with a shortcut added before the last activation (He et al. 2016).
+
+    Where channels or size change the shortcut is a strided 1×1×1 convolution and a norm, else the input itself.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: Triple,
+        stride: Triple,
+        norm: str,
+        activation: str,
+        dropout: float,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel, stride, norm, activation, dropout)
+        self.shortcut: nn.Module = nn.Identity()
+        if in_channels != out_channels or stride != (1, 1, 1):
+            self.shortcut = nn.Sequential(
+                convolution(in_channels, out_channels, (1, 1, 1), stride), make_norm(norm, out_channels)
+            )
+
+    def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b k _ _ _"]:
+        """Features of ``ceil(n / stride)`` voxels along each axis."""
+        return self.activation(self.residue(x) + self.shortcut(x))
+
+
+class TrilinearUp(nn.Sequential):
+    """A 1×1×1 convolution, then trilinear interpolation; in that order, which is the same map and cheaper."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: Triple) -> None:
+        factor = tuple(float(s) for s in stride)
+        super().__init__(
+            nn.Conv3d(in_channels, out_channels, 1),
+            nn.Upsample(scale_factor=factor, mode="trilinear", align_corners=False),
+        )
+
+
+def _transposed(in_channels: int, out_channels: int, stride: Triple) -> nn.Module:
+    return nn.ConvTranspose3d(in_channels, out_channels, kernel_size=stride, stride=stride)
+
+
+_UPSAMPLINGS: dict[str, Callable[[int, int, Triple], nn.Module]] = {
+    "transposed": _transposed,
+    "trilinear": TrilinearUp,
+}
+
+
+def make_upsampling(name: str, in_channels: int, out_channels: int, stride: Triple) -> nn.Module:
+    """A new module that multiplies the size by ``stride``: transposed convolution or trilinear interpolation."""
+    return choose("upsampling", name, _UPSAMPLINGS)(in_channels, out_channels, stride)
+
+
+def crop_to(x: Tensor, like: Tensor) -> Tensor:
+    """The first voxels of ``x``, as many as ``like`` has, a view: ``s · ceil(n / s)`` up-sampled ones can exceed n."""
+    depth, height, width = like.shape[2:]
+    return x[:, :, :depth, :height, :width]
+
+
+class PlainSkip(nn.Module):
+    """The skip connection of a U-Net: the encoder's features as they are."""
+
+    def __init__(self, channels: int, gating_channels: int, stride: Triple) -> None:  # noqa: ARG002 — every skip's signature
+        super().__init__()
+
+    def forward(
+        self,
+        skip: Float[Tensor, "b c z y x"],
+        gating: Float[Tensor, "b g _ _ _"],  # noqa: ARG002
+    ) -> Float[Tensor, "b c z y x"]:
+        """``skip`` itself."""
+        return skip
+
+
+class AttentionGate(nn.Module):
+    """Additive attention gate on a skip connection (Oktay et al. 2018, https://arxiv.org/abs/1804.03999, eq. 1–2).
+
+    ``α = sigmoid(ψ·ReLU(θ·skip + φ·gating + b) + b_ψ)`` on the grid of the coarser gating features, θ reading blocks of
+    ``stride`` voxels; the skip is multiplied by α interpolated to its own grid. Inner channels: half the skip's.
+    """
+
+    def __init__(self, channels: int, gating_channels: int, stride: Triple) -> None:
+        super().__init__()
+        inner = max(channels // 2, 1)
+        self.stride = stride
+        self.theta = nn.Conv3d(channels, inner, kernel_size=stride, stride=stride, bias=False)
+        self.phi = nn.Conv3d(gating_channels, inner, kernel_size=1)
+        self.psi = nn.Conv3d(inner, 1, kernel_size=1)
+        self.up = nn.Upsample(scale_factor=tuple(float(s) for s in stride), mode="trilinear", align_corners=False)
+
+    def forward(
+        self, skip: Float[Tensor, "b c z y x"], gating: Float[Tensor, "b g _ _ _"]
+    ) -> Float[Tensor, "b c z y x"]:
+        """The skip's features, each voxel scaled by its attention."""
+        return skip * self.attention(skip, gating).to(skip.dtype)
+
+    def attention(
+        self, skip: Float[Tensor, "b c z y x"], gating: Float[Tensor, "b g _ _ _"]
+    ) -> Float[Tensor, "b 1 z y x"]:
+        """Attention coefficients in (0, 1) on the skip's grid."""
+        rest = [-n % s for n, s in zip(skip.shape[2:], self.stride, strict=True)]
+        whole = functional.pad(skip, (0, rest[2], 0, rest[1], 0, rest[0])) if any(rest) else skip
+        coarse = torch.sigmoid(self.psi(functional.relu(self.theta(whole) + self.phi(gating), inplace=True)))
+        return crop_to(self.up(coarse), skip)
+
+
+@torch.no_grad()
+def initialise(module: nn.Module) -> None:
+    """He initialisation (He et al. 2015) of one module, for ``network.apply``: weights 2 / fan-in, biases 0.
+
+    Transposed convolutions, with no activation behind them, keep the variance (1 / fan-in). Gates start open
+    (α ≈ 0.88), as their authors advise; ``apply`` comes to a gate after its convolutions.
+    """
+    if isinstance(module, nn.ConvTranspose3d):
+        # Kernel and stride agree, so each output voxel sums over the channels of one input voxel.
+        nn.init.normal_(module.weight, std=module.in_channels**-0.5)
+    elif isinstance(module, nn.Conv3d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    if isinstance(module, nn.Conv3d | nn.ConvTranspose3d) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+    if isinstance(module, AttentionGate) and module.psi.bias is not None:
+        nn.init.constant_(module.psi.bias, 2.0)
