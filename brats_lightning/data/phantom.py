@@ -116,7 +116,7 @@ def make_phantoms(
         (building / SETTINGS_FILE).write_text(json.dumps(settings.to_dict(), indent=2) + "\n")
         building.chmod(0o755)  # mkdtemp's folders are private
         try:
-            os.replace(building, root)
+            building.replace(root)
         except OSError:  # not empty: another process was faster
             if not _is_made(root, settings):
                 raise
@@ -151,18 +151,19 @@ def _write_cases(
     if workers is None:
         workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
     workers = min(workers, settings.cases)
-    report = progress or (lambda done, total: None)
     if workers <= 1:
         for case in range(settings.cases):
             _write_case(folder, settings, case)
-            report(case + 1, settings.cases)
+            if progress:
+                progress(case + 1, settings.cases)
         return
     # spawn: forking a process that already runs torch's threads can deadlock
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         jobs = [pool.submit(_write_case, folder, settings, case) for case in range(settings.cases)]
         for done, job in enumerate(as_completed(jobs), 1):
             job.result()
-            report(done, settings.cases)
+            if progress:
+                progress(done, settings.cases)
 
 
 def case_name(case: int) -> str:
@@ -227,8 +228,9 @@ def _acquire(
         core = _NETC_SIGNAL[channel] * rng.uniform(0.85, 1.15) + 0.9 * lesion.core_t2 * (modality == "t2w")
         view += lesion.whole * (np.float32(solid) - view)
         view += lesion.core * (np.float32(core) - view)
-    bias = np.exp(np.float32(rng.uniform(0.04, 0.12)) * smooth_field(rng, brain.frame, 150 * brain.frame.scale))
-    voxels = (image * bias)[brain.inside]
+    shading = np.float32(rng.uniform(0.04, 0.12)) * smooth_field(rng, brain.frame, 150 * brain.frame.scale)
+    shading += np.float32(0.025) * smooth_field(rng, brain.frame, 10.0)  # tissue is not quite even either
+    voxels = image[brain.inside] * np.exp(shading[brain.inside])
     noise = np.float32(rng.uniform(0.03, 0.05) * white)
     voxels += noise * rng.standard_normal(voxels.size, dtype=np.float32)
     voxels = np.hypot(voxels, noise * rng.standard_normal(voxels.size, dtype=np.float32))
@@ -263,13 +265,13 @@ def phantom_statistics(root: Path) -> dict[str, float]:
     """What the masks under ``root`` hold: 26-connected components of ET, volumes in mm³.
 
     Returns:
-        ``cases``, ``lesions``, ``lesions_per_case``, ``most_lesions``, ``cases_without``, ``median_volume``, ``mean_volume``,
-        ``share_under_27``, ``share_over_275`` (NaN without any lesion).
+        ``cases``, ``lesions``, ``lesions_per_case``, ``most_lesions``, ``cases_without``, ``median_volume``,
+        ``mean_volume``, ``share_under_27``, ``share_over_275``; the last four NaN without any lesion.
     """
     counts: list[int] = []
     volumes: list[float] = []
     for path in sorted(Path(root).rglob("*-seg.nii.gz")):
-        image = nib.load(path)
+        image = nib.Nifti1Image.from_filename(path)
         labels, n = label_components(np.asanyarray(image.dataobj) == ET)
         counts.append(n)
         volumes += (np.bincount(labels.ravel())[1:] * float(np.prod(image.header.get_zooms()[:3]))).tolist()

@@ -23,7 +23,7 @@ class Frame:
     spacing: tuple[float, float, float]
 
     @cached_property
-    def semi_axes(self) -> tuple[float, float, float]:
+    def semi_axes(self) -> tuple[float, ...]:
         """Semi-axes of the brain in mm, a margin of background left around it."""
         return tuple(0.47 * n * step for n, step in zip(self.shape, self.spacing, strict=True))
 
@@ -37,7 +37,7 @@ class Frame:
         """Edge of the cube with a voxel's volume: the width of partial-volume ramps."""
         return float(np.prod(self.spacing)) ** (1 / 3)
 
-    def axes(self, box: tuple[slice, slice, slice] | None = None) -> list[Float32[np.ndarray, "..."]]:
+    def axes(self, box: tuple[slice, ...] | None = None) -> list[Float32[np.ndarray, "..."]]:
         """Broadcastable z, y, x positions in mm from the volume's centre, inside ``box``."""
         grids = []
         for axis, (n, step) in enumerate(zip(self.shape, self.spacing, strict=True)):
@@ -47,7 +47,7 @@ class Frame:
             grids.append(positions[box[axis] if box else slice(None)].reshape(dims))
         return grids
 
-    def box(self, low: Sequence[float], high: Sequence[float]) -> tuple[slice, slice, slice]:
+    def box(self, low: Sequence[float], high: Sequence[float]) -> tuple[slice, ...]:
         """The voxels between two (z, y, x) points in mm."""
         bounds = zip(low, high, self.shape, self.spacing, strict=True)
         return tuple(
@@ -126,7 +126,10 @@ LATERAL_VENTRICLE = [
 ]
 OCCIPITAL_HORN = [(0.26, 0.33, 0.12, 5.5), (0.24, 0.58, 0.06, 2.0)]
 TEMPORAL_HORN = [(0.26, 0.33, 0.12, 5.5), (0.46, 0.18, -0.20, 2.0), (0.50, -0.12, -0.33, 1.5)]
-THIRD_AND_FOURTH = [[(0, -0.12, -0.08, 1.5), (0, 0.12, 0.0, 1.5)], [(0, 0.38, -0.42, 3.0), (0, 0.36, -0.68, 2.0)]]
+THIRD_AND_FOURTH = [
+    [(0.0, -0.12, -0.08, 1.5), (0.0, 0.12, 0.0, 1.5)],
+    [(0.0, 0.38, -0.42, 3.0), (0.0, 0.36, -0.68, 2.0)],
+]
 THALAMUS = [(0.14, 0.0, 0.02, 8.0), (0.20, 0.16, 0.03, 6.5)]
 PUTAMEN = [(0.30, -0.24, 0.0, 4.5), (0.36, 0.02, 0.0, 4.5)]
 CAUDATE = [(0.24, -0.36, 0.1, 3.5), (0.22, -0.1, 0.26, 2.5)]
@@ -145,7 +148,7 @@ class Brain:
     layers: dict[str, Volume]  # painted over the white matter in this order
 
 
-GREY_MM = 3.4
+GREY_MM = 3.0
 # What each is worth in T1n, T1c, T2w and T2-FLAIR, white matter's T1n = 1.
 SIGNAL = {
     "white": (1.00, 0.82, 0.62, 0.80),
@@ -172,9 +175,9 @@ def make_brain(rng: np.random.Generator, frame: Frame) -> Brain:
     inside = depth > 0
 
     # Sulci are the sheets on which a smooth field vanishes; they end 12 … 20 mm under the surface.
-    fold = np.abs(smooth_field(rng, frame, 19 * max(scale, 0.4)))
-    fold *= np.float32(4.5)
-    fold += np.clip(depth - np.float32(rng.uniform(10, 14) * scale), 0, None) * np.float32(0.35)
+    fold = np.abs(smooth_field(rng, frame, 15 * max(scale, 0.4)))
+    fold *= np.float32(4.2)
+    fold += np.clip(depth - np.float32(rng.uniform(12, 17) * scale), 0, None) * np.float32(0.35)
     middle = np.float32(2 * scale) * smooth_field(rng, frame, 90 * scale)[:, :, :1]
     fissure = np.abs(x - middle)
     bridge = np.clip(0.52 - np.hypot(yn, zn), 0, None) + np.clip(-0.25 - zn, 0, None)  # corpus callosum and brain stem
@@ -187,10 +190,10 @@ def make_brain(rng: np.random.Generator, frame: Frame) -> Brain:
     lobe = (1 - np.sqrt((bz / axes[0]) ** 2 + (by / axes[1]) ** 2 + (bx / axes[2]) ** 2)).astype(np.float32)
     lobe *= np.float32(np.mean(axes))
     folia = np.abs((bz * 0.8 + by * 0.5 + np.abs(bx) * 0.2) / np.float32(max(5.0 * scale, 3.0)) % 1 - 0.5)
-    folia = folia * np.float32(7) + np.clip(lobe - 9 * scale, 0, None) * np.float32(0.5)
+    folia = folia * np.float32(7) + np.float32(0.3) + np.clip(lobe - 9 * scale, 0, None) * np.float32(0.5)
     pia[box] = np.where(lobe > 0, np.minimum(np.minimum(lobe, folia), depth[box]), np.minimum(pia[box], -lobe))
 
-    atrophy, size = rng.uniform(0.5, 1.2), rng.uniform(0.75, 1.35)
+    atrophy, size = rng.uniform(0.4, 1.0), rng.uniform(0.75, 1.35)
     layers = {name: np.zeros(frame.shape, np.float32) for name in SIGNAL if name != "white"}
     ventricle = np.zeros(frame.shape, np.float32)
     for side in (1.0, -1.0):

@@ -43,8 +43,8 @@ def lesion_count(u: float, mean: float | None) -> int:
 def lesion_volumes(seed: int, case: int, mean: float | None) -> list[float]:
     """ET volumes in mm³ of a case's lesions, largest first.
 
-    Counts and volumes are not drawn but taken at the points of low-discrepancy sequences that run over all cases and all
-    lesions, so that even a few dozen cases have the distribution asked for; no case depends on those after it.
+    Counts and volumes are not drawn but taken at the points of low-discrepancy sequences that run over all cases and
+    all lesions, so that even a few dozen cases have the distribution asked for; no case depends on those after it.
     """
     shift = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(2,))).random(3)
     # Additive recurrences: the plane's (plastic number) pairs each case's count with its first lesion.
@@ -64,7 +64,7 @@ def lesion_volumes(seed: int, case: int, mean: float | None) -> list[float]:
 class Lesion:
     """One lesion in its box: coverages that fall softly at the edges, and its contrast."""
 
-    box: tuple[slice, slice, slice]
+    box: tuple[slice, ...]
     whole: Float32[np.ndarray, "z y x"]  # ET and NETC
     core: Float32[np.ndarray, "z y x"]  # NETC
     halo: Float32[np.ndarray, "z y x"]  # SNFH, ET and NETC
@@ -138,23 +138,22 @@ def _lesion(
         return None
     box, inner, whole = grown
     mask = whole >= 0.5
-    rim_noise = 1 + 0.12 * smooth_field(rng, frame, 8.0, mask.shape)
     core = np.zeros_like(whole)
     if dead:
-        # Inside the lesion by depth from its surface, so that a rim of ET stays all around.
-        below = np.where(mask, ndimage.distance_transform_edt(mask, sampling=frame.spacing), 0) * rim_noise
-        cut = np.partition(below[mask], -dead)[-dead]
-        core = (ramp((below - cut) / frame.voxel_mm + 1e-3) * mask).astype(np.float32)
+        # The deepest voxels, so that a rim of ET stays all around, here thicker and there thinner.
+        deep = ndimage.distance_transform_edt(mask, sampling=frame.spacing)
+        deep *= np.exp(0.25 * smooth_field(rng, frame, 12.0, mask.shape))
+        cut = np.partition(deep[mask], -dead)[-dead]
+        core = (ramp((deep - cut) / frame.voxel_mm) * mask).astype(np.float32)
     et = mask & (core < 0.5)
     if label_components(et)[1] != 1:
         return None
 
-    reach = inner + np.float32(4.0) * (brain.pia[box] < GREY_MM * frame.scale) * (
-        inner > 0
-    )  # oedema spreads in white matter
     halo = np.zeros_like(whole)
     if halo_mm:
-        reach = reach - np.float32(0.35 * halo_mm) * smooth_field(rng, frame, 12.0, mask.shape)
+        # Oedema spreads in white matter and stops at fluid.
+        reach = inner + np.float32(4.0) * (brain.pia[box] < GREY_MM * frame.scale)
+        reach -= np.float32(0.35 * halo_mm) * smooth_field(rng, frame, 12.0, mask.shape)
         halo = ramp((halo_mm - reach) / frame.voxel_mm) * (brain.room[box] & (brain.layers["csf"][box] < 0.5))
         halo = np.maximum(halo, whole).astype(np.float32)
     view = labels[box]
@@ -177,12 +176,12 @@ def _halo_width(rng: np.random.Generator, volume: float) -> float:
 
 def _grow(
     rng: np.random.Generator, brain: Brain, free: np.ndarray, site: int, voxels: int, margin: float = 0.0
-) -> tuple[tuple[slice, slice, slice], np.ndarray, np.ndarray] | None:
+) -> tuple[tuple[slice, ...], np.ndarray, np.ndarray] | None:
     """An irregular ellipsoid of exactly ``voxels`` free voxels around a site.
 
     Returns:
-        Its box with ``margin`` mm around, the distance beyond its surface in mm (negative inside) and its coverage; None
-        if the free voxels around the site do not suffice.
+        Its box with ``margin`` mm around, the distance beyond its surface in mm (negative inside) and its coverage;
+        None if the free voxels around the site do not suffice.
     """
     frame: Frame = brain.frame
     radius = (0.75 * voxels * frame.voxel_mm**3 / np.pi) ** (1 / 3)
@@ -197,7 +196,8 @@ def _grow(
     stretch = rotation * rng.uniform(0.8, 1.25, (3, 1))
     offset = [grid - np.float32(c) for grid, c in zip(frame.axes(box), centre, strict=True)]
     distance = np.sqrt(sum(sum(np.float32(w) * d for w, d in zip(row, offset, strict=True)) ** 2 for row in stretch))
-    distance = distance * np.exp(np.float32(0.14) * smooth_field(rng, frame, max(1.5 * radius, 4.0), distance.shape))
+    for amplitude, wavelength in ((0.13, 2.0 * radius), (0.06, 0.8 * radius)):
+        distance *= np.exp(np.float32(amplitude) * smooth_field(rng, frame, max(wavelength, 4.0), distance.shape))
     surface = np.partition(distance[room], voxels - 1)[voxels - 1]
     if surface > 1.45 * radius + 0.5:
         return None
@@ -206,7 +206,7 @@ def _grow(
     return box, inner, whole
 
 
-def _keep_off(free: np.ndarray, mask: np.ndarray, box: tuple[slice, slice, slice]) -> None:
+def _keep_off(free: np.ndarray, mask: np.ndarray, box: tuple[slice, ...]) -> None:
     """Bars later lesions from a mask and ``GAP_VOXELS`` around it."""
     wide = tuple(slice(max(0, s.start - GAP_VOXELS), s.stop + GAP_VOXELS) for s in box)
     region = np.zeros(free[wide].shape, bool)
