@@ -1,0 +1,67 @@
+"""16-bit codes to network input, on any device."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt16
+from torch import Tensor
+
+from brats_lightning.data.preprocessing import Intensities, Method, normalisation
+from brats_lightning.labels import parse_channel, source_modalities
+
+
+class Coded(Protocol):
+    """What is standardised: a cached case or a `Prepared` one."""
+
+    @property
+    def intensities(self) -> Mapping[str, Intensities]:
+        """By modality."""
+
+
+class Standardiser:
+    """Intensity standardisation per case and modality, then the differences of modalities that a channel may name.
+
+    Args:
+        channels: of the network's input: modalities, or differences like ``t1c-t1n`` of the standardised modalities.
+        method: see `normalisation`.
+        low: lower percentile, in %, of ``percentile``.
+        high: upper percentile.
+    """
+
+    def __init__(
+        self, channels: Sequence[str], method: Method = "zscore", low: float = 0.5, high: float = 99.5
+    ) -> None:
+        self.channels = tuple(channels)
+        self.sources = source_modalities(channels)  # to be read, in this order
+        self._options: tuple[Method, float, float] = (method, low, high)
+        pairs = [parse_channel(channel) for channel in channels]
+        self._minuends = [self.sources.index(a) for a, _ in pairs]
+        self._subtrahends = [(i, self.sources.index(b)) for i, (_, b) in enumerate(pairs) if b]
+
+    def numbers(self, case: Coded) -> Float32[np.ndarray, "m 4"]:
+        """(scale, offset, lowest, highest) for each of ``sources``, to be shipped with the codes of that case."""
+        return np.stack([normalisation(case.intensities[modality], *self._options) for modality in self.sources])
+
+    def __call__(
+        self, codes: UInt16[Tensor, "b m z y x"], numbers: Float[Tensor, "b m 4"], dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "b c z y x"]:
+        """Network input on the codes' device; 0 outside the brain.
+
+        Args:
+            codes: of ``sources``.
+            numbers: from `numbers`, one row of the batch per case.
+            dtype: of the result; the arithmetic is float32.
+        """
+        scale, offset, lowest, highest = numbers.float()[..., None, None, None].unbind(2)
+        values = codes.to(torch.float32)
+        outside = values == 0
+        values.mul_(scale).add_(offset).clamp_(lowest, highest).masked_fill_(outside, 0)
+        values = values.to(dtype)
+        if not self._subtrahends and self._minuends == list(range(len(self.sources))):
+            return values
+        image = values[:, self._minuends]
+        for channel, subtrahend in self._subtrahends:
+            image[:, channel] -= values[:, subtrahend]
+        return image

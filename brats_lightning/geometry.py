@@ -1,0 +1,286 @@
+"""Grids: how a working array (z, y, x in LPS) lies in an image's own voxel grid, and the exact way back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from jaxtyping import Float, Shaped
+
+Triple = tuple[float, float, float]
+Ints = tuple[int, int, int]
+Slices = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A voxel grid as nibabel describes it.
+
+    Attributes:
+        shape: voxels along the array's own three axes.
+        affine: 4×4, voxel index → RAS millimetres.
+    """
+
+    shape: Ints
+    affine: np.ndarray
+
+    def __post_init__(self) -> None:
+        affine = np.array(self.affine, dtype=np.float64)
+        if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+            raise ValueError(f"an affine must be a finite, invertible 4×4 matrix, got {affine.tolist()}")
+        affine.flags.writeable = False
+        object.__setattr__(self, "affine", affine)
+        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Grid) and self.shape == other.shape and np.array_equal(self.affine, other.affine)
+
+    def __hash__(self) -> int:
+        return hash((self.shape, self.affine.tobytes()))
+
+    @property
+    def spacing(self) -> Triple:
+        """Voxel size in mm along the array's own axes."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(x), float(y), float(z)
+
+    def distance(self, other: "Grid") -> float:
+        """Largest distance in mm between the places two affines give to the same corner voxel of this grid."""
+        corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)], dtype=np.float64)
+        corners[:, :3] *= np.array(self.shape) - 1
+        return float(np.linalg.norm((corners @ (self.affine - other.affine).T)[:, :3], axis=1).max())
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"shape": list(self.shape), "affine": self.affine.tolist()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Grid":
+        """Inverse of `to_dict`."""
+        return cls(tuple(values["shape"]), np.array(values["affine"]))
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a working array (z, y, x), axis-aligned with LPS, lies in the grid it was made from.
+
+    The original array is first *oriented*: its axes permuted to (z, y, x) and reversed where they run against LPS (an
+    oblique affine goes to the closest axes). Then, along each axis, the centre of working voxel ``w`` lies at oriented
+    index ``origin + (w + 0.5) · step − 0.5``: one formula for cropping, padding, resampling and resizing. With step 1
+    everywhere (and so a whole origin) both ways only copy voxels.
+
+    Attributes:
+        original: the grid the array comes from.
+        axes: the original axis that becomes working axis z, y, x.
+        flips: whether that axis is reversed.
+        origin: first working voxel's leading edge, in oriented voxels.
+        step: working voxel size in oriented voxels.
+        shape: of the working array.
+    """
+
+    original: Grid
+    axes: Ints
+    flips: tuple[bool, bool, bool]
+    origin: Triple
+    step: Triple
+    shape: Ints
+
+    @classmethod
+    def whole(cls, original: Grid) -> "Placement":
+        """The whole grid, oriented to LPS, voxel for voxel."""
+        to_lps = nib.orientations.ornt_transform(
+            nib.orientations.io_orientation(original.affine), nib.orientations.axcodes2ornt("LPS")
+        )
+        source = {int(target): (axis, bool(sign < 0)) for axis, (target, sign) in enumerate(to_lps)}
+        (z, flip_z), (y, flip_y), (x, flip_x) = source[2], source[1], source[0]
+        shape = original.shape[z], original.shape[y], original.shape[x]
+        return cls(original, (z, y, x), (flip_z, flip_y, flip_x), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), shape)
+
+    @property
+    def oriented_shape(self) -> Ints:
+        """Shape (z, y, x) of the whole original grid after orientation."""
+        return _ints(self.original.shape[axis] for axis in self.axes)
+
+    @property
+    def spacing(self) -> Triple:
+        """Working voxel size (z, y, x) in mm."""
+        original = self.original.spacing
+        return _floats(original[axis] * step for axis, step in zip(self.axes, self.step, strict=True))
+
+    @property
+    def exact(self) -> bool:
+        """Whether working voxels are original voxels, so that nothing is interpolated."""
+        return self.step == (1.0, 1.0, 1.0) and all(float(o).is_integer() for o in self.origin)
+
+    def crop(self, start: Sequence[int], shape: Sequence[int]) -> "Placement":
+        """The box of ``shape`` voxels from working voxel ``start`` on; it may reach beyond the array."""
+        origin = _floats(o + s * step for o, s, step in zip(self.origin, start, self.step, strict=True))
+        return replace(self, origin=origin, shape=_ints(shape))
+
+    def centred(self, shape: Sequence[int]) -> "Placement":
+        """Cropped or padded to ``shape``, evenly on both sides (an odd voxel goes to the end)."""
+        return self.crop([(have - want) // 2 for have, want in zip(self.shape, shape, strict=True)], shape)
+
+    def resample(self, spacing: Sequence[float]) -> "Placement":
+        """The same box at voxel size ``spacing`` (z, y, x) in mm, centred on it; the shape is rounded."""
+        shape = _ints(max(1, round(n * a / b)) for n, a, b in zip(self.shape, self.spacing, spacing, strict=True))
+        # An axis that has the wanted spacing already (affines carry rounding errors) keeps its voxels.
+        scale = [1.0 if abs(b / a - 1) < 1e-4 else b / a for a, b in zip(self.spacing, spacing, strict=True)]
+        step = _floats(s * f for s, f in zip(self.step, scale, strict=True))
+        return self._stretched(step, shape)
+
+    def resize(self, shape: Sequence[int]) -> "Placement":
+        """The same box in exactly ``shape`` voxels."""
+        step = _floats(s * have / want for s, have, want in zip(self.step, self.shape, shape, strict=True))
+        return self._stretched(step, _ints(shape))
+
+    def _stretched(self, step: Triple, shape: Ints) -> "Placement":
+        parts = zip(self.origin, self.shape, self.step, shape, step, strict=True)
+        origin = _floats(o + (n_old * old - n_new * new) / 2 for o, n_old, old, n_new, new in parts)
+        return replace(self, origin=origin, step=step, shape=shape)
+
+    def orient(self, array: Shaped[np.ndarray, "i j k"]) -> Shaped[np.ndarray, "z y x"]:
+        """View of an array on the original grid with its axes in (z, y, x) LPS order."""
+        if array.shape != self.original.shape:
+            raise ValueError(f"the array has shape {array.shape}, its grid {self.original.shape}")
+        return array.transpose(self.axes)[self._flip_slices()]
+
+    def apply(self, array: Shaped[np.ndarray, "i j k"], order: int = 0) -> Shaped[np.ndarray, "z y x"]:
+        """Original grid → working array; 0 beyond the original.
+
+        Args:
+            array: on the original grid.
+            order: 0 nearest voxel (masks), 1 linear (images; float32 if anything is interpolated).
+        """
+        return self.sample(self.orient(array), (0, 0, 0), order)
+
+    def sample(self, box: Shaped[np.ndarray, "a b c"], start: Sequence[int], order: int) -> Shaped[np.ndarray, "z y x"]:
+        """As `apply`, from a box of the oriented array that begins at voxel ``start``, everything else being 0."""
+        if self.exact:
+            return _shifted(box, [int(o) - s for o, s in zip(self.origin, start, strict=True)], self.shape)
+        for axis in range(3):
+            centres = self.origin[axis] + (np.arange(self.shape[axis]) + 0.5) * self.step[axis] - 0.5
+            box = _interpolate(box, axis, centres, self.oriented_shape[axis], start[axis], order)
+        return box
+
+    def restore(self, labels: Shaped[np.ndarray, "z y x"], fill: int = 0) -> Shaped[np.ndarray, "i j k"]:
+        """Working labels → original grid, by the working voxel that holds each original voxel's centre.
+
+        Args:
+            labels: a mask on the working grid.
+            fill: label of original voxels the working array doesn't cover.
+        """
+        self._check(labels.shape)
+        out = np.full(self.original.shape, fill, dtype=labels.dtype)
+        oriented = self.orient(out)
+        inside, source = [], []
+        for axis in range(3):
+            nearest = np.floor(self._working(axis) + 0.5 + 1e-9).astype(int)
+            valid = np.flatnonzero((nearest >= 0) & (nearest < self.shape[axis]))
+            inside.append(slice(valid[0], valid[-1] + 1) if len(valid) else slice(0, 0))
+            source.append(nearest[inside[-1]])
+        for axis in range(3):
+            labels = labels[_along(axis, _as_slice(source[axis]))]
+        oriented[tuple(inside)] = labels
+        return out
+
+    def restore_probabilities(self, probabilities: Float[np.ndarray, "c z y x"]) -> Float[np.ndarray, "c i j k"]:
+        """Working probabilities → original grid, linear between voxel centres; 0 beyond the working array."""
+        self._check(probabilities.shape[1:])
+        out = np.zeros((len(probabilities), *self.original.shape), dtype=probabilities.dtype)
+        for values, target in zip(probabilities, out, strict=True):
+            oriented = self.orient(target)
+            if self.exact:
+                oriented[...] = _shifted(values, [-int(o) for o in self.origin], self.oriented_shape)
+                continue
+            for axis in range(3):
+                values = _interpolate(values, axis, self._working(axis), self.shape[axis], 0, order=1)
+            oriented[...] = values
+        return out
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        parts = {name: list(getattr(self, name)) for name in ("axes", "flips", "origin", "step", "shape")}
+        return {"original": self.original.to_dict(), **parts}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Placement":
+        """Inverse of `to_dict`."""
+        parts = {name: tuple(values[name]) for name in ("axes", "flips", "origin", "step", "shape")}
+        return cls(original=Grid.from_dict(values["original"]), **parts)
+
+    def _flip_slices(self) -> Slices:
+        z, y, x = (slice(None, None, -1) if flip else slice(None) for flip in self.flips)
+        return z, y, x
+
+    def _working(self, axis: int) -> np.ndarray:
+        """Working coordinate of every oriented voxel centre along an axis."""
+        oriented = np.arange(self.oriented_shape[axis])
+        return (oriented + 0.5 - self.origin[axis]) / self.step[axis] - 0.5
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        if shape != self.shape:
+            raise ValueError(f"the working array has shape {shape}, its placement {self.shape}")
+
+
+def _ints(values: Any) -> Ints:
+    a, b, c = (int(v) for v in values)
+    return a, b, c
+
+
+def _floats(values: Any) -> Triple:
+    a, b, c = (float(v) for v in values)
+    return a, b, c
+
+
+def _along(axis: int, index: Any) -> tuple[Any, ...]:
+    return (slice(None),) * axis + (index,)
+
+
+def _as_slice(indices: np.ndarray) -> Any:
+    """Consecutive indices as a slice, which copies nothing."""
+    if len(indices) and np.array_equal(indices, np.arange(indices[0], indices[0] + len(indices))):
+        return slice(int(indices[0]), int(indices[0]) + len(indices))
+    return indices
+
+
+def _shifted(array: np.ndarray, start: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+    """``array[start : start + shape]`` with zeros beyond its ends."""
+    out = np.zeros(tuple(shape), dtype=array.dtype)
+    low = [max(0, s) for s in start]
+    high = [max(a, min(n, s + m)) for a, n, s, m in zip(low, array.shape, start, shape, strict=True)]
+    source = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    target = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))
+    if all(b > a for a, b in zip(low, high, strict=True)):
+        out[target] = array[source]
+    return out
+
+
+def _interpolate(box: np.ndarray, axis: int, at: np.ndarray, length: int, start: int, order: int) -> np.ndarray:
+    """Values at coordinates ``at`` of an axis of ``length`` voxels; the box holds those from ``start``, the rest is 0.
+
+    Beyond the last voxel's centre its value holds up to the voxel's edge; further out is 0.
+    """
+    inside = (at > -0.5 - 1e-9) & (at < length - 0.5 + 1e-9)
+    at = np.clip(at, 0, length - 1)
+
+    def part(index: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        index = index - start
+        held = inside & (index >= 0) & (index < box.shape[axis])
+        if not box.shape[axis]:
+            return np.zeros((*box.shape[:axis], len(at), *box.shape[axis + 1 :]), dtype=box.dtype)
+        values = np.take(box, np.where(held, index, 0), axis=axis)
+        weight = np.where(held, weight, 0).astype(values.dtype)
+        values *= weight.reshape((-1,) + (1,) * (box.ndim - 1 - axis))
+        return values
+
+    if order == 0:
+        return part(np.floor(at + 0.5 + 1e-9).astype(int), np.ones(len(at)))
+    box = box.astype(np.float32, copy=False)
+    low = np.minimum(np.floor(at).astype(int), max(0, length - 2))
+    fraction = at - low
+    out = part(low, 1 - fraction)
+    if length > 1:
+        out += part(low + 1, fraction)
+    return out
