@@ -1,0 +1,111 @@
+"""One front door to the challenge's evaluators: scores of a case by the protocol's own column names.
+
+The four protocols give different numbers for the same masks; a score is never compared across them.
+"""
+
+import math
+
+import numpy as np
+from jaxtyping import Integer
+
+from brats_lightning.labels import LabelScheme
+from brats_lightning.metrics import brats2023, brats2026
+from brats_lightning.metrics.lesions import region_mask
+from brats_lightning.metrics.surfaces import Spacing
+
+PROTOCOLS = (*brats2023.RULES, "brats2026")
+DEFAULT_PROTOCOL = "brats2024"
+
+
+class ScoreError(ValueError):
+    """Masks or settings that cannot be scored."""
+
+
+def score_case(
+    reference: Integer[np.ndarray, "..."],
+    prediction: Integer[np.ndarray, "..."] | None,
+    spacing: Spacing,
+    scheme: LabelScheme,
+    protocol: str = DEFAULT_PROTOCOL,
+    thresholds: str = "default",
+    spacing_mode: str = "official",
+) -> dict[str, dict[str, float]]:
+    """Scores of one case as the challenge's program prints them: region → column → value.
+
+    Args:
+        reference: class indices ``(x, y, z)``, in nibabel's axis order.
+        prediction: likewise, on the same grid. None is a missing one: brats2026 gives 0 in every column and an HD95 of
+            373; the older protocols have no rule for it and score it as an empty mask, which is right where the region
+            is absent from the reference too.
+        spacing: of x, y and z in mm, as the NIfTI header holds it.
+        scheme: the classes; its regions are scored.
+        protocol: ``brats2023``, ``brats2024``, ``brats2025`` or ``brats2026``.
+        thresholds: of brats2026: ``default`` (the package's: large from 20 mm³, detected from Dice 0.1) or
+            ``challenge`` (27 mm³ and 0.2).
+        spacing_mode: of brats2026: the official program swaps the spacings of x and z. ``official`` does so too, the
+            challenge's number; ``correct`` does not. Equal where the two spacings are.
+
+    Raises:
+        ScoreError: masks that are not 3D or differ in shape, a spacing that is not positive, an unknown setting.
+    """
+    _check(reference, prediction, spacing, protocol, thresholds, spacing_mode)
+    if prediction is None:
+        if protocol == "brats2026":
+            return {region: brats2026.missing_scores() for region in scheme.regions}
+        prediction = np.zeros_like(reference)
+    shape = reference.shape
+    box = _bounding_box(reference, prediction)
+    reference, prediction = reference[box], prediction[box]
+
+    if protocol in brats2023.RULES:
+        masks = np.ascontiguousarray(reference), np.ascontiguousarray(prediction)
+        return brats2023.score_regions(*masks, spacing, scheme, shape, brats2023.RULES[protocol])
+    axis_spacing = spacing if spacing_mode == "official" else spacing[::-1]
+    masks = np.ascontiguousarray(reference.T), np.ascontiguousarray(prediction.T)
+    return {
+        region: brats2026.score_region(
+            region_mask(masks[0], classes),
+            region_mask(masks[1], classes),
+            axis_spacing,
+            brats2026.THRESHOLDS[thresholds],
+        )
+        for region, classes in scheme.regions.items()
+    }
+
+
+def _check(
+    reference: np.ndarray,
+    prediction: np.ndarray | None,
+    spacing: Spacing,
+    protocol: str,
+    thresholds: str,
+    spacing_mode: str,
+) -> None:
+    if reference.ndim != 3:
+        raise ScoreError(f"the reference must be a 3D mask, got shape {reference.shape}")
+    if prediction is not None and prediction.shape != reference.shape:
+        raise ScoreError(
+            f"the prediction's shape {prediction.shape} differs from the reference's {reference.shape}; "
+            "write predictions on the grid of their input"
+        )
+    if len(spacing) != 3 or not all(math.isfinite(value) and value > 0 for value in spacing):
+        raise ScoreError(f"the spacing must be three positive numbers in mm, got {spacing}")
+    for name, value, known in (
+        ("protocol", protocol, PROTOCOLS),
+        ("thresholds", thresholds, tuple(brats2026.THRESHOLDS)),
+        ("spacing", spacing_mode, ("official", "correct")),
+    ):
+        if value not in known:
+            raise ScoreError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+
+def _bounding_box(*masks: np.ndarray) -> tuple[slice, slice, slice]:
+    """Box around the foreground of all masks and one voxel more, within the volume; never empty."""
+    foreground = np.logical_or.reduce([mask != 0 for mask in masks])
+    box = []
+    for axis in range(3):
+        plane = foreground.any(axis=0) if axis != 0 else foreground.any(axis=1)
+        used = np.flatnonzero(plane.any(axis={0: 1, 1: 1, 2: 0}[axis]))
+        start, stop = (used[0] - 1, used[-1] + 2) if len(used) else (0, 1)
+        box.append(slice(max(int(start), 0), int(stop)))
+    return box[0], box[1], box[2]
