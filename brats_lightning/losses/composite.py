@@ -1,0 +1,66 @@
+"""Sums of losses, and losses from elsewhere."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor, nn
+
+from brats_lightning.losses.sums import ClassSums, ClassSumsLoss, class_sums
+
+
+class CompositeLoss(nn.Module):
+    """Weighted sum of named losses, ``loss = Σ weight · part``; our own share one pass over the voxels.
+
+    Args:
+        parts: losses by name, each ``(logits, target) -> scalar``.
+        weights: their factors by the same names; None: all 1.
+
+    Raises:
+        ValueError: no parts, a part called ``loss``, or weights of other names than the parts.
+    """
+
+    def __init__(self, parts: Mapping[str, nn.Module], weights: Mapping[str, float] | None = None) -> None:
+        super().__init__()
+        if not parts or "loss" in parts:
+            raise ValueError(f"parts must name at least one loss, none of them 'loss' (the total), got {list(parts)}")
+        if weights is not None and set(weights) != set(parts):
+            raise ValueError(f"weights must name the same losses as parts: got {list(weights)} for {list(parts)}")
+        self.parts = nn.ModuleDict(parts)
+        self.weights = {name: 1.0 if weights is None else float(weights[name]) for name in parts}
+        # A part that reads no focal sum takes the sums of one that does.
+        gammas = (part.gamma for part in self.parts.values() if isinstance(part, ClassSumsLoss))
+        self._gamma = next((gamma for gamma in gammas if gamma is not None), None)
+
+    def forward(
+        self, logits: Float[Tensor, "b k z y x"], target: Integer[Tensor, "b z y x"]
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The total under ``loss``, and under its name each part without its weight, detached: for the log."""
+        shared: dict[float | None, ClassSums] = {}
+        values: dict[str, Tensor] = {}
+        for name, part in self.parts.items():
+            if isinstance(part, ClassSumsLoss):
+                gamma = self._gamma if part.gamma is None else part.gamma
+                if gamma not in shared:
+                    shared[gamma] = class_sums(logits, target, gamma)
+                values[name] = part.from_sums(shared[gamma])
+            else:
+                values[name] = part(logits, target)
+        total = torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
+        return {"loss": total} | {name: value.detach() for name, value in values.items()}
+
+
+class ChannelTarget(nn.Module):
+    """A loss that wants its target with a channel dimension, such as MONAI's with ``to_onehot_y``, as one of ours.
+
+    Args:
+        loss: ``(logits (b, k, z, y, x), target (b, 1, z, y, x)) -> scalar``; gets float32 logits, int64 indices.
+    """
+
+    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, logits: Float[Tensor, "b k z y x"], target: Integer[Tensor, "b z y x"]) -> Float[Tensor, ""]:
+        """The wrapped loss."""
+        return self.loss(logits.float(), target.long().unsqueeze(1))

@@ -1,0 +1,69 @@
+"""Deep supervision: a loss at several resolutions."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class DeepSupervision(nn.Module):
+    """Weighted mean of a loss over logits of decreasing resolution (Lee et al. 2015); of one tensor the loss itself.
+
+    The i-th resolution weighs ``decay^i``, normalised to sum 1. The target is brought to each with
+    ``downsample_target``.
+
+    Args:
+        loss: ``(logits, target)`` → a scalar, or a dict with the total under ``loss``.
+        decay: weight of a resolution relative to the next finer one, above 0.
+
+    Raises:
+        ValueError: a decay that is not positive.
+    """
+
+    def __init__(self, loss: nn.Module, decay: float = 0.5) -> None:
+        super().__init__()
+        if decay <= 0:
+            raise ValueError(f"decay must be positive (0.5 halves each coarser resolution's weight), got {decay}")
+        self.loss, self.decay = loss, float(decay)
+
+    def forward(
+        self,
+        logits: Float[Tensor, "b k z y x"] | list[Float[Tensor, "b k _ _ _"]],
+        target: Integer[Tensor, "b z y x"],
+    ) -> Float[Tensor, ""] | dict[str, Float[Tensor, ""]]:
+        """What the loss returns for the full resolution, its total replaced by the mean over all."""
+        if isinstance(logits, Tensor):
+            return self.loss(logits, target)
+        results = [self.loss(level, downsample_target(target, level.shape[2:], level.shape[1])) for level in logits]
+        totals = [result["loss"] if isinstance(result, dict) else result for result in results]
+        weights = [self.decay**i for i in range(len(totals))]
+        total = sum(w * value for w, value in zip(weights, totals, strict=True)) / sum(weights)
+        return results[0] | {"loss": total} if isinstance(results[0], dict) else total
+
+
+def downsample_target(
+    target: Integer[Tensor, "b z y x"], size: Sequence[int], classes: int
+) -> Integer[Tensor, "b _ _ _"]:
+    """Class indices on a coarser grid: the most frequent foreground class of each block, 0 only without any.
+
+    Picking one voxel of a block would lose seven of eight single-voxel lesions at half the resolution, and teach the
+    coarse heads that there is nothing where there is one. Any foreground therefore beats the background; ties go to
+    the lower index. Blocks are those of adaptive pooling: all voxels count, whatever the size.
+
+    Args:
+        target: class indices, 0 is background.
+        size: (z, y, x) to come to.
+        classes: their number with the background.
+    """
+    if target.shape[1:] == torch.Size(size):
+        return target
+    depth, height, width = size
+    result = target.new_zeros(target.shape[0], depth, height, width)
+    most = torch.zeros(result.shape, device=target.device)
+    for index in range(1, classes):
+        share = functional.adaptive_avg_pool3d((target == index).float(), (depth, height, width))
+        result.masked_fill_(share > most, index)
+        most = torch.maximum(most, share)
+    return result

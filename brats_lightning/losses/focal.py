@@ -1,0 +1,42 @@
+"""Categorical focal loss."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from brats_lightning.losses.sums import ClassSums, ClassSumsLoss
+
+
+class CategoricalFocalLoss(ClassSumsLoss):
+    """Focal loss of a softmax (Lin et al. 2017, https://arxiv.org/abs/1708.02002).
+
+    With p the softmax probability of a voxel's reference class y, over all voxels of the batch::
+
+        loss = α Σ w_y (1 - p)^γ (-log p) / Σ w_y
+
+    γ = 0 and α = 1 is the cross-entropy, with weights as ``torch.nn.functional.cross_entropy`` weighs.
+
+    Args:
+        gamma: how strongly well-classified voxels are discounted, 0 or more.
+        alpha: factor of the whole loss; of use in a sum with others.
+        class_weights: one weight per class, background first; only ratios matter. None: all equal.
+
+    Raises:
+        ValueError: weights that are negative, all zero or of another number than the classes; settings out of range.
+    """
+
+    gamma: float
+
+    def __init__(self, gamma: float = 2.0, alpha: float = 0.25, class_weights: Sequence[float] | None = None) -> None:
+        super().__init__(class_weights)
+        if gamma < 0 or alpha <= 0:
+            raise ValueError(f"gamma must be 0 or more and alpha positive, got gamma {gamma} and alpha {alpha}")
+        self.gamma, self.alpha = float(gamma), float(alpha)
+
+    def from_sums(self, sums: ClassSums) -> Float[Tensor, ""]:
+        """The loss, from the class sums of a batch."""
+        weights = self.weights_of(sums)
+        voxels = (weights * sums.reference).sum().clamp_min(torch.finfo(weights.dtype).tiny)
+        return self.alpha * (weights * sums.focal).sum() / voxels
