@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from brats_lightning.data.cases import Case, Problem, check_files, examine, required
 from brats_lightning.data.entry import FORMAT, CachedCase, read_sidecar, write_entry
@@ -34,6 +35,36 @@ class Filled:
     cases: list[CachedCase]
     problems: list[Problem]
     built: list[str]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per case for JSON, sorted by id: accepted with its geometry and lesions, or rejected with reasons."""
+        rows: dict[str, dict[str, Any]] = {}
+        for case in self.cases:
+            rows[case.id] = {
+                "case": case.id,
+                "patient": case.patient,
+                "status": "built" if case.id in self.built else "cached",
+                "modalities": list(case.modalities),
+                "shape": list(case.shape),
+                "spacing": list(case.spacing),
+                "lesions": len(case.lesions) if case.has_mask else None,
+                "problems": [],
+            }
+        for problem in self.problems:
+            row = rows.setdefault(problem.case, {"case": problem.case, "status": "rejected", "problems": []})
+            row["problems"].append(problem.to_dict())
+        return [rows[case] for case in sorted(rows)]
+
+    def table(self) -> Table:
+        """`rows` for the terminal."""
+        table = Table("case", "status", "shape z × y × x", "spacing (mm)", "lesions", "reason")
+        for row in self.rows():
+            shape = " × ".join(map(str, row.get("shape", ())))
+            spacing = " × ".join(f"{s:.4g}" for s in row.get("spacing", ()))
+            lesions = "" if row.get("lesions") is None else str(row["lesions"])
+            reasons = (f"{p['file']}: {p['found']}; expected {p['expected']}; {p['remedy']}" for p in row["problems"])
+            table.add_row(row["case"], row["status"], shape, spacing, lesions, "\n".join(reasons))
+        return table
 
 
 @dataclass(frozen=True)

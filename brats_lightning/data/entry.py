@@ -145,8 +145,8 @@ def find_positions(
     group = labels.reshape(-1)[index] * scheme.num_classes + part.reshape(-1)[index]
     order = np.argsort(group, kind="stable")
     group, index = group[order], index[order]
-    firsts = np.searchsorted(group, group)  # row at which each voxel's own group begins
-    kept = np.arange(len(group)) - firsts < POSITIONS_PER_CLASS
+    ends = np.cumsum(np.bincount(group))
+    kept = np.arange(len(group)) < np.concatenate([[0], ends])[group] + POSITIONS_PER_CLASS
     lesion, label = np.divmod(group[kept], scheme.num_classes)
     zyx = np.unravel_index(index[kept], part.shape)
     columns = [lesion, label, *(v + s.start for v, s in zip(zyx, box, strict=True))]

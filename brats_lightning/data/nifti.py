@@ -17,7 +17,8 @@ _CORRUPT: tuple[type[Exception], ...] = (zlib.error, EOFError, OSError)
 try:  # the "codecs" extra inflates in two thirds of zlib's time
     from isal import igzip_lib, isal_zlib
 
-    _decompress, _CORRUPT = isal_zlib.decompress, (*_CORRUPT, igzip_lib.IsalError)  # type: ignore[assignment]
+    _decompress = isal_zlib.decompress
+    _CORRUPT = (*_CORRUPT, igzip_lib.IsalError)  # type: ignore[arg-type]  # its stub says instance
 except ImportError:
     pass
 
@@ -93,8 +94,9 @@ def nonzero_box(array: Shaped[np.ndarray, "a b c"]) -> tuple[slice, slice, slice
         return slice(0, 0), slice(0, 0), slice(0, 0)
     columns = np.flatnonzero(plane.any(axis=0))
     b, c = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
-    slabs = np.flatnonzero([bits[i, b, c].any() for i in range(len(bits))])
-    return slice(int(slabs[0]), int(slabs[-1]) + 1), b, c
+    first = next(i for i in range(len(bits)) if bits[i, b, c].any())
+    last = next(i for i in reversed(range(len(bits))) if bits[i, b, c].any())
+    return slice(first, last + 1), b, c
 
 
 def _inflate(stored: bytes) -> bytes:

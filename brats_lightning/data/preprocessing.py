@@ -121,7 +121,7 @@ def prepare(images: Mapping[str, Volume], mask: Volume | None, settings: Preproc
     working = reference = None
     if mask:
         working = placement.sample(mask.values, mask.start, order=0)
-        if not (placement.exact and settings.fit == "none"):
+        if placement != brain:
             reference = brain.sample(mask.values, mask.start, order=0)
     return Prepared(tuple(images), image, intensities, placement, working, brain, reference)
 
