@@ -1,9 +1,11 @@
-"""From configuration to objects: where the YAML files are, what their resolvers mean, how a config becomes a run's parts.
+"""From configuration to objects: where the YAML files are, what their resolvers mean, how a run's parts are built.
 
 Only this module and the entry points know Hydra. Nothing heavy is imported before a config is complete, so that
 ``--help`` and a mistyped option answer at once.
 """
 
+import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +55,8 @@ def entry_point(config_name: str, function: Callable[[DictConfig], Any]) -> Call
     register_resolvers()
 
     def run(cfg: DictConfig) -> Any:
+        # Lightning's advertisements and device lists drown what a user wants to know.
+        logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
         return function(resolved(cfg))
 
     return hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)
@@ -62,12 +66,42 @@ def build_data(cfg: DictConfig) -> "CaseData":
     """The data module of a config; without the groups ``sampling`` and ``augmentation`` it can only fill the cache."""
     from brats_lightning.data.cache import Cache
     from brats_lightning.data.datamodule import CaseData, LoaderSettings
+    from brats_lightning.data.preprocessing import Preprocessing
     from brats_lightning.data.splits import SplitSettings
+    from brats_lightning.data.standardisation import Standardiser
     from brats_lightning.labels import LabelScheme
 
     data = cfg.data
     scheme = LabelScheme(tuple(data.labels))
-    raise NotImplementedError(Cache, CaseData, LoaderSettings, SplitSettings, scheme)
+    cache = Cache(
+        root=Path(cfg.paths.cache_dir),
+        preprocessing=Preprocessing(**data.preprocessing),
+        scheme=scheme,
+        label_map=None if data.label_map is None else dict(data.label_map),
+        source=_source_identity(data),
+        verify=data.verify,
+        tolerance=data.affine_tolerance,
+    )
+    return CaseData(
+        source=instantiate(data.source, _partial_=True),
+        cache=cache,
+        standardiser=Standardiser(data.modalities, **data.normalisation),
+        scheme=scheme,
+        split=SplitSettings(data.val_share, data.test_share, data.folds, data.fold, data.split_file, data.split_seed),
+        on_bad_case=data.on_bad_case,
+        loader=LoaderSettings(data.batch_size, data.patches_per_case, data.workers),
+        sampler=instantiate(cfg.sampling) if "sampling" in cfg else None,
+        augmentation=instantiate(cfg.augmentation) if "augmentation" in cfg else None,
+        cache_workers=data.cache_workers,
+        seed=cfg.get("seed") or 0,
+    )
+
+
+def _source_identity(data: DictConfig) -> Path:
+    """What tells one data set's cache from another's: its root, and whatever else its source is told."""
+    root = Path(data.root).absolute()
+    told = {name: str(root) if value == data.root else value for name, value in data.source.items()}
+    return root / json.dumps(told, sort_keys=True, default=str)
 
 
 def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
@@ -76,13 +110,19 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
 
     from brats_lightning.segmentation import Segmentation
 
-    loss = cfg.loss
-    if loss.get("class_weights") == "balanced":
-        loss = OmegaConf.merge(loss, {"class_weights": data.balanced_class_weights()})
+    def weighted(node: Any) -> Any:
+        """The loss's config with the word ``balanced`` replaced by the training set's class weights."""
+        if isinstance(node, dict):
+            return {name: weighted(value) for name, value in node.items()}
+        return data.balanced_class_weights() if node == "balanced" else node
+
+    optimizer = cfg.optimizer.copy()
+    if _precision(cfg) == "16-mixed" and cfg.trainer.gradient_clip_val and optimizer.get("fused"):
+        optimizer.fused = False  # a fused step unscales the gradients itself, too late to clip them
     module = Segmentation(
         network=instantiate(cfg.model),
-        loss=instantiate(loss),
-        optimizer=instantiate(cfg.optimizer),
+        loss=instantiate(weighted(OmegaConf.to_container(cfg.loss))),
+        optimizer=instantiate(optimizer),
         scheduler=instantiate(cfg.scheduler),
         inference=instantiate(cfg.inference),
         scheme=data.scheme,
@@ -96,12 +136,15 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
 
 def build_trainer(cfg: DictConfig) -> "pl.Trainer":
     """Lightning's trainer with the configured callbacks and logger."""
-    settings = cfg.trainer.copy()
-    if settings.precision == "auto":
-        settings.precision = fastest_precision(settings.accelerator)
+    settings = OmegaConf.merge(cfg.trainer, {"precision": _precision(cfg)})
     callbacks = [instantiate(callback) for callback in (cfg.callbacks or {}).values() if callback is not None]
     logger = instantiate(cfg.logger) if cfg.logger else False
     return instantiate(settings, callbacks=callbacks, logger=logger)
+
+
+def _precision(cfg: DictConfig) -> str | int:
+    chosen = cfg.trainer.precision
+    return fastest_precision(cfg.trainer.accelerator) if chosen == "auto" else chosen
 
 
 def fastest_precision(accelerator: str) -> str:

@@ -1,8 +1,8 @@
 """Several processes for one job: the others are started from the job's saved, resolved config.
 
-Lightning would start them by repeating the command line. Under Hydra's multirun that is a fatal habit: each would run the
-whole sweep again, and under Optuna each would draw its own hyperparameters. A config file leaves nothing to draw, and it
-knows the user's ``--config-dir``. Processes that torchrun or SLURM started are left alone.
+Lightning would start them by repeating the command line. Under Hydra's multirun that is a fatal habit: each would run
+the whole sweep again, and under Optuna each would draw its own hyperparameters. A config file leaves nothing to draw,
+and it knows the user's ``--config-dir``. Processes that torchrun or SLURM started are left alone.
 """
 
 import os
@@ -24,6 +24,11 @@ _VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PO
 def is_first_process() -> bool:
     """Whether this process is the one that reports and writes, as far as the environment tells."""
     return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"))
+
+
+def started_from_outside() -> bool:
+    """Whether a launcher (torchrun, SLURM) started several processes of this job, each with the same command line."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1 or int(os.environ.get("SLURM_NTASKS", 1)) > 1
 
 
 @contextmanager
@@ -80,11 +85,13 @@ def _leave_group() -> None:
 
 
 def _watch(processes: list[subprocess.Popen], finished: threading.Event) -> None:
-    # A process that died leaves this one waiting for it in a collective operation, where Python's exceptions don't reach.
+    # A process that died leaves this one waiting for it in a collective operation, out of reach of Python's exceptions.
     while not finished.is_set():
         failed = [process for process in processes if process.poll() not in (None, 0)]
         if failed:
-            print(f"A training process failed (exit code {failed[0].returncode}); stopping.", file=sys.stderr, flush=True)
+            print(
+                f"A training process failed (exit code {failed[0].returncode}); stopping.", file=sys.stderr, flush=True
+            )
             for process in processes:
                 process.terminate()
             os.kill(os.getpid(), signal.SIGTERM)

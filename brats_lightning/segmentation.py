@@ -62,6 +62,7 @@ class Segmentation(pl.LightningModule):
         logits = self.network(batch.image)
         parts = self._loss(logits, batch.mask)
         self.log_dict({_loss_name("train", part): value.detach() for part, value in parts.items()})
+        self.log("loss", parts["loss"].detach(), prog_bar=True, logger=False)
         # Counting voxels makes a GPU wait; only the points that are drawn pay for it.
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
             full = logits[0] if isinstance(logits, list | tuple) else logits
@@ -85,11 +86,11 @@ class Segmentation(pl.LightningModule):
         """Begin a table of all test cases."""
         self._begin("test")
 
-    def validation_step(self, batch: Volume, batch_index: int) -> Tensor | None:  # noqa: ARG002
+    def validation_step(self, batch: Volume, batch_index: int) -> dict[str, Tensor] | None:  # noqa: ARG002
         """Score one validation case."""
         return self._score(batch, "val")
 
-    def test_step(self, batch: Volume, batch_index: int) -> Tensor | None:  # noqa: ARG002
+    def test_step(self, batch: Volume, batch_index: int) -> dict[str, Tensor] | None:  # noqa: ARG002
         """Score one test case."""
         return self._score(batch, "test")
 
@@ -113,20 +114,21 @@ class Segmentation(pl.LightningModule):
         voxel = torch.zeros((1, self.scheme.num_classes, 1, 1, 1), device=self.device)
         return list(self._loss(voxel, torch.zeros((1, 1, 1, 1), dtype=torch.uint8, device=self.device)))
 
-    def _score(self, volume: Volume, stage: str) -> Tensor | None:
-        """Score a case on its original grid; the working-grid labels go to the callbacks."""
+    def _score(self, volume: Volume, stage: str) -> dict[str, Tensor] | None:
+        """Score a case on its original grid; the callbacks get its labels on the working grid."""
         if not volume.counted:  # fills up this process's share so that all processes take equally many steps
             return None
         logits = self.inference(self.network, volume.image)
         parts = self._loss(logits[None], volume.mask[None])
-        case = volume.case
         labels = logits.argmax(0).to(torch.uint8)
-        restored = torch.from_numpy(case.restore(logits.cpu().numpy(), labels.cpu().numpy()))
-        confusion = confusion_matrix(torch.from_numpy(case.reference()), restored, self.scheme.num_classes)
+        restored = volume.case.placement.restore(labels.cpu().numpy())
+        confusion = confusion_matrix(
+            torch.from_numpy(volume.case.reference()), torch.from_numpy(restored), self.scheme.num_classes
+        )
         scores = voxel_scores(confusion, self.scheme)
         scores |= {_loss_name("", part): value.item() for part, value in parts.items()}
-        self.case_scores[stage].update(case.id, scores)
-        return labels
+        self.case_scores[stage].update(volume.case.id, scores)
+        return {"labels": labels}
 
     def _finish(self, stage: str) -> None:
         table = self.case_scores[stage]
@@ -148,6 +150,19 @@ class Segmentation(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.make_scheduler(optimizer, int(steps)), "interval": "step"},
         }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as Lightning does, which under mixed precision refuses fused optimisers even where no scaler is at work."""
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None and gradient_clip_algorithm != "value":
+            if gradient_clip_val:
+                nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the run's config, in plain containers."""

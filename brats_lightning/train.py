@@ -72,7 +72,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         results = {name: float(value) for name, value in sorted(scores.items())}
         if first:
             if cfg.test_on is not None:
-                results |= _threshold_baseline(data, cfg)
+                results |= _threshold_baseline(data)
             _report(results, cfg, trainer)
     return results
 
@@ -101,7 +101,7 @@ def _best_checkpoint(trainer: "pl.Trainer", folder: Path) -> tuple[Path, float |
     return best, None
 
 
-def _threshold_baseline(data: "CaseData", cfg: DictConfig) -> dict[str, float]:
+def _threshold_baseline(data: "CaseData") -> dict[str, float]:
     from brats_lightning.baseline import best_threshold
 
     found = best_threshold(data.scored_cases("test"), data.scheme)

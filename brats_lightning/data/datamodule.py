@@ -15,7 +15,7 @@ from brats_lightning.data.augmentation import Augmentation
 from brats_lightning.data.cache import Cache, CachedCase
 from brats_lightning.data.cases import Case, CaseError, Problem
 from brats_lightning.data.sampling import PatchSampler, read_patch
-from brats_lightning.data.splits import Split, SplitSettings
+from brats_lightning.data.splits import Split, SplitError, SplitSettings
 from brats_lightning.data.standardisation import Standardiser
 from brats_lightning.labels import LabelScheme
 
@@ -133,7 +133,7 @@ class PatchBatches(Dataset[PatchBatch]):
         masks = np.empty((size, *shape), dtype=np.uint8)
         for case, image, mask in zip(chosen, images, masks, strict=True):
             start = self.sampler.draw_start(case, shape, rng)
-            read_patch(case.image(), start, shape, out=image, channels=_source_channels(case, self.standardiser))
+            read_patch(case.image(), start, shape, out=image, channels=case.channels(self.standardiser.sources))
             read_patch(case.mask(), start, shape, out=mask)
         numbers = np.stack([self.standardiser.numbers(case) for case in chosen])
         return PatchBatch(torch.from_numpy(images), torch.from_numpy(masks), torch.from_numpy(numbers), seed)
@@ -152,20 +152,33 @@ class PatchBatches(Dataset[PatchBatch]):
 
 
 class BatchKeys(Sampler[Key]):
-    """The keys of one epoch's batches, from batch ``first()`` on; Lightning tells it the epoch."""
+    """Keys of the batches that are left of the current epoch, counted from the start of training.
 
-    def __init__(self, steps: int, first: Callable[[], int]) -> None:
-        self.steps, self.first, self.epoch = steps, first, 0
+    Args:
+        steps: batches per epoch.
+        done: batches trained so far, of all epochs; so a resumed run goes on with the batch that would have come next.
+    """
 
-    def set_epoch(self, epoch: int) -> None:
-        """Keys are of this epoch from the next iteration on."""
-        self.epoch = epoch
+    def __init__(self, steps: int, done: Callable[[], int]) -> None:
+        self.steps, self.done = steps, done
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> Iterator[Key]:
-        return ((self.epoch, batch) for batch in range(self.first(), self.steps))
+        epoch, first = divmod(self.done(), self.steps)
+        return ((epoch, batch) for batch in range(first, self.steps))
+
+
+class PatchLoader(DataLoader[PatchBatch]):
+    """A loader that resumes in mid-epoch: all its state is the number of batches trained, which the trainer keeps."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing to save; its presence tells Lightning that the loader is resumable."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""
 
 
 class Volumes(Dataset[Volume]):
@@ -183,7 +196,7 @@ class Volumes(Dataset[Volume]):
     def __getitem__(self, index: int) -> Volume:
         position = index * self.world_size + self.rank
         case = self.cases[position % len(self.cases)]
-        channels = _source_channels(case, self.standardiser)
+        channels = case.channels(self.standardiser.sources)
         return Volume(
             torch.from_numpy(read_patch(case.image(), (0, 0, 0), case.shape, channels=channels)),
             torch.from_numpy(read_patch(case.mask(), (0, 0, 0), case.shape)),
@@ -191,10 +204,6 @@ class Volumes(Dataset[Volume]):
             case,
             counted=position < len(self.cases),
         )
-
-
-def _source_channels(case: CachedCase, standardiser: Standardiser) -> list[int]:
-    return [case.modalities.index(modality) for modality in standardiser.sources]
 
 
 class CaseData(pl.LightningDataModule):
@@ -210,6 +219,7 @@ class CaseData(pl.LightningDataModule):
         loader: how batches are made.
         sampler: which patch; only for training.
         augmentation: of the training batches, on the device.
+        cache_workers: processes that fill the cache.
         seed: of the batches and their augmentation.
     """
 
@@ -224,6 +234,7 @@ class CaseData(pl.LightningDataModule):
         loader: LoaderSettings | None = None,
         sampler: PatchSampler | None = None,
         augmentation: Augmentation | None = None,
+        cache_workers: int = 1,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -233,7 +244,116 @@ class CaseData(pl.LightningDataModule):
         self.split_settings, self.on_bad_case = split, on_bad_case
         self.loader = loader or LoaderSettings()
         self.sampler, self.augmentation, self.seed = sampler, augmentation, seed
+        self.cache_workers = cache_workers
         self.test_on = "test"
         self.cases: dict[str, CachedCase] = {}
         self.problems: list[Problem] = []
+        self.unlabelled = 0
         self.split = Split((), (), ())
+        self._prepared = False
+
+    # ---- cases
+
+    def prepare_data(self) -> None:
+        """Fill the cache; one process per machine.
+
+        Raises:
+            CaseError: there are faulty cases, and ``on_bad_case`` is ``error``.
+        """
+        if self._prepared:
+            return
+        labelled = [case for case in self.source() if case.mask is not None]
+        filled = self.cache.fill(labelled, self.standardiser.sources, workers=self.cache_workers)
+        self.problems = filled.problems
+        if self.problems and self.on_bad_case == "error":
+            raise CaseError(self.problems)
+        self._prepared = True
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        """Open the cache and share the cases out; every process."""
+        if self.cases:
+            return
+        found = self.source()
+        labelled = [case for case in found if case.mask is not None]
+        cached = [self.cache.read(case) for case in labelled]
+        self.cases = {case.id: case for case in cached if case is not None}
+        self.unlabelled = len(found) - len(labelled)
+        if not self.cases:
+            raise SplitError(
+                f"none of the {len(found)} cases has a usable reference mask: there is nothing to train on"
+            )
+        self.split = self.split_settings.split(list(self.cases.values()))
+
+    def summary(self) -> str:
+        """How many cases there are and what becomes of them, in one line."""
+        split = self.split
+        parts = f"{len(split.train)} train, {len(split.val)} val, {len(split.test)} test"
+        left_out = [f"{self.unlabelled} without mask"] if self.unlabelled else []
+        left_out += [f"{len({p.case for p in self.problems})} faulty (skipped)"] if self.problems else []
+        return f"cases: {parts}" + (f"; left out: {', '.join(left_out)}" if left_out else "")
+
+    def scored_cases(self, stage: str) -> list[CachedCase]:
+        """The cases that ``val`` or ``test`` scores, in order."""
+        part = self.test_on if stage == "test" else stage
+        return [self.cases[name] for name in getattr(self.split, part)]
+
+    def balanced_class_weights(self) -> list[float]:
+        """Weight of each class, the background first: 1/√(share of the training voxels), summing to 1.
+
+        The root tempers what would otherwise be a ratio of thousands between a rare class and the background.
+        """
+        voxels = np.sum([self.cases[name].class_voxels for name in self.split.train], axis=0, dtype=np.float64)
+        weights = 1 / np.sqrt(np.maximum(voxels, 1))
+        return [float(weight) for weight in weights / weights.sum()]
+
+    # ---- batches
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches of patches, the same for the same seed however many workers read them."""
+        if self.sampler is None:
+            raise ValueError("this data module was built without a sampler and cannot train")
+        cases = [self.cases[name] for name in self.split.train]
+        trainer = self.trainer
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        batches = PatchBatches(
+            cases, self.sampler, self.standardiser, self.loader, self.seed, rank=rank, world_size=world_size
+        )
+
+        def done() -> int:
+            return trainer.fit_loop.epoch_loop.batch_progress.total.ready if trainer else 0
+
+        keys = BatchKeys(len(batches), done)
+        return PatchLoader(
+            batches, batch_size=None, sampler=keys, persistent_workers=self.loader.workers > 0, **self._io
+        )
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Whole validation cases, one at a time."""
+        return self._whole_cases("val")
+
+    def test_dataloader(self) -> DataLoader | list:
+        """Whole cases of the split ``test_on``, one at a time."""
+        return self._whole_cases("test")
+
+    def _whole_cases(self, stage: str) -> DataLoader | list:
+        cases = self.scored_cases(stage)
+        if not cases:
+            return []
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return DataLoader(Volumes(cases, self.standardiser, rank, world_size), batch_size=None, **self._io)
+
+    @property
+    def _io(self) -> dict[str, Any]:
+        return {"num_workers": self.loader.workers, "pin_memory": torch.cuda.is_available()}
+
+    def on_after_batch_transfer(self, batch: PatchBatch | Volume, dataloader_idx: int) -> PatchBatch | Volume:  # noqa: ARG002
+        """Codes to network input and, in training, augmentation; on the device."""
+        if isinstance(batch, Volume):
+            image = self.standardiser(batch.image[None], batch.numbers[None])[0]
+            return replace(batch, image=image)
+        image, mask = self.standardiser(batch.image, batch.numbers), batch.mask
+        if self.augmentation is not None and self.trainer is not None and self.trainer.training:
+            # A sequence of numbers to one well-mixed 63-bit seed.
+            seed = int(np.random.SeedSequence((*batch.seed, 1)).generate_state(1, np.uint64)[0] >> 1)
+            image, mask = self.augmentation(image, mask, torch.Generator().manual_seed(seed))
+        return replace(batch, image=image.contiguous(memory_format=torch.channels_last_3d), mask=mask)

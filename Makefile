@@ -1,0 +1,47 @@
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+
+.PHONY: help setup train test coverage lint format oracle tensorboard wheel clean
+
+help: ## list these targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+# The stamp is newer than pyproject.toml as long as the environment fits it.
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev,sweep,codecs,monai]'
+	@touch $@
+
+setup: $(VENV)/installed ## virtual environment with the program and its extras dev, sweep, codecs, monai
+
+train: setup ## train on synthetic data to the end: a first run, without any download
+	$(BIN)/python -m brats_lightning.train
+
+test: setup ## the test suite
+	$(BIN)/python -m pytest
+
+coverage: setup ## the test suite with line coverage
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+
+lint: setup ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy brats_lightning
+
+format: setup ## rewrite the sources in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+oracle: setup ## compare the brats2026 scores with the official program, in an environment of its own
+	$(BIN)/python -m tests.oracle.brats2026
+
+tensorboard: setup ## dashboards of all runs below outputs/
+	$(BIN)/tensorboard --logdir outputs
+
+wheel: setup ## build the package
+	$(BIN)/python -m build --wheel
+
+clean: ## remove the environment and build products; outputs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage

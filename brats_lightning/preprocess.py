@@ -1,0 +1,89 @@
+"""Fill the cache, and nothing else: ``python -m brats_lightning.preprocess data=brats_mets data.root=DIR``."""
+
+import json
+import logging
+from typing import Any
+
+from omegaconf import DictConfig
+
+from brats_lightning.composition import entry_point
+
+log = logging.getLogger(__name__)
+
+
+def preprocess(cfg: DictConfig) -> dict[str, Any]:
+    """Preprocess all cases, labelled or not, and report each one.
+
+    Args:
+        cfg: a resolved config as ``conf/preprocess.yaml`` composes it.
+
+    Returns:
+        What is written to ``<cache>/<key>/report.json``: for each case whether it is accepted, and why not.
+
+    Raises:
+        CaseError: there are faulty cases, and ``data.on_bad_case`` is ``error``. The report is written all the
+            same, and the sound cases are in the cache.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from brats_lightning import composition
+    from brats_lightning.data.cases import CaseError
+
+    data = composition.build_data(cfg)
+    log.info("data: %s", cfg.data.description)
+    found = data.source()
+    faults: dict[str, list[dict[str, str]]] = {}
+    problems, cached, built = [], {}, 0
+    for labelled in (True, False):
+        part = [case for case in found if (case.mask is not None) == labelled]
+        filled = data.cache.fill(part, data.standardiser.sources, need_mask=labelled, workers=data.cache_workers)
+        problems += filled.problems
+        cached |= {case.id: case for case in filled.cases}
+        built += len(filled.built)
+    for problem in problems:
+        faults.setdefault(problem.case, []).append(problem.to_dict())
+
+    rows = []
+    table = Table("case", "status", "mask", "lesions", "shape (z, y, x)", "spacing in mm", "why not")
+    for case in found:
+        entry = cached.get(case.id)
+        row: dict[str, Any] = {"case": case.id, "accepted": entry is not None, "problems": faults.get(case.id, [])}
+        if entry is not None:
+            row |= {
+                "mask": entry.has_mask,
+                "lesions": len(entry.lesions),
+                "shape": entry.shape,
+                "spacing": entry.spacing,
+            }
+        rows.append(row)
+        why = "; ".join(f"{p['file']}: {p['found']}" for p in row["problems"])
+        cells = [row.get("mask", ""), row.get("lesions", ""), row.get("shape", ""), row.get("spacing", "")]
+        table.add_row(case.id, "accepted" if entry else "rejected", *map(str, cells), why)
+    Console().print(table)
+
+    data.cache.directory.mkdir(parents=True, exist_ok=True)
+    report = {
+        "data": cfg.data.description,
+        "accepted": len(cached),
+        "rejected": len(faults),
+        "built": built,
+        "cases": rows,
+    }
+    target = data.cache.directory / "report.json"
+    partial = target.with_suffix(".json.partial")
+    partial.write_text(json.dumps(report, indent=1) + "\n")
+    partial.replace(target)
+    log.info("%d accepted (%d built now), %d rejected · %s", len(cached), built, len(faults), target)
+    if problems and cfg.data.on_bad_case == "error":
+        raise CaseError(problems)
+    return report
+
+
+def main() -> None:
+    """The command ``brats-preprocess``."""
+    entry_point("preprocess", preprocess)()
+
+
+if __name__ == "__main__":
+    main()
