@@ -135,8 +135,8 @@ class Segmentation(pl.LightningModule):
         means, counts = table.means(), table.counts()
         scores = {f"{stage}/{name}": value for name, value in means.items()}
         scores |= {f"{stage}/cases_dice_{name}": float(counts[f"dice_{name}"]) for name in self.scheme.regions}
-        # The table is already the same on every process.
-        self.log_dict(scores, sync_dist=False, rank_zero_only=False)
+        # The table is the same on every process already; Lightning would warn without sync_dist.
+        self.log_dict(scores, sync_dist=True)
 
     # ---- optimiser and checkpoint
 
