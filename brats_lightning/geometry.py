@@ -122,7 +122,7 @@ class Placement:
         """Cropped or padded to ``shape``, evenly on both sides (an odd voxel goes to the end)."""
         return self.crop([(have - want) // 2 for have, want in zip(self.shape, shape, strict=True)], shape)
 
-    def resample(self, spacing: Sequence[float]) -> "Placement":
+    def resample(self, spacing: Sequence[int | float]) -> "Placement":
         """The same box at voxel size ``spacing`` (z, y, x) in mm, centred on it; the shape is rounded."""
         shape = _ints(max(1, round(n * a / b)) for n, a, b in zip(self.shape, self.spacing, spacing, strict=True))
         # An axis that has the wanted spacing already (affines carry rounding errors) keeps its voxels.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -63,7 +64,7 @@ class Filled:
             spacing = " × ".join(f"{s:.4g}" for s in row.get("spacing", ()))
             lesions = "" if row.get("lesions") is None else str(row["lesions"])
             reasons = (f"{p['file']}: {p['found']}; expected {p['expected']}; {p['remedy']}" for p in row["problems"])
-            table.add_row(row["case"], row["status"], shape, spacing, lesions, "\n".join(reasons))
+            table.add_row(escape(row["case"]), row["status"], shape, spacing, lesions, escape("\n".join(reasons)))
         return table
 
 

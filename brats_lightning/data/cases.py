@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped, UInt8
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from brats_lightning.data.nifti import UnreadableFile, Volume, read_volume
@@ -79,7 +80,7 @@ def problem_table(problems: Iterable[Problem]) -> Table:
     """The rich table of a report."""
     table = Table("case", "file", "found", "expected", "what to do", show_lines=False)
     for problem in problems:
-        table.add_row(*asdict(problem).values())
+        table.add_row(*map(escape, asdict(problem).values()))
     return table
 
 

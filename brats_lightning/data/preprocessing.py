@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Int, Shaped, UInt8, UInt16
 
 from brats_lightning.data.nifti import Volume
-from brats_lightning.geometry import Ints, Placement, Triple
+from brats_lightning.geometry import Placement
 
 Fit = Literal["none", "crop_or_pad", "resize"]
 Method = Literal["zscore", "minmax", "percentile"]
@@ -27,9 +27,9 @@ class Preprocessing:
         size: (z, y, x) in voxels that ``fit`` aims at.
     """
 
-    spacing: Triple | None = None
+    spacing: Sequence[int | float] | None = None
     fit: Fit = "none"
-    size: Ints | None = None
+    size: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if self.fit not in get_args(Fit):
@@ -132,7 +132,7 @@ def brain_box(volumes: Sequence[Volume]) -> Placement:
     filled = [volume for volume in volumes if volume.values.size]
     low = np.min([volume.start for volume in filled], axis=0)
     high = np.max([np.add(volume.start, volume.values.shape) for volume in filled], axis=0)
-    return whole.crop(low, high - low)
+    return whole.crop(low.tolist(), (high - low).tolist())
 
 
 def encode(values: Shaped[np.ndarray, "z y x"], codes: UInt16[np.ndarray, "z y x"]) -> Intensities:
