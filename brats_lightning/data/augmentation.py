@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from brats_lightning.data.draws import as_probability, happens, new_seed
+from brats_lightning.data.draws import Number, as_probability, happens, new_seed
 from brats_lightning.data.intensity import IntensityChange
 from brats_lightning.data.resampling import RandomAffine, resample
 
@@ -25,7 +25,7 @@ class Augmentation:
 
     def __init__(
         self,
-        flip: Sequence[float] = (0.0, 0.0, 0.5),
+        flip: Sequence[Number] = (0.0, 0.0, 0.5),
         affine: RandomAffine | None = None,
         intensity: Mapping[str, IntensityChange | None] | None = None,
     ) -> None:
@@ -40,7 +40,7 @@ class Augmentation:
         image: Float[Tensor, "b c z y x"],
         mask: UInt8[Tensor, "b z y x"],
         generator: torch.Generator,
-        spacing: Sequence[Sequence[float]] | None = None,
+        spacing: Sequence[Sequence[Number]] | None = None,
     ) -> tuple[Float[Tensor, "b c z y x"], UInt8[Tensor, "b z y x"]]:
         """Augment a batch **in place** and return it.
 
@@ -63,7 +63,7 @@ class Augmentation:
             self._augment(image[index], mask[index], draws, spacing[index] if spacing is not None else (1.0, 1.0, 1.0))
         return image, mask
 
-    def _augment(self, image: Tensor, mask: Tensor, draws: torch.Generator, spacing: Sequence[float]) -> None:
+    def _augment(self, image: Tensor, mask: Tensor, draws: torch.Generator, spacing: Sequence[Number]) -> None:
         flipped = [axis for axis, p in enumerate(self.flip) if happens(p, draws)]
         matrix = self.affine.draw(draws, spacing) if self.affine is not None else None
         if matrix is not None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+Number = int | float  # a configuration writes 0, 1 and 30 without a point
 Range = tuple[float, float]  # (least, most)
 
 
@@ -31,14 +32,14 @@ def new_seed(generator: torch.Generator) -> int:
     return int(torch.randint(2**62, (), generator=generator, device=generator.device).item())
 
 
-def as_probability(key: str, value: float) -> float:
+def as_probability(key: str, value: Number) -> float:
     """``value``, or a ValueError that names the key."""
     if not 0 <= value <= 1:
         raise ValueError(f"augmentation: {key} is a probability in [0, 1], got {value}")
     return float(value)
 
 
-def as_range(key: str, values: Sequence[float], above: float = -math.inf) -> Range:
+def as_range(key: str, values: Sequence[Number], above: Number = -math.inf) -> Range:
     """``values`` as (least, most), or a ValueError that names the key; both must be more than ``above``."""
     low, high = values if len(values) == 2 else (math.nan, math.nan)
     if not above < low <= high < math.inf:

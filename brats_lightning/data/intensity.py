@@ -9,11 +9,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float32
+from jaxtyping import Float32
 from torch import Tensor
 from torch.nn import functional as F
 
-from brats_lightning.data.draws import as_probability, as_range, happens, log_uniform, new_seed, uniform
+from brats_lightning.data.draws import Number, as_probability, as_range, happens, log_uniform, new_seed, uniform
 
 
 class IntensityChange(ABC):
@@ -22,7 +22,7 @@ class IntensityChange(ABC):
     Its strength is drawn anew for each channel.
     """
 
-    def __init__(self, p: float, p_channel: float = 1.0) -> None:
+    def __init__(self, p: Number, p_channel: Number = 1.0) -> None:
         self.p = as_probability(f"{type(self).__name__}.p", p)
         self.p_channel = as_probability(f"{type(self).__name__}.p_channel", p_channel)
 
@@ -32,26 +32,28 @@ class IntensityChange(ABC):
             return
         for channel in image:
             if happens(self.p_channel, generator):
-                brain = channel != 0
+                brain = channel.sign().abs_()  # as float32: made and applied several times faster than a bool mask
                 self.change(channel, brain, generator)
-                channel.masked_fill_(~brain, 0)
+                channel.mul_(brain)
 
     @abstractmethod
     def change(
-        self, channel: Float32[Tensor, "z y x"], brain: Bool[Tensor, "z y x"], generator: torch.Generator
+        self, channel: Float32[Tensor, "z y x"], brain: Float32[Tensor, "z y x"], generator: torch.Generator
     ) -> None:
-        """Change one channel in place; what it leaves outside the brain is set to 0 afterwards."""
+        """Change one channel in place; ``brain`` is 1 inside and 0 outside, where the result is set to 0 afterwards."""
 
-    def _range(self, key: str, values: Sequence[float], above: float = -math.inf) -> tuple[float, float]:
+    def _range(self, key: str, values: Sequence[Number], above: Number = -math.inf) -> tuple[float, float]:
         return as_range(f"{type(self).__name__}.{key}", values, above)
 
 
 class GaussianNoise(IntensityChange):
     """Adds white noise; ``std``: [least, most] standard deviation, uniform, in units of the normalised image."""
 
-    def __init__(self, p: float, std: Sequence[float] = (0.0, 0.1), p_channel: float = 1.0) -> None:
+    def __init__(self, p: Number, std: Sequence[Number] = (0.0, 0.1), p_channel: Number = 1.0) -> None:
         super().__init__(p, p_channel)
-        self.std = self._range("std", std, above=-1e-12)
+        self.std = self._range("std", std)
+        if self.std[0] < 0:
+            raise ValueError(f"augmentation: GaussianNoise.std must not be negative, got {list(std)}")
 
     def change(self, channel: Tensor, brain: Tensor, generator: torch.Generator) -> None:  # noqa: ARG002
         """``v + std · N(0, 1)``"""
@@ -65,7 +67,7 @@ class GaussianNoise(IntensityChange):
 class GaussianBlur(IntensityChange):
     """Smooths; ``sigma``: [least, most] standard deviation in voxels, uniform, drawn for each axis."""
 
-    def __init__(self, p: float, sigma: Sequence[float] = (0.5, 1.0), p_channel: float = 1.0) -> None:
+    def __init__(self, p: Number, sigma: Sequence[Number] = (0.5, 1.0), p_channel: Number = 1.0) -> None:
         super().__init__(p, p_channel)
         self.sigma = self._range("sigma", sigma, above=0)
 
@@ -78,7 +80,7 @@ class GaussianBlur(IntensityChange):
 class Brightness(IntensityChange):
     """Multiplies; ``factor``: [least, most], log-uniform."""
 
-    def __init__(self, p: float, factor: Sequence[float] = (0.75, 1.25), p_channel: float = 1.0) -> None:
+    def __init__(self, p: Number, factor: Sequence[Number] = (0.75, 1.25), p_channel: Number = 1.0) -> None:
         super().__init__(p, p_channel)
         self.factor = self._range("factor", factor, above=0)
 
@@ -90,7 +92,7 @@ class Brightness(IntensityChange):
 class Shift(IntensityChange):
     """Adds a constant; ``offset``: [least, most], uniform, in units of the normalised image."""
 
-    def __init__(self, p: float, offset: Sequence[float] = (-0.1, 0.1), p_channel: float = 1.0) -> None:
+    def __init__(self, p: Number, offset: Sequence[Number] = (-0.1, 0.1), p_channel: Number = 1.0) -> None:
         super().__init__(p, p_channel)
         self.offset = self._range("offset", offset)
 
@@ -102,7 +104,7 @@ class Shift(IntensityChange):
 class Contrast(IntensityChange):
     """Stretches around the mean, which stays; ``factor``: [least, most], log-uniform."""
 
-    def __init__(self, p: float, factor: Sequence[float] = (0.75, 1.25), p_channel: float = 1.0) -> None:
+    def __init__(self, p: Number, factor: Sequence[Number] = (0.75, 1.25), p_channel: Number = 1.0) -> None:
         super().__init__(p, p_channel)
         self.factor = self._range("factor", factor, above=0)
 
@@ -119,7 +121,7 @@ class LowResolution(IntensityChange):
     ``zoom``: [least, most] ratio of the coarse grid's length to the patch's, uniform, the same along all axes.
     """
 
-    def __init__(self, p: float, zoom: Sequence[float] = (0.5, 1.0), p_channel: float = 1.0) -> None:
+    def __init__(self, p: Number, zoom: Sequence[Number] = (0.5, 1.0), p_channel: Number = 1.0) -> None:
         super().__init__(p, p_channel)
         self.zoom = self._range("zoom", zoom, above=0)
 
@@ -142,7 +144,7 @@ class Gamma(IntensityChange):
     """
 
     def __init__(
-        self, p: float, gamma: Sequence[float] = (0.7, 1.5), invert: bool = False, p_channel: float = 1.0
+        self, p: Number, gamma: Sequence[Number] = (0.7, 1.5), invert: bool = False, p_channel: Number = 1.0
     ) -> None:
         super().__init__(p, p_channel)
         self.gamma = self._range("gamma", gamma, above=0)
@@ -151,13 +153,12 @@ class Gamma(IntensityChange):
     def change(self, channel: Tensor, brain: Tensor, generator: torch.Generator) -> None:
         """``((v − min) / (max − min)) ^ gamma``, then the former mean and standard deviation."""
         gamma = log_uniform(self.gamma, generator)
-        outside = ~brain
         voxels = brain.sum().clamp(min=1)
         mean, std = _moments(channel, voxels)
         low, high = channel.aminmax()
         start, end = (high, low) if self.invert else (low, high)
         span = torch.where(high > low, end - start, 1)
-        channel.sub_(start).div_(span).pow_(gamma).masked_fill_(outside, 0)
+        channel.sub_(start).div_(span).log_().mul_(gamma).exp_().mul_(brain)  # half the time of pow
         new_mean, new_std = _moments(channel, voxels)
         scale = std / new_std.clamp(min=torch.finfo(torch.float32).tiny) * span.sign()
         channel.sub_(new_mean).mul_(scale).add_(mean)

@@ -9,7 +9,7 @@ from jaxtyping import Float32, Float64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from brats_lightning.data.draws import as_probability, as_range, happens, log_uniform, uniform
+from brats_lightning.data.draws import Number, as_probability, as_range, happens, log_uniform, uniform
 
 # Points resampled at once: their coordinates and corner values, about 12 arrays of float32, stay in the CPU's cache.
 _CHUNK = 1 << 18
@@ -29,10 +29,10 @@ class RandomAffine:
 
     def __init__(
         self,
-        p_rotation: float = 0.2,
-        rotation: Sequence[float] = (30.0, 30.0, 30.0),
-        p_scaling: float = 0.2,
-        scaling: Sequence[float] = (0.7, 1.4),
+        p_rotation: Number = 0.2,
+        rotation: Sequence[Number] = (30.0, 30.0, 30.0),
+        p_scaling: Number = 0.2,
+        scaling: Sequence[Number] = (0.7, 1.4),
         isotropic: bool = True,
     ) -> None:
         self.p_rotation = as_probability("affine.p_rotation", p_rotation)
@@ -46,7 +46,7 @@ class RandomAffine:
                 f"each in [0, 180], got {list(rotation)}"
             )
 
-    def draw(self, generator: torch.Generator, spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> np.ndarray | None:
+    def draw(self, generator: torch.Generator, spacing: Sequence[Number] = (1.0, 1.0, 1.0)) -> np.ndarray | None:
         """The matrix for `resample`, or None if neither a rotation nor a scaling is drawn."""
         angles, factors = [0.0] * 3, [1.0] * 3
         rotated = happens(self.p_rotation, generator)
@@ -61,7 +61,7 @@ class RandomAffine:
 
 
 def affine_matrix(
-    angles: Sequence[float], factors: Sequence[float], spacing: Sequence[float] = (1.0, 1.0, 1.0)
+    angles: Sequence[Number], factors: Sequence[Number], spacing: Sequence[Number] = (1.0, 1.0, 1.0)
 ) -> Float64[np.ndarray, "3 3"]:
     """From an output voxel to the input voxel it shows, counted from the centre: ``diag(1 / (factors · s)) R diag(s)``.
 

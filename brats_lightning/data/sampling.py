@@ -93,7 +93,9 @@ class LesionBalanced(PatchSampler):
             often as one with a single lesion. A case without lesion counts as one with a single lesion.
     """
 
-    def __init__(self, size: Sequence[int], ratio: float = 0.67, margin: int = 8, across_cases: bool = False) -> None:
+    def __init__(
+        self, size: Sequence[int], ratio: float | int = 0.67, margin: int = 8, across_cases: bool = False
+    ) -> None:
         self.size = _positive("size", size, 3)
         self.ratio = _ratio("ratio", ratio)
         self.margin = _margin(margin)
@@ -131,7 +133,7 @@ class SliceBlocks(PatchSampler):
     """
 
     def __init__(
-        self, depth: Sequence[int], in_plane: Sequence[int], multiple_of: int = 1, lesion_ratio: float = 0.0
+        self, depth: Sequence[int], in_plane: Sequence[int], multiple_of: int = 1, lesion_ratio: float | int = 0.0
     ) -> None:
         least, most = _positive("depth", depth, 2)
         self.in_plane: tuple[int, int] = _positive("in_plane", in_plane, 2)
@@ -239,7 +241,7 @@ def _positive(key: str, values: Sequence[int], count: int) -> Any:
     return tuple(int(value) for value in values)
 
 
-def _ratio(key: str, value: float) -> float:
+def _ratio(key: str, value: float | int) -> float:
     if not 0 <= value <= 1:
         raise ValueError(f"sampling.{key} is a probability in [0, 1], got {value}")
     return float(value)
