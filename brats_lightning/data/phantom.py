@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float32, Int16, UInt8
 
 from brats_lightning.components import label_components
+from brats_lightning.data.cases import Case, find_cases
 from brats_lightning.data.phantom_anatomy import SIGNAL, Brain, Frame, make_brain, smooth_field
 from brats_lightning.data.phantom_lesions import ET, Lesion, lesion_volumes, place_lesions
 from brats_lightning.labels import MODALITIES
@@ -49,16 +50,18 @@ class PhantomSettings:
     """
 
     cases: int = 48
-    shape: tuple[int, int, int] = (128, 144, 112)
-    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    shape: Sequence[int] = (128, 144, 112)
+    spacing: Sequence[int | float] = (1.0, 1.0, 1.0)
     seed: int = 0
-    lesions: float | None = None
-    resection_cavity: float = 0.0
-    modalities: tuple[str, ...] = MODALITIES
+    lesions: int | float | None = None
+    resection_cavity: int | float = 0.0
+    modalities: Sequence[str] = MODALITIES
 
     def __post_init__(self) -> None:
-        for name in ("shape", "spacing", "modalities"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, kind in (("shape", int), ("spacing", float), ("modalities", str)):  # a YAML's [1, 1, 1] is (1.0, …)
+            object.__setattr__(self, name, tuple(map(kind, getattr(self, name))))
+        object.__setattr__(self, "resection_cavity", float(self.resection_cavity))
+        object.__setattr__(self, "lesions", None if self.lesions is None else float(self.lesions))
         checks = {
             "cases": (self.cases >= 1, "at least 1"),
             "shape": (len(self.shape) == 3 and min(self.shape) >= 24, "three sizes of at least 24 voxels"),
@@ -74,17 +77,18 @@ class PhantomSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, with the generator's version."""
-        return json.loads(json.dumps({"version": VERSION, **asdict(self)}))
+        values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        return {"version": VERSION, **values}
 
 
-def phantom_folder(parent: Path, settings: PhantomSettings) -> Path:
+def phantom_folder(parent: Path | str, settings: PhantomSettings) -> Path:
     """A folder of these settings' own under ``parent``: its name carries their hash."""
     digest = hashlib.sha256(json.dumps(settings.to_dict(), sort_keys=True).encode()).hexdigest()
     return Path(parent) / f"phantom-{digest[:10]}"
 
 
 def make_phantoms(
-    root: Path,
+    root: Path | str,
     settings: PhantomSettings | None = None,
     *,
     workers: int | None = None,
@@ -186,7 +190,7 @@ def make_case(
 ) -> tuple[dict[str, Int16[np.ndarray, "z y x"]], UInt8[np.ndarray, "z y x"]]:
     """The images by modality and the labels of case ``case`` in LPS; background is exactly 0."""
     patient, _ = _patient(case)
-    frame = Frame(settings.shape[::-1], settings.spacing[::-1])
+    frame = Frame(tuple(settings.shape[::-1]), tuple(settings.spacing[::-1]))
     brain = make_brain(_random(settings, 0, patient), frame)
     rng = _random(settings, 1, case)
     # Spread evenly over the cases, like the counts.
@@ -248,7 +252,7 @@ def _write_case(folder: Path, settings: PhantomSettings, case: int) -> None:
         _write_nifti(folder / name / f"{name}-{suffix}.nii.gz", volume, settings.spacing, ras=case % 3 == 2)
 
 
-def _write_nifti(path: Path, volume: np.ndarray, spacing: tuple[float, ...], ras: bool) -> None:
+def _write_nifti(path: Path, volume: np.ndarray, spacing: Sequence[float], ras: bool) -> None:
     """The field's files come in two conventions, both with the origin (0, last y, 0): LPS, and RAS."""
     voxels = volume.T  # (x, y, z)
     if ras:
@@ -261,7 +265,7 @@ def _write_nifti(path: Path, volume: np.ndarray, spacing: tuple[float, ...], ras
     path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))  # the same bytes every time
 
 
-def phantom_statistics(root: Path) -> dict[str, float]:
+def phantom_statistics(root: Path | str) -> dict[str, int | float]:
     """What the masks under ``root`` hold: 26-connected components of ET, volumes in mm³.
 
     Returns:
@@ -289,3 +293,9 @@ def phantom_statistics(root: Path) -> dict[str, float]:
         "share_under_27": float((sizes < 27).mean()) if volumes else float("nan"),
         "share_over_275": float((sizes > 275).mean()) if volumes else float("nan"),
     }
+
+
+def phantom_cases(parent: str | Path, **settings: Any) -> list[Case]:
+    """The cases of a set with these `PhantomSettings`, made on first use in a folder of its own below ``parent``."""
+    wanted = PhantomSettings(**settings)
+    return find_cases(make_phantoms(phantom_folder(Path(parent), wanted), wanted))

@@ -19,8 +19,8 @@ ADULT_MM = 130.0  # mean extent of the brain the millimetre sizes below are mean
 class Frame:
     """The voxel grid and the ellipsoid that the brain fills; shape and spacing in (z, y, x) order."""
 
-    shape: tuple[int, int, int]
-    spacing: tuple[float, float, float]
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
 
     @cached_property
     def semi_axes(self) -> tuple[float, ...]:
@@ -47,7 +47,7 @@ class Frame:
             grids.append(positions[box[axis] if box else slice(None)].reshape(dims))
         return grids
 
-    def box(self, low: Sequence[float], high: Sequence[float]) -> tuple[slice, ...]:
+    def box(self, low: Float[np.ndarray, "3"], high: Float[np.ndarray, "3"]) -> tuple[slice, ...]:
         """The voxels between two (z, y, x) points in mm."""
         bounds = zip(low, high, self.shape, self.spacing, strict=True)
         return tuple(
@@ -72,14 +72,16 @@ def smooth_field(
 ) -> Volume:
     """Random field of unit variance, smooth over about ``wavelength`` mm: cubic B-splines with normal coefficients."""
     sizes = shape or frame.shape
-    bases = []
-    for n, step in zip(sizes, frame.spacing, strict=True):
-        position = np.arange(n) * min(1.0, 2 * step / wavelength)  # in knots
-        t = np.abs(position[:, None] + 1 - np.arange(int(position[-1]) + 4))
-        bases.append(np.where(t < 1, 2 / 3 - t**2 + t**3 / 2, np.clip(2 - t, 0, None) ** 3 / 6).astype(np.float32))
-    field = rng.standard_normal([basis.shape[1] for basis in bases], dtype=np.float32)
-    for basis in bases:  # each round turns the first axis into voxels and moves it last: z, y, x again after three
-        field = np.tensordot(field, basis, axes=(0, 1))
+    position = [np.arange(n) * min(1.0, 2 * step / wavelength) for n, step in zip(sizes, frame.spacing, strict=True)]
+    field = rng.standard_normal([int(knots[-1]) + 4 for knots in position], dtype=np.float32)
+    for axis in (2, 1, 0):  # the cheapest order: the whole volume is touched along contiguous slabs only
+        knot, t = np.divmod(position[axis], 1)
+        weights = ((1 - t) ** 3, 4 - 6 * t**2 + 3 * t**3, 1 + 3 * t + 3 * t**2 - 3 * t**3, t**3)
+        wide = [-1 if i == axis else 1 for i in range(3)]
+        parts = (
+            np.float32(w / 6).reshape(wide) * field.take(knot.astype(int) + i, axis) for i, w in enumerate(weights)
+        )
+        field = np.add(np.add(next(parts), next(parts)), np.add(next(parts), next(parts)))
     return field / np.float32((151 / 315) ** 1.5)  # 151/315 is the integral of the squared spline
 
 
@@ -133,7 +135,17 @@ THIRD_AND_FOURTH = [
 THALAMUS = [(0.14, 0.0, 0.02, 8.0), (0.20, 0.16, 0.03, 6.5)]
 PUTAMEN = [(0.30, -0.24, 0.0, 4.5), (0.36, 0.02, 0.0, 4.5)]
 CAUDATE = [(0.24, -0.36, 0.1, 3.5), (0.22, -0.1, 0.26, 2.5)]
-SAGITTAL_SINUS = [(-0.75, 0.42), (-0.5, 0.8), (0.0, 0.98), (0.5, 0.84), (0.8, 0.55), (0.97, 0.1)]  # (y, z), midline
+# Veins of the dura: along the crown, from its end behind to either side, and basal arteries.
+SAGITTAL_SINUS = [
+    (0.0, -0.75, 0.42),
+    (0.0, -0.5, 0.8),
+    (0.0, 0.0, 0.98),
+    (0.0, 0.5, 0.84),
+    (0.0, 0.8, 0.55),
+    (0.0, 0.97, 0.1),
+]
+TRANSVERSE_SINUS = [(0.0, 0.97, 0.1), (0.4, 0.85, -0.2), (0.72, 0.5, -0.32), (0.8, 0.25, -0.4)]
+BASAL_ARTERY = [(0.0, 0.1, -0.9), (0.0, 0.0, -0.45), (0.15, -0.15, -0.4), (0.45, -0.2, -0.35), (0.7, -0.1, -0.15)]
 CEREBELLUM = ((0.0, 0.52, -0.62), (0.62, 0.40, 0.34))  # centre and semi-axes
 
 
@@ -158,7 +170,7 @@ SIGNAL = {
     "csf": (0.32, 0.30, 2.10, 0.24),
     "plexus": (0.50, 1.60, 1.60, 0.80),
     "dura": (0.60, 1.50, 0.70, 0.70),
-    "vessel": (0.62, 2.10, 0.42, 0.45),  # flow leaves no T2 signal
+    "vessel": (0.62, 2.00, 0.42, 0.45),  # flow leaves no T2 signal
     "t1spot": (1.75, 1.55, 0.75, 0.85),  # blood, melanin, fat: bright before contrast too
 }
 
@@ -234,17 +246,24 @@ def _paint_vessels(rng: np.random.Generator, frame: Frame, vessel: Volume) -> No
 
     Each starts somewhere and walks on; near the surface it bends to follow it, as the vessels of the pia do.
     """
-    trunk = np.asarray([(0, y, z) for y, z in SAGITTAL_SINUS]) * 0.975
-    steps = np.linspace(0, len(trunk) - 1, int(400 * frame.scale) + 2)
-    sinus = np.stack([np.interp(steps, np.arange(len(trunk)), trunk[:, i]) for i in range(3)], -1)
-    stamp(vessel, frame, frame.place(sinus), np.full(len(sinus), 1.7 * max(frame.scale, 0.5)))
+    for path, side, calibre in (
+        (SAGITTAL_SINUS, 1, 2.4),
+        (TRANSVERSE_SINUS, 1, 2.4),
+        (TRANSVERSE_SINUS, -1, 2.0),
+        (BASAL_ARTERY, 1, 1.6),
+        (BASAL_ARTERY, -1, 1.6),
+    ):
+        nodes = np.asarray(path) * (side * 0.97, 0.97, 0.97)
+        steps = np.linspace(0, len(nodes) - 1, int(300 * frame.scale) + 2)
+        tube = np.stack([np.interp(steps, np.arange(len(nodes)), nodes[:, i]) for i in range(3)], -1)
+        stamp(vessel, frame, frame.place(tube), np.full(len(tube), calibre * rng.uniform(0.7, 1.1) * frame.scale))
 
     def directions(n: int) -> np.ndarray:
         vectors = rng.standard_normal((n, 3))
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     semi = np.asarray(frame.semi_axes)
-    n = int(rng.integers(24, 40))
+    n = int(rng.integers(28, 48))
     start = directions(n) * semi * rng.uniform(0.35, 0.95, (n, 1))
     radii = rng.uniform(0.7, 1.25, n)
     for _ in range(3):  # trunks, branches, twigs

@@ -162,7 +162,7 @@ def _lesion(
     view[mask & ~et] = NETC
     _keep_off(free, mask, box)
     faint = 0.45 if rng.random() < 0.12 else 1.0
-    enhancement = faint * rng.uniform(0.55, 1.25) * (1 - 0.35 * np.exp(-volume / 40))
+    enhancement = faint * rng.uniform(0.45, 1.0) * (1 - 0.35 * np.exp(-volume / 40))
     return Lesion(box, whole, core, halo, float(enhancement), float(rng.uniform(0.2, 1.0)))
 
 
