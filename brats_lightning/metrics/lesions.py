@@ -1,5 +1,6 @@
 """Lesions of a region: components, which of them meet, and a table of them for reports."""
 
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -8,7 +9,8 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from brats_lightning.metrics.surfaces import surface_mask
+from brats_lightning.labels import LabelScheme
+from brats_lightning.metrics.surfaces import Spacing, surface_points
 
 # Pairs with less Dice than this are no match; a pair without overlap costs a little more than one with none at all.
 _SMALLEST_DICE = 1e-6
@@ -20,6 +22,17 @@ def region_mask(mask: Integer[np.ndarray, "a b c"], classes: tuple[int, ...]) ->
     for value in classes[1:]:
         region |= mask == value
     return region
+
+
+def bounding_box(*masks: Integer[np.ndarray, "a b c"], margin: int = 0) -> tuple[slice, slice, slice]:
+    """Box around the foreground of all masks and ``margin`` voxels more, within the volume; all empty: one voxel."""
+    foreground = np.logical_or.reduce([mask != 0 for mask in masks])
+    used = (foreground.any(axis=1).any(axis=1), *(foreground.any(axis=0).any(axis=axis) for axis in (1, 0)))
+    box = []
+    for line in used:
+        where = np.flatnonzero(line) if line.any() else np.array([0])
+        box.append(slice(max(int(where[0]) - margin, 0), int(where[-1]) + margin + 1))
+    return box[0], box[1], box[2]
 
 
 def label_runs(mask: Bool[np.ndarray, "a b c"]) -> tuple[Int32[np.ndarray, "a b c"], int]:
@@ -104,19 +117,15 @@ def touching(
 
     No two labels of ``a`` may be face neighbours, so that a lesion's surface is the mask's.
     """
-    padded = np.pad(b, 1)
-    strides = np.array([padded.shape[1] * padded.shape[2], padded.shape[2], 1])
-    surface = np.flatnonzero(surface_mask(a > 0))
-    positions = (np.stack(np.unravel_index(surface, a.shape), axis=1) + 1) @ strides
-    first, second, _ = overlaps(a, b)
-    found = [first * (1 << 32) + second]
+    points, padded = surface_points(a > 0), np.pad(b, 1)
+    lesions = a[tuple(points.T)]
+    found = [np.stack(overlaps(a, b)[:2])]
     for offset in product((-1, 0, 1), repeat=3):
         if 1 <= np.abs(offset).sum() <= 2:
-            neighbour = padded.reshape(-1)[positions + strides @ offset]
-            hit = neighbour > 0
-            found.append(np.unique(a.reshape(-1)[surface[hit]] * np.int64(1 << 32) + neighbour[hit]))
-    pairs = np.unique(np.concatenate(found))
-    return np.divmod(pairs, 1 << 32)
+            neighbours = padded[tuple((points + 1 + offset).T)]
+            found.append(np.stack([lesions, neighbours])[:, neighbours > 0])
+    pairs = np.unique(np.concatenate(found, axis=1), axis=1)
+    return pairs[0], pairs[1]
 
 
 def match_one_to_one(
@@ -138,3 +147,72 @@ def match_one_to_one(
         for i, j in zip(rows, columns, strict=True)
         if cost[i, j] < 1
     }
+
+
+@dataclass(frozen=True)
+class LesionRow:
+    """One reference lesion, or one predicted lesion that matches none.
+
+    Attributes:
+        lesion: its number among the reference's (or the false positives), from 1.
+        false_positive: whether it is in the prediction only.
+        volume: mm³.
+        detected: matched with at least the asked Dice; False for a false positive.
+        dice: with its match; 0 without one.
+        centre: voxel ``(x, y, z)`` nearest to the centre of mass.
+    """
+
+    lesion: int
+    false_positive: bool
+    volume: float
+    detected: bool
+    dice: float
+    centre: tuple[int, int, int]
+
+
+def lesion_table(
+    reference: Integer[np.ndarray, "x y z"],
+    prediction: Integer[np.ndarray, "x y z"],
+    spacing: Spacing,
+    scheme: LabelScheme,
+    region: str,
+    overlap: float = 0.1,
+) -> list[LesionRow]:
+    """The lesions of one region: the reference's, then the false positives.
+
+    Lesions are 26-connected components, matched one to one as in brats2026; they are numbered in C order.
+
+    Args:
+        reference: class indices.
+        prediction: likewise, on the same grid.
+        spacing: of the axes in mm, in their order.
+        scheme: the classes.
+        region: one of the scheme's.
+        overlap: the Dice from which a matched lesion counts as detected.
+    """
+    box = bounding_box(reference, prediction)
+    classes = scheme.regions[region]
+    labels, n = label_runs(region_mask(reference[box], classes))
+    predicted, n_predicted = label_runs(region_mask(prediction[box], classes))
+    matches = match_one_to_one(labels, n, predicted, n_predicted)
+    corner = np.array([part.start for part in box])
+    voxel = float(np.prod(spacing))
+    rows = []
+    for number, (size, centre) in enumerate(_sizes_and_centres(labels, n, corner), 1):
+        partner, dice = matches.get(number, (0, 0.0))
+        rows.append(LesionRow(number, False, size * voxel, partner > 0 and dice >= overlap, dice, centre))
+    matched = {partner for partner, _ in matches.values()}
+    for number, (size, centre) in enumerate(_sizes_and_centres(predicted, n_predicted, corner), 1):
+        if number not in matched:
+            rows.append(LesionRow(len(rows) - n + 1, True, size * voxel, False, 0.0, centre))
+    return rows
+
+
+def _sizes_and_centres(labels: np.ndarray, n: int, corner: np.ndarray) -> list[tuple[int, tuple[int, int, int]]]:
+    voxels = np.flatnonzero(labels)
+    of_voxel = labels.reshape(-1)[voxels]
+    sizes = np.bincount(of_voxel, minlength=n + 1)[1:]
+    axes = np.unravel_index(voxels, labels.shape)
+    sums = [np.bincount(of_voxel, weights=positions, minlength=n + 1)[1:] for positions in axes]
+    centres = np.rint(np.stack(sums, axis=1) / sizes[:, None]).astype(int) + corner
+    return [(size, (x, y, z)) for size, (x, y, z) in zip(sizes.tolist(), centres.tolist(), strict=True)]

@@ -10,7 +10,7 @@ from jaxtyping import Integer
 
 from brats_lightning.labels import LabelScheme
 from brats_lightning.metrics import brats2023, brats2026
-from brats_lightning.metrics.lesions import region_mask
+from brats_lightning.metrics.lesions import bounding_box, region_mask
 from brats_lightning.metrics.surfaces import Spacing
 
 PROTOCOLS = (*brats2023.RULES, "brats2026")
@@ -54,7 +54,7 @@ def score_case(
             return {region: brats2026.missing_scores() for region in scheme.regions}
         prediction = np.zeros_like(reference)
     shape = reference.shape
-    box = _bounding_box(reference, prediction)
+    box = bounding_box(reference, prediction, margin=1)
     reference, prediction = reference[box], prediction[box]
 
     if protocol in brats2023.RULES:
@@ -97,15 +97,3 @@ def _check(
     ):
         if value not in known:
             raise ScoreError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-
-
-def _bounding_box(*masks: np.ndarray) -> tuple[slice, slice, slice]:
-    """Box around the foreground of all masks and one voxel more, within the volume; never empty."""
-    foreground = np.logical_or.reduce([mask != 0 for mask in masks])
-    box = []
-    for axis in range(3):
-        plane = foreground.any(axis=0) if axis != 0 else foreground.any(axis=1)
-        used = np.flatnonzero(plane.any(axis={0: 1, 1: 1, 2: 0}[axis]))
-        start, stop = (used[0] - 1, used[-1] + 2) if len(used) else (0, 1)
-        box.append(slice(max(int(start), 0), int(stop)))
-    return box[0], box[1], box[2]
