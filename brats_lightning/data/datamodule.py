@@ -135,7 +135,7 @@ class PatchBatches(Dataset[PatchBatch]):
             start = self.sampler.draw_start(case, shape, rng)
             read_patch(case.image(), start, shape, out=image, channels=case.channels(self.standardiser.sources))
             read_patch(case.mask(), start, shape, out=mask)
-        numbers = np.stack([self.standardiser.numbers(case) for case in chosen])
+        numbers = np.stack([self.standardiser.numbers(case.intensities) for case in chosen])
         return PatchBatch(torch.from_numpy(images), torch.from_numpy(masks), torch.from_numpy(numbers), seed)
 
     def _cases_of(self, epoch: int) -> np.ndarray:
@@ -200,7 +200,7 @@ class Volumes(Dataset[Volume]):
         return Volume(
             torch.from_numpy(read_patch(case.image(), (0, 0, 0), case.shape, channels=channels)),
             torch.from_numpy(read_patch(case.mask(), (0, 0, 0), case.shape)),
-            torch.from_numpy(self.standardiser.numbers(case)),
+            torch.from_numpy(self.standardiser.numbers(case.intensities)),
             case,
             counted=position < len(self.cases),
         )
