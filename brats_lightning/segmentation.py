@@ -57,10 +57,6 @@ class Segmentation(pl.LightningModule):
 
     # ---- training: patches
 
-    def on_train_batch_start(self, batch: PatchBatch, batch_idx: int) -> None:  # noqa: ARG002
-        """Keep the dashboards' step equal to the optimiser's, which Lightning loses by one on resuming in mid-epoch."""
-        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
-
     def training_step(self, batch: PatchBatch, batch_index: int) -> Tensor:  # noqa: ARG002
         """Loss of one batch; every ``log_every_n_steps`` steps also the batch's own Dice."""
         logits = self.network(batch.image)

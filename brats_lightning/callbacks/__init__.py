@@ -1,7 +1,8 @@
-"""What happens around training: the last validation, pictures, the progress bar."""
+"""What happens around training: the last validation, pictures, the progress bar, the step axis."""
 
 from brats_lightning.callbacks.overlay import Overlay
 from brats_lightning.callbacks.progress import Progress
+from brats_lightning.callbacks.resumed_steps import ResumedSteps
 from brats_lightning.callbacks.validate_last import ValidateLast
 
-__all__ = ["Overlay", "Progress", "ValidateLast"]
+__all__ = ["Overlay", "Progress", "ResumedSteps", "ValidateLast"]
