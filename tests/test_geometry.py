@@ -34,7 +34,7 @@ def test_marked_left_anterior_superior_voxel_goes_to_its_lps_place(affine):
     array[tuple(corner)] = 9
     placement = Placement.whole(grid)
     working = placement.apply(array)
-    z, y, x = working.shape
+    z, _, x = working.shape
     assert np.argwhere(working).tolist() == [[z - 1, 0, x - 1]]  # superior last, anterior first, left last
     np.testing.assert_array_equal(placement.restore(working), array)
 
@@ -60,7 +60,9 @@ def test_spacing_follows_the_axes():
 
 
 @pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
-@pytest.mark.parametrize(("start", "shape"), [((1, 2, 0), (3, 2, 4)), ((-2, -1, 3), (9, 12, 9)), ((0, 0, 0), (1, 1, 1))])
+@pytest.mark.parametrize(
+    ("start", "shape"), [((1, 2, 0), (3, 2, 4)), ((-2, -1, 3), (9, 12, 9)), ((0, 0, 0), (1, 1, 1))]
+)
 def test_crop_and_pad_restore_exactly_what_they_kept(affine, start, shape):
     array = np.random.default_rng(1).integers(1, 250, (5, 6, 7)).astype(np.uint8)
     placement = Placement.whole(Grid((5, 6, 7), affine)).crop(start, shape)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -88,19 +88,21 @@ class Cache:
     scheme: LabelScheme = BRATS_METS
     label_map: Mapping[int, int] | None = None
     source: Path | None = None
-    verify: Literal["stat", "content"] = "stat"
+    verify: str = "stat"
     tolerance: float = 0.1
 
     def __post_init__(self) -> None:
         if self.verify not in ("stat", "content"):
             raise ValueError(f"cache.verify is {self.verify!r}; expected stat or content")
-        if 0 in (self.label_map or {}):
-            raise ValueError(f"data.label_map {dict(self.label_map or {})} renames 0; the background must stay 0")
+        label_map = {int(old): int(new) for old, new in (self.label_map or {}).items()}
+        if 0 in label_map:
+            raise ValueError(f"data.label_map {label_map} renames 0; the background must stay 0")
+        object.__setattr__(self, "label_map", label_map)
 
     @cached_property
     def key(self) -> str:
         """Name of the directory: the settings for people to read, then a hash of all that changes the files."""
-        settings, label_map = self.preprocessing, sorted((self.label_map or {}).items())
+        settings, label_map = self.preprocessing, sorted(dict(self.label_map or {}).items())
         parts = ["x".join(f"{s:g}" for s in settings.spacing) + "mm" if settings.spacing else "native"]
         if settings.size:
             parts.append(f"{settings.fit}-{'x'.join(map(str, settings.size))}")

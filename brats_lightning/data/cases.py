@@ -229,7 +229,7 @@ def _walk(root: Path) -> Iterator[tuple[str, str]]:
             continue
         seen.add(real)
         with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda e: e.name):
+            for entry in sorted(entries, key=lambda e: e.name, reverse=True):
                 if entry.name.startswith("."):
                     continue
                 if entry.is_dir():

@@ -133,7 +133,7 @@ class CachedCase:
 
 
 def find_positions(
-    mask: UInt8[np.ndarray, "z y x"], scheme: LabelScheme, spacing: Sequence[int | float], seed: int
+    mask: UInt8[np.ndarray, "z y x"], scheme: LabelScheme, spacing: Triple, seed: int
 ) -> tuple[Int16[np.ndarray, "n 5"], tuple[Lesion, ...]]:
     """Voxels of each class in each lesion, drawn at random, and the table of lesions; see `CachedCase.positions`."""
     box = nonzero_box(mask)

@@ -79,7 +79,7 @@ def read_volume(path: Path) -> Volume:
         voxels = (voxels * np.float64(slope) + np.float64(inter)).astype(np.float32)
     oriented = Placement.whole(grid).orient(voxels)
     box = nonzero_box(oriented)
-    values = oriented[box].astype(dtype.newbyteorder("=") if voxels.dtype == dtype else np.float32)
+    values = oriented[box].astype(voxels.dtype.newbyteorder("="))
     start = (box[0].start, box[1].start, box[2].start)
     return Volume(grid, values, start)
 

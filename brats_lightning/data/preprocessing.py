@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float32, Int, Shaped, UInt8, UInt16
@@ -10,8 +9,7 @@ from jaxtyping import Float32, Int, Shaped, UInt8, UInt16
 from brats_lightning.data.nifti import Volume
 from brats_lightning.geometry import Placement
 
-Fit = Literal["none", "crop_or_pad", "resize"]
-Method = Literal["zscore", "minmax", "percentile"]
+FITS = ("none", "crop_or_pad", "resize")
 
 # 0 … 1 and 99 … 100 % by 0.1 %, 1 … 99 % by 1 %: what a percentile normalisation may ask for.
 QUANTILE_LEVELS = tuple([i / 10 for i in range(10)] + list(range(1, 99)) + [99 + i / 10 for i in range(11)])
@@ -28,12 +26,12 @@ class Preprocessing:
     """
 
     spacing: Sequence[int | float] | None = None
-    fit: Fit = "none"
+    fit: str = "none"
     size: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        if self.fit not in get_args(Fit):
-            raise ValueError(f"preprocessing.fit is {self.fit!r}; expected one of {', '.join(get_args(Fit))}")
+        if self.fit not in FITS:
+            raise ValueError(f"preprocessing.fit is {self.fit!r}; expected one of {', '.join(FITS)}")
         if (self.fit == "none") != (self.size is None):
             raise ValueError(f"preprocessing.fit={self.fit} with size={self.size}; give both fit and size, or neither")
         for name, kind in (("spacing", float), ("size", int)):
@@ -74,7 +72,7 @@ class Intensities:
     maximum: float
     quantiles: tuple[float, ...]
 
-    def quantile(self, level: float) -> float:
+    def quantile(self, level: float | int) -> float:
         """Value at ``level`` per cent."""
         return float(np.interp(level, QUANTILE_LEVELS, self.quantiles))
 
@@ -99,7 +97,7 @@ class Prepared:
     placement: Placement
     mask: UInt8[np.ndarray, "z y x"] | None
     brain: Placement
-    reference: UInt8[np.ndarray, "a b c"] | None
+    reference: UInt8[np.ndarray, "d h w"] | None
 
 
 def prepare(images: Mapping[str, Volume], mask: Volume | None, settings: Preprocessing) -> Prepared:
@@ -186,7 +184,7 @@ def _statistics(
 
 
 def normalisation(
-    intensities: Intensities, method: Method = "zscore", low: float = 0.5, high: float = 99.5
+    intensities: Intensities, method: str = "zscore", low: float | int = 0.5, high: float | int = 99.5
 ) -> Float32[np.ndarray, "4"]:
     """(scale, offset, lowest, highest) of a modality: ``clip(code · scale + offset, lowest, highest)``; code 0 stays 0.
 

@@ -1,23 +1,14 @@
 """16-bit codes to network input, on any device."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, UInt16
 from torch import Tensor
 
-from brats_lightning.data.preprocessing import Intensities, Method, normalisation
+from brats_lightning.data.preprocessing import Intensities, normalisation
 from brats_lightning.labels import parse_channel, source_modalities
-
-
-class Coded(Protocol):
-    """What is standardised: a cached case or a `Prepared` one."""
-
-    @property
-    def intensities(self) -> Mapping[str, Intensities]:
-        """By modality."""
 
 
 class Standardiser:
@@ -31,18 +22,22 @@ class Standardiser:
     """
 
     def __init__(
-        self, channels: Sequence[str], method: Method = "zscore", low: float = 0.5, high: float = 99.5
+        self, channels: Sequence[str], method: str = "zscore", low: float | int = 0.5, high: float | int = 99.5
     ) -> None:
         self.channels = tuple(channels)
         self.sources = source_modalities(channels)  # to be read, in this order
-        self._options: tuple[Method, float, float] = (method, low, high)
+        self._options: tuple[str, float | int, float | int] = (method, low, high)
         pairs = [parse_channel(channel) for channel in channels]
         self._minuends = [self.sources.index(a) for a, _ in pairs]
         self._subtrahends = [(i, self.sources.index(b)) for i, (_, b) in enumerate(pairs) if b]
 
-    def numbers(self, case: Coded) -> Float32[np.ndarray, "m 4"]:
-        """(scale, offset, lowest, highest) for each of ``sources``, to be shipped with the codes of that case."""
-        return np.stack([normalisation(case.intensities[modality], *self._options) for modality in self.sources])
+    def numbers(self, intensities: Mapping[str, Intensities]) -> Float32[np.ndarray, "m 4"]:
+        """(scale, offset, lowest, highest) for each of ``sources``, to be shipped with the codes of that case.
+
+        Args:
+            intensities: of a cached or prepared case.
+        """
+        return np.stack([normalisation(intensities[modality], *self._options) for modality in self.sources])
 
     def __call__(
         self, codes: UInt16[Tensor, "b m z y x"], numbers: Float[Tensor, "b m 4"], dtype: torch.dtype = torch.float32

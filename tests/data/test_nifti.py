@@ -1,0 +1,143 @@
+import gzip
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from brats_lightning.data import nifti
+from brats_lightning.data.nifti import UnreadableFile, nonzero_box, read_volume
+from brats_lightning.geometry import Placement
+
+AFFINE = np.diag([-1.0, -1.0, 2.0, 1.0])
+
+
+def whole(volume):
+    """The volume on its own grid again."""
+    placement = Placement.whole(volume.grid).crop(volume.start, volume.values.shape)
+    return placement.restore(volume.values)
+
+
+def save(path, array, affine=AFFINE, kind=nib.Nifti1Image):
+    kind(array, affine).to_filename(path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64])
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_values_are_as_stored(tmp_path, name, dtype, kind):
+    array = np.zeros((6, 7, 5), dtype)
+    array[1:4, 2:6, 3] = np.random.default_rng(0).integers(0, 200, (3, 4))
+    volume = read_volume(save(tmp_path / name, array, kind=kind))
+    assert volume.values.dtype == dtype
+    assert volume.values.shape == (1, 4, 3)
+    np.testing.assert_array_equal(whole(volume), array)
+    np.testing.assert_array_equal(volume.grid.affine, AFFINE)
+
+
+def test_big_endian(tmp_path):
+    array = np.arange(60, dtype=">i2").reshape(3, 4, 5)
+    image = nib.Nifti1Image(array, AFFINE, nib.Nifti1Header(endianness=">"))
+    image.set_data_dtype(">i2")
+    image.to_filename(tmp_path / "a.nii")
+    volume = read_volume(tmp_path / "a.nii")
+    assert volume.values.dtype == np.dtype("=i2")
+    np.testing.assert_array_equal(whole(volume), array)
+
+
+def test_scaling_is_honoured(tmp_path):
+    array = np.array([-4, 0, 4, 8], np.int16).reshape(4, 1, 1)
+    image = nib.Nifti1Image(array, AFFINE)
+    image.header.set_slope_inter(0.5, 2)
+    # nibabel would undo the scaling on saving; the stored integers are what is meant here
+    path = tmp_path / "a.nii"
+    image.header.set_data_offset(352)
+    path.write_bytes(image.header.binaryblock + b"\0" * 4 + array.tobytes())
+    assert nib.load(path).get_fdata().ravel().tolist() == [0, 2, 4, 6]
+    volume = read_volume(path)
+    assert volume.values.dtype == np.float32
+    assert volume.values.ravel().tolist() == [2, 4, 6]  # the voxel of value 0, stored as −4, is outside
+    assert whole(volume).ravel().tolist() == [0, 2, 4, 6]
+
+
+def test_header_extensions_are_skipped(tmp_path):
+    array = np.arange(1, 25, dtype=np.int16).reshape(2, 3, 4)
+    image = nib.Nifti1Image(array, AFFINE)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 3000))
+    image.to_filename(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(whole(read_volume(tmp_path / "a.nii.gz")), array)
+
+
+@pytest.mark.parametrize("codec", ["isal", "zlib"])
+def test_gzip_members_and_codecs(tmp_path, monkeypatch, codec):
+    if codec == "zlib":
+        monkeypatch.setattr(nifti, "_decompress", nifti.zlib.decompress)
+    array = np.random.default_rng(0).integers(0, 99, (6, 7, 8)).astype(np.int16)
+    raw = save(tmp_path / "a.nii", array).read_bytes()
+    (tmp_path / "two.nii.gz").write_bytes(gzip.compress(raw[:500]) + gzip.compress(raw[500:]))
+    (tmp_path / "one.nii.gz").write_bytes(gzip.compress(raw))
+    for name in ("one", "two"):
+        np.testing.assert_array_equal(whole(read_volume(tmp_path / f"{name}.nii.gz")), array)
+    for cut in (1, 20, 300):
+        (tmp_path / "cut.nii.gz").write_bytes((tmp_path / "one.nii.gz").read_bytes()[:-cut])
+        with pytest.raises(UnreadableFile, match=r"cannot be read.*expected an intact .* again"):
+            read_volume(tmp_path / "cut.nii.gz")
+
+
+def test_an_empty_volume_has_an_empty_box(tmp_path):
+    volume = read_volume(save(tmp_path / "a.nii", np.zeros((3, 4, 5), np.int16)))
+    assert volume.values.shape == (0, 0, 0)
+    assert not whole(volume).any()
+
+
+def test_nonzero_box():
+    array = np.zeros((4, 5, 6), np.int16)
+    assert array[nonzero_box(array)].size == 0
+    array[2, 3, 1] = -3
+    array[3, 1, 1] = 256  # no bit in the low byte
+    assert nonzero_box(array) == (slice(2, 4), slice(1, 4), slice(1, 2))
+    assert nonzero_box(-0.0 * np.ones((2, 2, 2))) == (slice(0, 0),) * 3
+    assert nonzero_box(np.full((2, 3, 4), np.nan)) == (slice(0, 2), slice(0, 3), slice(0, 4))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "no NIfTI header"),
+        (b"hello", "no NIfTI header"),
+        (b"\0" * 1000, "no NIfTI header"),
+        (None, "cannot be read: .*No such file"),
+    ],
+)
+def test_no_nifti(tmp_path, content, reason):
+    if content is not None:
+        (tmp_path / "a.nii").write_bytes(content)
+    with pytest.raises(UnreadableFile, match=reason):
+        read_volume(tmp_path / "a.nii")
+
+
+def test_truncated_uncompressed(tmp_path):
+    path = save(tmp_path / "a.nii", np.ones((6, 7, 8), np.int16))
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(UnreadableFile, match=r"truncated: 670 bytes of voxels; expected 672"):
+        read_volume(path)
+
+
+def test_not_three_dimensional(tmp_path):
+    for shape in ((3, 4), (3, 4, 5, 2)):
+        with pytest.raises(UnreadableFile, match=r"array of shape .*expected one 3-D volume"):
+            read_volume(save(tmp_path / "a.nii", np.ones(shape, np.int16)))
+
+
+def test_complex_values(tmp_path):
+    with pytest.raises(UnreadableFile, match="voxels of type complex64"):
+        read_volume(save(tmp_path / "a.nii", np.ones((2, 2, 2), np.complex64)))
+
+
+def test_a_flat_affine(tmp_path):
+    path = save(tmp_path / "a.nii", np.ones((2, 2, 2), np.int16))
+    data = bytearray(path.read_bytes())
+    data[280 : 280 + 48] = bytes(48)  # srow_x, srow_y, srow_z
+    path.write_bytes(data)
+    with pytest.raises(UnreadableFile, match="invertible"):
+        read_volume(path)
