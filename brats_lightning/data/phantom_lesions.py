@@ -22,6 +22,8 @@ _SEVERAL = ((0.0, 0.5, 0.9, 1.0), (1.5, 6.0, 20.0, 60.0))
 _VOLUMES = ((0.0, 0.41, 0.5, 0.81, 1.0), (2.0, 27.0, 39.7, 275.0, 10300.0))
 # Each case's first lesion is one of the larger (what brought the patient in); the others make up for it.
 _FIRST_FROM = 0.6
+_GOLDEN = 0.6180339887498949  # steps of this share of a circle fill it evenly
+_COUNTS_START = 0.6275  # from here on the first eight cases or more have the field's mean count, ± 15 %
 
 GAP_VOXELS = 3  # between lesions: more than any of the challenge's protocols bridges
 LARGEST_SHARE = 0.025  # of the brain, for one lesion
@@ -46,16 +48,15 @@ def lesion_volumes(seed: int, case: int, mean: float | None) -> list[float]:
     Counts and volumes are not drawn but taken at the points of low-discrepancy sequences that run over all cases and
     all lesions, so that even a few dozen cases have the distribution asked for; no case depends on those after it.
     """
-    shift = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(2,))).random(3)
-    # Additive recurrences: the plane's (plastic number) pairs each case's count with its first lesion.
-    counts = [lesion_count((shift[0] + 0.7548776662466927 * k) % 1, mean) for k in range(case + 1)]
+    shift = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(2,))).random(2)
+    counts = [lesion_count((_COUNTS_START + _GOLDEN * k) % 1, mean) for k in range(case + 1)]
     before, count = sum(max(n - 1, 0) for n in counts[:case]), counts[case]
     if not count:
         return []
-    first = _FIRST_FROM + (1 - _FIRST_FROM) * ((shift[1] + 0.5698402909980532 * case) % 1)
+    first = _FIRST_FROM + (1 - _FIRST_FROM) * ((shift[0] + 2**0.5 * case) % 1)
     share_first = (1 - _NONE) / FIELD_MEAN if mean is None else 1 / mean
     knee = min(1.0, _FIRST_FROM / max(1 - share_first, 1e-9))
-    others = (shift[2] + 0.6180339887498949 * np.arange(before, before + count - 1)) % 1
+    others = (shift[1] + _GOLDEN * np.arange(before, before + count - 1)) % 1
     quantiles = [first, *np.interp(others, (0, knee, 1), (0, _FIRST_FROM, 1))]
     return sorted((_log_quantile(u, _VOLUMES) for u in quantiles), reverse=True)
 

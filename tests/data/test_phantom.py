@@ -90,12 +90,14 @@ def test_lesion_count_keeps_its_mean():
 
 
 @pytest.mark.parametrize("seed", [0, 1, 12])
-def test_volumes_follow_the_field(seed):
-    volumes = np.concatenate([lesion_volumes(seed, case, None) for case in range(200)])
-    assert np.median(volumes) == pytest.approx(39.7, rel=0.1)
-    assert volumes.mean() == pytest.approx(569, rel=0.1)
-    assert (volumes < 27).mean() == pytest.approx(0.41, abs=0.02)
-    assert (volumes > 275).mean() == pytest.approx(0.19, abs=0.02)
+@pytest.mark.parametrize(("cases", "rel"), [(12, 0.25), (200, 0.08)])
+def test_volumes_follow_the_field_even_in_small_sets(seed, cases, rel):
+    volumes = np.concatenate([lesion_volumes(seed, case, None) for case in range(cases)])
+    assert len(volumes) / cases == pytest.approx(FIELD_MEAN, rel=rel / 2)
+    assert np.median(volumes) == pytest.approx(39.7, rel=rel / 2)
+    assert volumes.mean() == pytest.approx(569, rel=rel)
+    assert (volumes < 27).mean() == pytest.approx(0.41, rel=rel / 2)
+    assert (volumes > 275).mean() == pytest.approx(0.19, rel=rel)
 
 
 def test_each_case_has_a_larger_lesion_and_they_are_sorted():
@@ -188,7 +190,7 @@ def test_resection_cavities_are_as_frequent_as_asked_for():
 
 def test_a_threshold_is_not_enough():
     """The best global threshold of T1c, chosen on the very cases, stays far below what a network learns."""
-    cases = [make_case(PhantomSettings(shape=(96, 104, 88), seed=2, modalities=("t1c",)), k) for k in range(3)]
+    cases = [make_case(PhantomSettings(modalities=("t1c",)), k) for k in range(6)]
 
     def dice(threshold: float) -> float:
         values = []
@@ -203,7 +205,7 @@ def test_a_threshold_is_not_enough():
                     values.append(2 * (predicted & region).sum() / (predicted.sum() + region.sum()))
         return float(np.mean(values))
 
-    assert 0.02 < max(dice(t) for t in np.arange(0.5, 8, 0.5)) <= 0.30
+    assert 0.02 < max(dice(t) for t in np.arange(1, 5, 0.5)) <= 0.30
 
 
 # --- a set on disk
@@ -413,5 +415,5 @@ def test_default_set_has_the_fields_lesions(tmp_path):
     assert found["share_under_27"] == pytest.approx(0.41, rel=0.2)
     assert found["share_over_275"] == pytest.approx(0.19, rel=0.2)
     assert found["mean_volume"] == pytest.approx(569, rel=0.25)
-    assert 1 <= found["cases_without"] <= 3
+    assert found["cases_without"] == 1
     assert found["most_lesions"] > 25
