@@ -21,7 +21,7 @@ def window_starts(length: int, window: int, overlap: float) -> list[int]:
 
 
 def gaussian_importance(window: Sequence[int], sigma_scale: float = 0.125) -> Float[Tensor, "z y x"]:
-    """Weight of each voxel of a window, 1 at its centre; σ is ``sigma_scale`` of the window's length.
+    """Weight of each voxel of a window: a Gaussian, 1 at the centre, σ being ``sigma_scale`` of the window's length.
 
     Never below 0.001 (as in MONAI), so that a corner seen by one window alone keeps its precision.
     """
@@ -30,7 +30,7 @@ def gaussian_importance(window: Sequence[int], sigma_scale: float = 0.125) -> Fl
         position = torch.arange(length, dtype=torch.float32) - (length - 1) / 2
         axes.append(torch.exp(-0.5 * (position / (length * sigma_scale)) ** 2))
     importance = axes[0][:, None, None] * axes[1][None, :, None] * axes[2][None, None, :]
-    return (importance / importance.max()).clamp_(min=1e-3)
+    return importance.clamp_(min=1e-3)
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class SlidingWindow:
             all combinations of flips, 2ⁿ forward passes for n axes.
     """
 
-    window: tuple[int, int, int]
-    overlap: float = 0.5
+    window: Sequence[int]
+    overlap: int | float = 0.5
     batch_size: int = 1
-    mirror_axes: tuple[int, ...] = ()
+    mirror_axes: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "window", tuple(self.window))

@@ -117,6 +117,7 @@ class Segmentation(pl.LightningModule):
     def _score(self, volume: Volume, stage: str) -> dict[str, Tensor] | None:
         """Score a case on its original grid; the callbacks get its labels on the working grid."""
         if not volume.counted:  # fills up this process's share so that all processes take equally many steps
+            self.case_scores[stage].update(volume.case.id, None)
             return None
         logits = self.inference(self.network, volume.image)
         parts = self._loss(logits[None], volume.mask[None])

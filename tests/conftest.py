@@ -1,8 +1,47 @@
-"""Shapes on signatures are checked while the tests run."""
+"""Shapes on signatures are checked while the tests run; tiny runs for the tests of entry points."""
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 
+import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("brats_lightning", "beartype.beartype")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+from hydra import compose, initialize_config_dir  # noqa: E402
+from hydra.core.hydra_config import HydraConfig  # noqa: E402
+from omegaconf import DictConfig, OmegaConf  # noqa: E402
+
+from brats_lightning import composition  # noqa: E402
+
+Compose = Callable[..., DictConfig]
+
+
+@pytest.fixture(scope="session")
+def shared_outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the phantoms and the cache, made once for all tests."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture
+def composed(tmp_path: Path, shared_outputs: Path) -> Compose:
+    """A resolved config of a tiny run with the given overrides, its run folder below ``tmp_path``."""
+
+    def make(*overrides: str, name: str = "train", run: str = "run") -> DictConfig:
+        composition.register_resolvers()
+        paths = [f"paths.outputs={tmp_path}", f"paths.cache_dir={shared_outputs}/cache"]
+        if name == "train":
+            paths += ["experiment=quick", "trainer=cpu", "seed=0"]
+        if not any(override.startswith("data=") for override in overrides):
+            paths.append(f"paths.phantom_dir={shared_outputs}/phantoms")
+        with initialize_config_dir(str(composition.config_dir()), version_base="1.3"):
+            cfg = compose(name, [*paths, *overrides], return_hydra_config=True)
+        cfg.hydra.runtime.output_dir = str(tmp_path / run)
+        HydraConfig.instance().set_config(cfg)
+        OmegaConf.set_struct(cfg, False)
+        del cfg.hydra
+        return composition.resolved(cfg)
+
+    return make

@@ -6,12 +6,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from omegaconf import OmegaConf
 
 
+@runtime_checkable
 class Identified(Protocol):
     """Anything with a case id and a patient id."""
 
@@ -54,8 +55,8 @@ class SplitSettings:
         seed: of the shuffle; not the run's, so that runs of different seeds see the same split.
     """
 
-    val_share: float = 0.15
-    test_share: float = 0.15
+    val_share: int | float = 0.15
+    test_share: int | float = 0.15
     folds: int | None = None
     fold: int | None = None
     file: str | None = None

@@ -78,8 +78,10 @@ class CaseScores(Metric):
         self.add_state("values", torch.zeros(len(cases), len(names)), dist_reduce_fx="sum")
         self.add_state("scored", torch.zeros(len(cases)), dist_reduce_fx="sum")
 
-    def update(self, case: str, scores: Mapping[str, float]) -> None:
-        """Set one case's scores; a name that is missing is NaN."""
+    def update(self, case: str, scores: Mapping[str, float] | None) -> None:
+        """Set one case's scores, a name that is missing being NaN; None leaves the case to another process."""
+        if scores is None:
+            return
         row = [scores.get(name, float("nan")) for name in self.names]
         self.values[self.cases.index(case)] = torch.tensor(row, dtype=torch.float32, device=self.values.device)
         self.scored[self.cases.index(case)] = 1
