@@ -171,32 +171,15 @@ class Placement:
             labels: a mask on the working grid.
             fill: label of original voxels the working array doesn't cover.
         """
-        self._check(labels.shape)
-        out = np.full(self.original.shape, fill, dtype=labels.dtype)
-        oriented = self.orient(out)
-        inside, source = [], []
-        for axis in range(3):
-            nearest = np.floor(self._working(axis) + 0.5 + 1e-9).astype(int)
-            valid = np.flatnonzero((nearest >= 0) & (nearest < self.shape[axis]))
-            inside.append(slice(valid[0], valid[-1] + 1) if len(valid) else slice(0, 0))
-            source.append(nearest[inside[-1]])
-        for axis in range(3):
-            labels = labels[_along(axis, _as_slice(source[axis]))]
-        oriented[tuple(inside)] = labels
+        out = self._blank(labels.dtype, fill)
+        self._restore_into(self.orient(out), labels, order=0)
         return out
 
     def restore_probabilities(self, probabilities: Float[np.ndarray, "c z y x"]) -> Float[np.ndarray, "c i j k"]:
         """Working probabilities → original grid, linear between voxel centres; 0 beyond the working array."""
-        self._check(probabilities.shape[1:])
-        out = np.zeros((len(probabilities), *self.original.shape), dtype=probabilities.dtype)
+        out = np.moveaxis(self._blank(probabilities.dtype, 0, len(probabilities)), 3, 0)
         for values, target in zip(probabilities, out, strict=True):
-            oriented = self.orient(target)
-            if self.exact:
-                oriented[...] = _shifted(values, [-int(o) for o in self.origin], self.oriented_shape)
-                continue
-            for axis in range(3):
-                values = _interpolate(values, axis, self._working(axis), self.shape[axis], 0, order=1)
-            oriented[...] = values
+            self._restore_into(self.orient(target), values, order=0 if self.exact else 1)
         return out
 
     def to_dict(self) -> dict[str, Any]:
@@ -214,14 +197,27 @@ class Placement:
         z, y, x = (slice(None, None, -1) if flip else slice(None) for flip in self.flips)
         return z, y, x
 
-    def _working(self, axis: int) -> np.ndarray:
-        """Working coordinate of every oriented voxel centre along an axis."""
-        oriented = np.arange(self.oriented_shape[axis])
-        return (oriented + 0.5 - self.origin[axis]) / self.step[axis] - 0.5
+    def _blank(self, dtype: np.dtype, fill: int, *channels: int) -> np.ndarray:
+        """An array on the original grid, in memory as the oriented one, since copying across the grain is slow."""
+        memory = np.full((*channels, *self.oriented_shape), fill, dtype=dtype)
+        return memory.transpose(*(len(channels) + self.axes.index(axis) for axis in range(3)), *range(len(channels)))
 
-    def _check(self, shape: tuple[int, ...]) -> None:
-        if shape != self.shape:
-            raise ValueError(f"the working array has shape {shape}, its placement {self.shape}")
+    def _restore_into(self, oriented: np.ndarray, working: np.ndarray, order: int) -> None:
+        if working.shape != self.shape:
+            raise ValueError(f"the working array has shape {working.shape}, its placement {self.shape}")
+        covered = []
+        for axis, length in enumerate(self.shape):
+            at = (np.arange(self.oriented_shape[axis]) + 0.5 - self.origin[axis]) / self.step[axis] - 0.5
+            inside = np.flatnonzero((at >= -0.5 - 1e-9) & (at < length - 0.5 - 1e-9))
+            if not len(inside):
+                return
+            covered.append(slice(int(inside[0]), int(inside[-1]) + 1))
+            if order:
+                working = _interpolate(working, axis, at[covered[-1]], length, 0, order)
+            else:
+                nearest = np.floor(at[covered[-1]] + 0.5 + 1e-9).astype(int)
+                working = working[_along(axis, _as_slice(nearest))]
+        oriented[tuple(covered)] = working
 
 
 def _ints(values: Any) -> Ints:
@@ -240,7 +236,7 @@ def _along(axis: int, index: Any) -> tuple[Any, ...]:
 
 def _as_slice(indices: np.ndarray) -> Any:
     """Consecutive indices as a slice, which copies nothing."""
-    if len(indices) and np.array_equal(indices, np.arange(indices[0], indices[0] + len(indices))):
+    if np.array_equal(indices, np.arange(indices[0], indices[0] + len(indices))):
         return slice(int(indices[0]), int(indices[0]) + len(indices))
     return indices
 

@@ -202,3 +202,13 @@ def test_wrong_shapes_are_refused():
         placement.apply(np.zeros((3, 4, 6)))
     with pytest.raises(ValueError, match=r"shape \(3, 4, 5\), its placement \(5, 4, 3\)"):
         placement.restore(np.zeros((3, 4, 5), np.uint8))
+
+
+@pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
+def test_restored_arrays_have_no_negative_strides(affine):
+    # torch.from_numpy refuses those
+    placement = Placement.whole(Grid((3, 4, 5), affine)).resample((0.7, 0.7, 0.7))
+    assert min(placement.restore(np.zeros(placement.shape, np.uint8)).strides) > 0
+    restored = placement.restore_probabilities(np.zeros((2, *placement.shape), np.float32))
+    assert restored.shape == (2, 3, 4, 5)
+    assert min(restored.strides) > 0

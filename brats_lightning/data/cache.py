@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from brats_lightning.data.cases import Case, Problem, check_files, examine, required
 from brats_lightning.data.entry import FORMAT, CachedCase, read_sidecar, write_entry
@@ -36,36 +34,6 @@ class Filled:
     cases: list[CachedCase]
     problems: list[Problem]
     built: list[str]
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One row per case for JSON, sorted by id: accepted with its geometry and lesions, or rejected with reasons."""
-        rows: dict[str, dict[str, Any]] = {}
-        for case in self.cases:
-            rows[case.id] = {
-                "case": case.id,
-                "patient": case.patient,
-                "status": "built" if case.id in self.built else "cached",
-                "modalities": list(case.modalities),
-                "shape": list(case.shape),
-                "spacing": list(case.spacing),
-                "lesions": len(case.lesions) if case.has_mask else None,
-                "problems": [],
-            }
-        for problem in self.problems:
-            row = rows.setdefault(problem.case, {"case": problem.case, "status": "rejected", "problems": []})
-            row["problems"].append(problem.to_dict())
-        return [rows[case] for case in sorted(rows)]
-
-    def table(self) -> Table:
-        """`rows` for the terminal."""
-        table = Table("case", "status", "shape z × y × x", "spacing (mm)", "lesions", "reason")
-        for row in self.rows():
-            shape = " × ".join(map(str, row.get("shape", ())))
-            spacing = " × ".join(f"{s:.4g}" for s in row.get("spacing", ()))
-            lesions = "" if row.get("lesions") is None else str(row["lesions"])
-            reasons = (f"{p['file']}: {p['found']}; expected {p['expected']}; {p['remedy']}" for p in row["problems"])
-            table.add_row(escape(row["case"]), row["status"], shape, spacing, lesions, escape("\n".join(reasons)))
-        return table
 
 
 @dataclass(frozen=True)
@@ -116,8 +84,13 @@ class Cache:
         """Of the entries."""
         return Path(self.root) / self.key
 
-    def read(self, case: Case) -> CachedCase | None:
-        """The entry of a case, or None if it is missing or damaged, or a raw file came, went or changed since."""
+    def read(self, case: Case, modalities: Sequence[str] = (), need_mask: bool = False) -> CachedCase | None:
+        """The entry of a case, or None where `fill` would build or reject it.
+
+        That is: it is missing or damaged, a raw file came, went or changed since, or it lacks a modality or the mask.
+        """
+        if check_files(case, modalities, need_mask):
+            return None
         try:
             cached, stamps = read_sidecar(self.directory, case.id)
             files = case.files
@@ -126,7 +99,8 @@ class Cache:
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return cached if fresh else None
+        enough = set(modalities) <= set(cached.modalities) and (cached.has_mask or not need_mask)
+        return cached if fresh and enough else None
 
     def fill(
         self,
@@ -157,7 +131,7 @@ class Cache:
         for case in cases:
             if case.id in rejected:
                 continue
-            if cached := self._sufficient(case, modalities, need_mask):
+            if cached := self.read(case, modalities, need_mask):
                 ready[case.id] = cached
             else:
                 todo.append(case)
@@ -170,7 +144,7 @@ class Cache:
                     bar.advance(task)
         for case in todo:
             if case.id not in rejected:
-                if cached := self._sufficient(case, modalities, need_mask):
+                if cached := self.read(case, modalities, need_mask):
                     ready[case.id] = cached
                 else:
                     found = "its files, or its cache entry, changed while it was read"
@@ -183,7 +157,7 @@ class Cache:
 
     def build(self, case: Case, modalities: Sequence[str], need_mask: bool) -> list[Problem]:
         """Read a case and write its entry, or say why not; an entry another process has just written stays."""
-        if self._sufficient(case, modalities, need_mask):
+        if self.read(case, modalities, need_mask):
             return []
         stamps = {}
         for name, path in case.files.items():  # before reading, so that a change during it is noticed
@@ -197,11 +171,6 @@ class Cache:
         prepared = prepare(examination.images, examination.mask, self.preprocessing)
         write_entry(self.directory, case, prepared, self.scheme, stamps)
         return []
-
-    def _sufficient(self, case: Case, modalities: Sequence[str], need_mask: bool) -> CachedCase | None:
-        cached = self.read(case)
-        enough = cached and set(modalities) <= set(cached.modalities) and (cached.has_mask or not need_mask)
-        return cached if enough else None
 
     def _open_directory(self) -> None:
         try:

@@ -4,11 +4,11 @@ import pickle
 
 import numpy as np
 import pytest
-from tiny_cases import LPS, RAS, brain, lesions, save, write_case
 
 from brats_lightning.data import cases as module
 from brats_lightning.data.cases import Case, CaseError, check_case, check_cases, check_files, find_cases, problem_table
 from brats_lightning.labels import BRATS_METS, MODALITIES, LabelScheme
+from tests.data.tiny_cases import LPS, RAS, brain, lesions, save, write_case
 
 
 def touch(root, *names):
