@@ -20,7 +20,7 @@ class CompositeLoss(nn.Module):
         ValueError: no parts, a part called ``loss``, or weights of other names than the parts.
     """
 
-    def __init__(self, parts: Mapping[str, nn.Module], weights: Mapping[str, float] | None = None) -> None:
+    def __init__(self, parts: Mapping[str, nn.Module], weights: Mapping[str, float | int] | None = None) -> None:
         super().__init__()
         if not parts or "loss" in parts:
             raise ValueError(f"parts must name at least one loss, none of them 'loss' (the total), got {list(parts)}")

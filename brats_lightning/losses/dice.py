@@ -43,12 +43,12 @@ class WeightedDiceLoss(ClassSumsLoss):
 
     def __init__(
         self,
-        class_weights: Sequence[float] | None = None,
+        class_weights: Sequence[float | int] | None = None,
         *,
         include_background: bool = False,
         batch: bool = False,
-        smooth: float = 1e-5,
-        absent_fraction: float = 1e-3,
+        smooth: float | int = 1e-5,
+        absent_fraction: float | int = 1e-3,
     ) -> None:
         super().__init__(class_weights)
         if smooth < 0 or not 0 < absent_fraction < float("inf"):

@@ -29,7 +29,9 @@ class CategoricalFocalLoss(ClassSumsLoss):
 
     gamma: float
 
-    def __init__(self, gamma: float = 2.0, alpha: float = 0.25, class_weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self, gamma: float | int = 2.0, alpha: float | int = 0.25, class_weights: Sequence[float | int] | None = None
+    ) -> None:
         super().__init__(class_weights)
         if gamma < 0 or alpha <= 0:
             raise ValueError(f"gamma must be 0 or more and alpha positive, got gamma {gamma} and alpha {alpha}")

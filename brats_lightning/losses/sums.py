@@ -8,7 +8,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 # Voxels worked on at a time. On a CPU the temporaries of a chunk stay in the cache; on a GPU few launches matter more.
-_CHUNK_CPU, _CHUNK_GPU = 1 << 16, 1 << 22
+_CHUNK_CPU, _CHUNK_GPU = 1 << 17, 1 << 22
 
 
 class ClassSums(NamedTuple):
@@ -24,7 +24,7 @@ class ClassSums(NamedTuple):
 
 
 def class_sums(
-    logits: Float[Tensor, "b k z y x"], target: Integer[Tensor, "b z y x"], gamma: float | None = None
+    logits: Float[Tensor, "b k z y x"], target: Integer[Tensor, "b z y x"], gamma: float | int | None = None
 ) -> ClassSums:
     """Class sums of a batch, differentiable with respect to the logits.
 
@@ -44,6 +44,12 @@ def class_sums(
             f"logits (b, k, z, y, x) and target (b, z, y, x) must agree, got {tuple(logits.shape)} and "
             f"{tuple(target.shape)}; the target holds class indices without a channel"
         )
+    # Not on a GPU, which the check would stall; there a class without a channel counts as none.
+    if logits.device.type == "cpu" and not 0 <= int(target.min()) <= int(target.max()) < logits.shape[1]:
+        raise ValueError(
+            f"the target holds classes {target.unique().tolist()}, the logits have channels for 0 … "
+            f"{logits.shape[1] - 1}; name every label in data.labels or map it with data.label_map"
+        )
     return ClassSums(*_ClassSums.apply(logits, target, gamma))
 
 
@@ -52,51 +58,42 @@ class _ClassSums(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, gamma: float | None) -> tuple[Tensor, ...]:
-        dtype = _computing_dtype(logits)
-        reference = torch.zeros(logits.shape[:2], dtype=torch.int64, device=logits.device)
-        wrong = torch.zeros(3, *logits.shape[:2], dtype=dtype, device=logits.device)
+        sums = torch.zeros(4, *logits.shape[:2], dtype=_computing_dtype(logits), device=logits.device)
         for sample, slab in _chunks(logits):
-            p, log_p, is_class = _softmax(logits[sample, :, slab], target[sample, slab], dtype)
-            p.masked_fill_(is_class, 0)
-            miss = p.sum(0)  # 1 - p_y, exact where p_y rounds to 1
-            reference[sample] += is_class.sum(1)
-            wrong[0, sample] += (miss * is_class).sum(1)
-            wrong[1, sample] += p.sum(1)
+            p, log_p, y = _softmax(logits[sample, :, slab], target[sample, slab], sums.dtype)
+            others = p.sub_(p * y)
+            miss = others.sum(0)  # 1 - p of the reference class, exact where that rounds to 1
+            sums[0, sample] += y.sum(1)
+            sums[1, sample] += (miss * y).sum(1)
+            sums[2, sample] += others.sum(1)
             if gamma is not None:
-                wrong[2, sample] -= (miss.pow_(gamma).mul_(log_p) * is_class).sum(1)
-        if logits.device.type == "cpu" and int(reference.sum()) != target.numel():
-            raise ValueError(
-                f"the target holds classes {target.unique().tolist()}, the logits have {logits.shape[1]} channels "
-                f"(0 … {logits.shape[1] - 1}); name every label in data.labels or map it with data.label_map"
-            )
-        counts = reference.to(dtype)
+                sums[3, sample] -= (miss.pow_(gamma).mul_(log_p) * y).sum(1)
         ctx.save_for_backward(logits, target)
         ctx.gamma = gamma
-        ctx.mark_non_differentiable(counts)
-        return counts, *wrong.unbind()
+        results = sums.unbind()
+        ctx.mark_non_differentiable(results[0])
+        return results
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         logits, target = ctx.saved_tensors
-        _, by_negative, by_positive, by_focal = (gradient.unsqueeze(2) for gradient in gradients)  # (b, k, 1)
+        _, by_negatives, by_positives, by_focal = (gradient.unsqueeze(2) for gradient in gradients)  # (b, k, 1)
         result = torch.empty_like(logits)
         for sample, slab in _chunks(logits):
-            out = result[sample, :, slab]
-            p, log_p, is_class = _softmax(logits[sample, :, slab], target[sample, slab], by_positive.dtype)
-            # of the soft counts, through the softmax: p (g - Σ p g)
-            gradient = torch.where(is_class, -by_negative[sample], by_positive[sample])
-            shift = (p * gradient).sum(0)
-            if ctx.gamma is not None:
-                # of the focal sum, by log p_y: γ (1 - p)^(γ-1) p log p - (1 - p)^γ
-                hit = (p * is_class).sum(0)
-                miss = p.masked_fill(is_class, 0).sum(0).clamp_min_(torch.finfo(p.dtype).tiny)
-                by_log_p = log_p.mul_(hit).mul_(ctx.gamma).sub_(miss).mul_(miss.pow(ctx.gamma - 1))
-                by_log_p.mul_((by_focal[sample] * is_class).sum(0))
-                gradient = gradient.sub_(shift + by_log_p).mul_(p).add_(by_log_p * is_class)
+            p, log_p, y = _softmax(logits[sample, :, slab], target[sample, slab], by_positives.dtype)
+            # Through the softmax a gradient g by p becomes p (g - Σ p g), and one h by log p_y becomes h (y - p).
+            g = by_positives[sample] - y * (by_positives[sample] + by_negatives[sample])
+            if ctx.gamma is None:
+                g.sub_((p * g).sum(0)).mul_(p)
             else:
-                gradient = gradient.sub_(shift).mul_(p)
-            out.copy_(gradient.view(out.shape))
+                hit = p * y
+                # h: γ (1 - p)^(γ-1) p log p - (1 - p)^γ
+                miss = (p - hit).sum(0).clamp_min_(torch.finfo(p.dtype).tiny)
+                h = log_p.mul_(hit.sum(0)).mul_(ctx.gamma).sub_(miss).mul_(miss.pow(ctx.gamma - 1))
+                h.mul_((y * by_focal[sample]).sum(0))
+                g.sub_((p * g).sum(0).add_(h)).mul_(p).add_(y.mul_(h))
+            result[sample, :, slab].copy_(g.view_as(result[sample, :, slab]))
         return result, None, None
 
 
@@ -113,15 +110,18 @@ def _chunks(logits: Tensor) -> list[tuple[int, slice]]:
 
 
 def _softmax(logits: Tensor, target: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Probabilities (k, n), log-probability of the reference class (n,) and whether a class is that one (k, n)."""
+    """Probabilities (k, n), log-probability of the reference class (n,), one-hot reference (k, n) as numbers.
+
+    One-hot numbers, since operations on booleans and indices take several times as long on a CPU.
+    """
     classes = logits.shape[0]
-    scores = torch.empty(logits.shape, dtype=dtype, device=logits.device).copy_(logits).view(classes, -1)
-    is_class = target.reshape(1, -1) == torch.arange(classes, dtype=target.dtype, device=target.device).unsqueeze(1)
-    scores.sub_(scores.amax(0))
-    log_p = (scores * is_class).sum(0)
-    p = scores.exp_()
+    x = torch.empty(logits.shape, dtype=dtype, device=logits.device).copy_(logits).view(classes, -1)
+    y = target.reshape(-1).to(dtype).repeat(classes, 1).eq_(torch.arange(classes, device=x.device).unsqueeze(1))
+    x.sub_(x.amax(0))
+    log_p = (x * y).sum(0)
+    p = x.exp_()
     total = p.sum(0)
-    return p.div_(total), log_p.sub_(total.log()), is_class
+    return p.div_(total), log_p.sub_(total.log()), y
 
 
 class ClassSumsLoss(nn.Module):
@@ -134,7 +134,7 @@ class ClassSumsLoss(nn.Module):
     gamma: float | None = None  # of the focal sum, for losses that read it
     class_weights: Tensor | None
 
-    def __init__(self, class_weights: Sequence[float] | None = None) -> None:
+    def __init__(self, class_weights: Sequence[float | int] | None = None) -> None:
         super().__init__()
         weights = None if class_weights is None else torch.tensor([float(weight) for weight in class_weights])
         if weights is not None and not (weights.isfinite().all() and weights.min() >= 0 and weights.sum() > 0):

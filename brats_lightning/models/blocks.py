@@ -121,7 +121,7 @@ class ConvBlock(nn.Module):
         stride: Triple,
         norm: str,
         activation: str,
-        dropout: float,
+        dropout: float | int,
     ) -> None:
         super().__init__()
         self.conv1 = convolution(in_channels, out_channels, kernel, stride)
@@ -156,7 +156,7 @@ class ResidualBlock(ConvBlock):
         stride: Triple,
         norm: str,
         activation: str,
-        dropout: float,
+        dropout: float | int,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel, stride, norm, activation, dropout)
         self.shortcut: nn.Module = nn.Identity()

@@ -63,7 +63,7 @@ class UNet(nn.Module):
         strides: int | Sequence[int | Sequence[int]] = 2,
         norm: str = "instance",
         activation: str = "leaky_relu",
-        dropout: float | Sequence[float] = 0.0,
+        dropout: float | int | Sequence[float | int] = 0.0,
         upsampling: str = "transposed",
         deep_supervision: int = 0,
     ) -> None:
