@@ -1,0 +1,180 @@
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from brats_lightning import composition
+from brats_lightning.data.cases import CaseError
+from brats_lightning.data.datamodule import BatchKeys, LoaderSettings, PatchBatches, Volumes
+from brats_lightning.data.sampling import UniformPatches
+from tests.data.tiny_cases import brain, lesions, write_case
+
+
+@pytest.fixture
+def root(tmp_path):
+    for patient in range(6):
+        write_case(tmp_path / "raw", f"BraTS-MET-{patient:05d}-000")
+    write_case(tmp_path / "raw", "BraTS-MET-00099-000", seg=None)
+    return tmp_path / "raw"
+
+
+@pytest.fixture
+def build(composed, root, tmp_path):
+    def make(*overrides):
+        cfg = composed(
+            "data=brats_mets",
+            f"data.root={root}",
+            f"paths.cache_dir={tmp_path}/cache",
+            "sampling.size=[4,6,6]",
+            *overrides,
+        )
+        data = composition.build_data(cfg)
+        data.prepare_data()
+        data.setup("fit")
+        return data
+
+    return make
+
+
+def test_cases_are_split_and_counted(build):
+    data = build("data.val_share=0.3", "data.test_share=0.15")
+    assert data.summary() == "cases: 3 train, 2 val, 1 test; left out: 1 without mask"
+    assert {case.id for case in data.scored_cases("test")} == set(data.split.test)
+    data.test_on = "train"
+    assert [case.id for case in data.scored_cases("test")] == list(data.split.train)
+
+
+def test_faulty_cases_stop_or_are_skipped(build, root):
+    write_case(root, "BraTS-MET-00050-000", t2w=None)
+    with pytest.raises(CaseError, match="BraTS-MET-00050-000"):
+        build()
+    data = build("data.on_bad_case=skip")
+    assert "1 faulty (skipped)" in data.summary()
+    assert "BraTS-MET-00050-000" not in data.cases
+
+
+def test_unknown_policy_for_faulty_cases(build):
+    with pytest.raises(ValueError, match="error or skip"):
+        build("data.on_bad_case=ignore")
+
+
+def test_batches_depend_on_their_key_alone(build):
+    data = build()
+    batches = data.train_dataloader().dataset
+    first, again, other = batches[0, 1], batches[0, 1], batches[0, 0]
+    assert torch.equal(first.image, again.image)
+    assert torch.equal(first.mask, again.mask)
+    assert first.seed == again.seed != other.seed
+    assert first.image.dtype == torch.uint16
+    assert first.image.shape == (2, 4, 4, 6, 6)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_change_nothing(build, workers):
+    data = build(f"data.workers={workers}")
+    loader = data.train_dataloader()
+    found = [batch.image.to(torch.int64).sum().item() for batch in loader]
+    expected = [loader.dataset[0, i].image.to(torch.int64).sum().item() for i in range(len(loader))]
+    assert found == expected
+
+
+def test_an_epoch_goes_evenly_through_the_cases(build):
+    data = build("data.val_share=0", "data.test_share=0", "data.patches_per_case=4", "data.batch_size=3")
+    batches = data.train_dataloader().dataset
+    assert len(batches) == 6 * 4 // 3
+    order = batches._cases_of(0)
+    assert np.bincount(order).tolist() == [4] * 6
+    assert order.tolist() != batches._cases_of(1).tolist()
+
+
+def test_lesion_weights_steer_which_case_is_drawn(build):
+    data = build("sampling.across_cases=true", "data.patches_per_case=50", "data.val_share=0", "data.test_share=0")
+    batches = data.train_dataloader().dataset
+    weights = np.array([0.5, 0.5, 0, 0, 0, 0])
+    batches.sampler.case_weights = lambda cases: weights
+    counts = np.bincount(batches._cases_of(0), minlength=6)
+    assert counts[2:].sum() == 0
+    assert abs(counts[0] - 150) < 40
+
+
+def test_two_processes_share_each_step_and_size(build):
+    data = build("data.val_share=0", "data.test_share=0", "data.batch_size=1", "data.patches_per_case=2")
+    cases = [data.cases[name] for name in data.split.train]
+    ranks = [
+        PatchBatches(cases, UniformPatches([3, 3, 3]), data.standardiser, LoaderSettings(1, 2, 0), 0, rank, 2)
+        for rank in (0, 1)
+    ]
+    assert len(ranks[0]) == len(ranks[1]) == 6
+    drawn = np.bincount([batches._cases_of(0)[2 * i + r] for r, batches in enumerate(ranks) for i in range(6)])
+    assert drawn.tolist() == [2] * 6  # every case as often as in a single process
+    assert ranks[0][0, 0].seed != ranks[1][0, 0].seed
+
+
+def test_keys_go_on_where_training_stopped():
+    keys = BatchKeys(steps=4, done=lambda: 6)
+    assert list(keys) == [(1, 2), (1, 3)]
+    assert list(BatchKeys(4, lambda: 8)) == [(2, 0), (2, 1), (2, 2), (2, 3)]
+
+
+@pytest.mark.parametrize(("cases", "processes"), [(3, 2), (1, 2), (4, 3), (5, 1)])
+def test_each_whole_case_is_counted_once_and_all_processes_take_equal_steps(build, cases, processes):
+    data = build("data.val_share=0", "data.test_share=0")
+    chosen = list(data.cases.values())[:cases]
+    parts = [Volumes(chosen, data.standardiser, rank, processes) for rank in range(processes)]
+    assert len({len(part) for part in parts}) == 1
+    counted = [part[i].case.id for part in parts for i in range(len(part)) if part[i].counted]
+    assert sorted(counted) == [case.id for case in chosen]
+
+
+def test_batches_become_standardised_network_input(build):
+    data = build("data.val_share=0", "data.test_share=0", "data.modalities=[t1c,t1n,t1c-t1n]")
+    case = next(iter(data.cases.values()))
+    volume = data.on_after_batch_transfer(Volumes([case], data.standardiser)[0], 0)
+    raw = brain(sum(case.id.encode()) + 1)  # t1c
+    values = raw[raw > 0]
+    z = (values - values.mean()) / values.std()
+    assert volume.image.shape[0] == 3
+    inside = volume.image[0][volume.image[0] != 0]
+    assert sorted(inside.tolist()) == pytest.approx(sorted(z[z != 0].tolist()), abs=1e-4)
+    torch.testing.assert_close(volume.image[2], volume.image[0] - volume.image[1])
+    assert np.array_equal(np.sort(volume.mask.numpy().ravel())[-5:], np.sort(lesions().ravel())[-5:])
+
+
+def test_balanced_weights_favour_rare_classes(build):
+    data = build("data.val_share=0", "data.test_share=0")
+    weights = data.balanced_class_weights()
+    voxels = np.sum([case.class_voxels for case in data.cases.values()], axis=0)
+    assert sum(weights) == pytest.approx(1)
+    assert weights[1] / weights[0] == pytest.approx(np.sqrt(voxels[0] / voxels[1]))
+
+
+def test_without_a_sampler_it_cannot_train(composed, root, tmp_path):
+    cfg = composed("data=brats_mets", f"data.root={root}", f"paths.cache_dir={tmp_path}/cache", name="preprocess")
+    with pytest.raises(ValueError, match="without a sampler"):
+        composition.build_data(cfg).train_dataloader()
+
+
+def test_nothing_to_train_on(composed, tmp_path):
+    write_case(tmp_path / "bare", seg=None)
+    cfg = composed("data=brats_mets", f"data.root={tmp_path}/bare", f"paths.cache_dir={tmp_path}/c", name="preprocess")
+    data = composition.build_data(cfg)
+    data.prepare_data()
+    with pytest.raises(ValueError, match="no|none"):
+        data.setup("fit")
+
+
+def test_other_source_settings_are_another_cache(composed, root):
+    def directory(*overrides):
+        cfg = composed("data=brats_mets", f"data.root={root}", *overrides, name="preprocess")
+        return composition.build_data(cfg).cache.directory
+
+    assert directory() == directory()
+    assert directory() != directory("+data.source.site=UCSD")
+    assert directory() != directory("data.label_map={4:3}")
+    assert OmegaConf.is_config(composed(name="preprocess").data)
+
+
+@pytest.mark.parametrize("settings", [(0, 8, 2), (2, 0, 2), (2, 8, -1)])
+def test_bad_loader_settings(settings):
+    with pytest.raises(ValueError, match="data.batch_size"):
+        LoaderSettings(*settings)
