@@ -140,9 +140,10 @@ def _score_region(
 
     dice, hd95 = [], []
     nsd: dict[float, list[float]] = {tolerance: [] for tolerance in rules.nsd_tolerances}
-    for label in found:
-        partners = partner[lesion == label]
-        dice.append(2 * voxels[overlapping == label].sum() / (sizes[label] + predicted_sizes[partners].sum()))
+    for label in found.tolist():
+        partners = partner[lesion == label].tolist()
+        common = int(voxels[overlapping == label].sum())
+        dice.append(2 * common / int(sizes[label] + predicted_sizes[partners].sum()))
         a, b = reference_cells.lesion([label]), predicted_cells.lesion(partners)
         hd95.append(weighted_hd95(a, b, *surface_distances(a, b, spacing)))
         if nsd:

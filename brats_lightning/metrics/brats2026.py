@@ -89,7 +89,7 @@ def score_region(
     common = int(np.count_nonzero(reference & prediction))
     if common:
         pair = surface_distances(reference_surface, predicted_surface, (1.0, 1.0, 1.0))  # the spacing is not passed on
-        scores["global_dsc"] = 2 * common / (np.count_nonzero(reference) + np.count_nonzero(prediction))
+        scores["global_dsc"] = 2 * common / int(np.count_nonzero(reference) + np.count_nonzero(prediction))
         scores["global_nsd"] = surface_dice(*pair, 0.5)
         scores["global_hd95"] = pooled_hd95(*pair)
     elif n_reference or n_prediction:

@@ -214,5 +214,5 @@ def _sizes_and_centres(labels: np.ndarray, n: int, corner: np.ndarray) -> list[t
     sizes = np.bincount(of_voxel, minlength=n + 1)[1:]
     axes = np.unravel_index(voxels, labels.shape)
     sums = [np.bincount(of_voxel, weights=positions, minlength=n + 1)[1:] for positions in axes]
-    centres = np.rint(np.stack(sums, axis=1) / sizes[:, None]).astype(int) + corner
+    centres = np.rint(np.stack(sums, axis=1) / sizes[:, None] + corner).astype(int)
     return [(size, (x, y, z)) for size, (x, y, z) in zip(sizes.tolist(), centres.tolist(), strict=True)]
