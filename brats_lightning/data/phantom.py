@@ -191,7 +191,7 @@ def make_case(
     """The images by modality and the labels of case ``case`` in LPS; background is exactly 0."""
     patient, _ = _patient(case)
     frame = Frame(tuple(settings.shape[::-1]), tuple(settings.spacing[::-1]))
-    brain = make_brain(_random(settings, 0, patient), frame)
+    brain = make_brain(_random(settings, 0, patient), frame, look_alikes=bool(settings.modalities))
     rng = _random(settings, 1, case)
     # Spread evenly over the cases, like the counts.
     cavity = (0.5 + 0.6180339887498949 * case) % 1 < settings.resection_cavity

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, Int
 
 Volume = Float32[np.ndarray, "z y x"]
 
@@ -31,6 +31,11 @@ class Frame:
     def scale(self) -> float:
         """Size of this brain as a share of an adult's."""
         return 2 * float(np.mean(self.semi_axes)) / ADULT_MM
+
+    @property
+    def fine_scale(self) -> float:
+        """The same for thin structures, which would vanish between the voxels of a small brain."""
+        return max(self.scale, 0.5)
 
     @property
     def voxel_mm(self) -> float:
@@ -135,7 +140,7 @@ THIRD_AND_FOURTH = [
 THALAMUS = [(0.14, 0.0, 0.02, 8.0), (0.20, 0.16, 0.03, 6.5)]
 PUTAMEN = [(0.30, -0.24, 0.0, 4.5), (0.36, 0.02, 0.0, 4.5)]
 CAUDATE = [(0.24, -0.36, 0.1, 3.5), (0.22, -0.1, 0.26, 2.5)]
-# Veins of the dura: along the crown, from its end behind to either side, and basal arteries.
+# Veins of the dura, along the crown and from its end behind to either side; the arteries of the base.
 SAGITTAL_SINUS = [
     (0.0, -0.75, 0.42),
     (0.0, -0.5, 0.8),
@@ -175,9 +180,9 @@ SIGNAL = {
 }
 
 
-def make_brain(rng: np.random.Generator, frame: Frame) -> Brain:
-    """A random brain that fills the frame, with enhancing vessels and other look-alikes of lesions."""
-    scale, voxel = frame.scale, frame.voxel_mm
+def make_brain(rng: np.random.Generator, frame: Frame, look_alikes: bool = True) -> Brain:
+    """A random brain that fills the frame, with the look-alikes of lesions or, where only masks are wanted, without."""
+    scale, fine, voxel = frame.scale, frame.fine_scale, frame.voxel_mm
     z, y, x = frame.axes()
     zn, yn, xn = (grid / np.float32(a) for grid, a in zip((z, y, x), frame.semi_axes, strict=True))
     # The forehead is narrower than the back of the head, the base flatter than the crown.
@@ -187,7 +192,7 @@ def make_brain(rng: np.random.Generator, frame: Frame) -> Brain:
     inside = depth > 0
 
     # Sulci are the sheets on which a smooth field vanishes; they end 12 … 20 mm under the surface.
-    fold = np.abs(smooth_field(rng, frame, 15 * max(scale, 0.4)))
+    fold = np.abs(smooth_field(rng, frame, 15 * fine))
     fold *= np.float32(4.2)
     fold += np.clip(depth - np.float32(rng.uniform(12, 17) * scale), 0, None) * np.float32(0.35)
     middle = np.float32(2 * scale) * smooth_field(rng, frame, 90 * scale)[:, :, :1]
@@ -201,7 +206,7 @@ def make_brain(rng: np.random.Generator, frame: Frame) -> Brain:
     bz, by, bx = (grid - np.float32(c) for grid, c in zip(frame.axes(box), centre, strict=True))
     lobe = (1 - np.sqrt((bz / axes[0]) ** 2 + (by / axes[1]) ** 2 + (bx / axes[2]) ** 2)).astype(np.float32)
     lobe *= np.float32(np.mean(axes))
-    folia = np.abs((bz * 0.8 + by * 0.5 + np.abs(bx) * 0.2) / np.float32(max(5.0 * scale, 3.0)) % 1 - 0.5)
+    folia = np.abs((bz * 0.8 + by * 0.5 + np.abs(bx) * 0.2) / np.float32(5 * fine) % 1 - 0.5)
     folia = folia * np.float32(7) + np.float32(0.3) + np.clip(lobe - 9 * scale, 0, None) * np.float32(0.5)
     pia[box] = np.where(lobe > 0, np.minimum(np.minimum(lobe, folia), depth[box]), np.minimum(pia[box], -lobe))
 
@@ -221,24 +226,36 @@ def make_brain(rng: np.random.Generator, frame: Frame) -> Brain:
     for path in THIRD_AND_FOURTH:
         capsules(ventricle, frame, path, 1.0, size)
 
-    layers["grey"][...] = ramp((GREY_MM * max(scale, 0.5) - pia) / voxel)
-    layers["csf"][...] = np.maximum(ramp((atrophy * max(scale, 0.5) - pia) / voxel), ventricle)
+    layers["grey"][...] = ramp((GREY_MM * fine - pia) / voxel)
+    layers["csf"][...] = np.maximum(ramp((atrophy * fine - pia) / voxel), ventricle)
     room = (depth > 1.5 * scale) & (fissure > 1.5 * scale) & (ventricle < 0.1)
 
+    if look_alikes:
+        _paint_look_alikes(rng, frame, depth, ventricle, np.flatnonzero(room & (pia > GREY_MM * fine)), layers)
+    return Brain(frame, inside, room, pia, layers)
+
+
+def _paint_look_alikes(
+    rng: np.random.Generator,
+    frame: Frame,
+    depth: Volume,
+    ventricle: Volume,
+    white: Int[np.ndarray, " n"],
+    layers: dict[str, Volume],
+) -> None:
+    """What enhances, or shines in FLAIR, and is no lesion; ``white`` are the flat indices of deep white matter."""
     _paint_vessels(rng, frame, layers["vessel"])
-    patches = smooth_field(rng, frame, 40 * scale) - np.float32(rng.uniform(0.7, 1.5))
-    layers["dura"][...] = ramp((1.5 - depth) / voxel) * np.clip(patches * 3, 0, 1)
+    patches = smooth_field(rng, frame, 40 * frame.scale) - np.float32(rng.uniform(0.7, 1.5))
+    layers["dura"][...] = ramp((1.5 - depth) / frame.voxel_mm) * np.clip(patches * 3, 0, 1)
     atrium = np.asarray([LATERAL_VENTRICLE[-1][:3]] * 24) * np.where(np.arange(24) % 2, 1, -1)[:, None] ** [1, 0, 0]
-    tufts = frame.place(atrium) + rng.normal(0, 2.5 * scale, (24, 3))
+    tufts = frame.place(atrium) + rng.normal(0, 2.5 * frame.scale, (24, 3))
     stamp(layers["plexus"], frame, tufts, rng.uniform(0.8, 1.8, 24))
     layers["plexus"] *= ventricle
-    deep = np.flatnonzero(room & (pia > GREY_MM * scale))
-    if len(deep):
+    if len(white):
         for name, count, largest in (("wmh", int(rng.integers(0, 25)), 2.2), ("t1spot", int(rng.integers(1, 8)), 2.5)):
-            voxels = np.stack(np.unravel_index(rng.choice(deep, count), frame.shape), -1)
+            voxels = np.stack(np.unravel_index(rng.choice(white, count), frame.shape), -1)
             points = (voxels - (np.asarray(frame.shape) - 1) / 2) * frame.spacing
             stamp(layers[name], frame, points, rng.uniform(0.8, largest, count), rng.uniform(0.6, 1.0))
-    return Brain(frame, inside, room, pia, layers)
 
 
 def _paint_vessels(rng: np.random.Generator, frame: Frame, vessel: Volume) -> None:

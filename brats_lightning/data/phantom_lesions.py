@@ -92,7 +92,7 @@ def place_lesions(
     cavity_coverage = np.zeros(frame.shape, np.float32)
     brain_mm3 = float(brain.inside.sum()) * frame.voxel_mm**3
     tissue = brain.room & (brain.layers["csf"] < 0.3)
-    junction = np.flatnonzero(tissue & (np.abs(brain.pia - GREY_MM * frame.scale) < 1.5 * frame.scale))
+    junction = np.flatnonzero(tissue & (np.abs(brain.pia - GREY_MM * frame.fine_scale) < 1.5 * frame.fine_scale))
     anywhere = np.flatnonzero(tissue)
     if not len(anywhere):
         return labels, [], cavity_coverage
@@ -153,7 +153,7 @@ def _lesion(
     halo = np.zeros_like(whole)
     if halo_mm:
         # Oedema spreads in white matter and stops at fluid.
-        reach = inner + np.float32(4.0) * (brain.pia[box] < GREY_MM * frame.scale)
+        reach = inner + np.float32(4.0) * (brain.pia[box] < GREY_MM * frame.fine_scale)
         reach -= np.float32(0.35 * halo_mm) * smooth_field(rng, frame, 12.0, mask.shape)
         halo = ramp((halo_mm - reach) / frame.voxel_mm) * (brain.room[box] & (brain.layers["csf"][box] < 0.5))
         halo = np.maximum(halo, whole).astype(np.float32)
@@ -182,7 +182,7 @@ def _grow(
 
     Returns:
         Its box with ``margin`` mm around, the distance beyond its surface in mm (negative inside) and its coverage;
-        None if the free voxels around the site do not suffice.
+        None if the free voxels around the site do not suffice or do not hang together.
     """
     frame: Frame = brain.frame
     radius = (0.75 * voxels * frame.voxel_mm**3 / np.pi) ** (1 / 3)
@@ -204,6 +204,8 @@ def _grow(
         return None
     inner = (distance - surface).astype(np.float32)
     whole = ramp(-inner / frame.voxel_mm + 1e-3).astype(np.float32) * room
+    if label_components(whole >= 0.5)[1] != 1:  # the free voxels lie apart
+        return None
     return box, inner, whole
 
 
