@@ -32,7 +32,7 @@ class IntensityChange(ABC):
             return
         for channel in image:
             if happens(self.p_channel, generator):
-                brain = channel.sign().abs_()  # as float32: made and applied several times faster than a bool mask
+                brain = channel.sign().abs_()  # in float32, made and applied faster than a bool mask
                 self.change(channel, brain, generator)
                 channel.mul_(brain)
 
@@ -116,7 +116,7 @@ class Contrast(IntensityChange):
 
 
 class LowResolution(IntensityChange):
-    """Takes every channel to a coarser grid by nearest neighbour and back by linear interpolation.
+    """Takes a channel to a coarser grid by nearest neighbour and back by linear interpolation.
 
     ``zoom``: [least, most] ratio of the coarse grid's length to the patch's, uniform, the same along all axes.
     """
@@ -158,7 +158,7 @@ class Gamma(IntensityChange):
         low, high = channel.aminmax()
         start, end = (high, low) if self.invert else (low, high)
         span = torch.where(high > low, end - start, 1)
-        channel.sub_(start).div_(span).log_().mul_(gamma).exp_().mul_(brain)  # half the time of pow
+        channel.sub_(start).div_(span).log_().mul_(gamma).exp_().mul_(brain)  # faster than pow
         new_mean, new_std = _moments(channel, voxels)
         scale = std / new_std.clamp(min=torch.finfo(torch.float32).tiny) * span.sign()
         channel.sub_(new_mean).mul_(scale).add_(mean)
