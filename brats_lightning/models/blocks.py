@@ -70,10 +70,12 @@ def triple(setting: str, value: int | Sequence[int]) -> Triple:
 class InstanceNorm(nn.Module):
     """Instance normalisation with the values, gradients and parameters of ``nn.InstanceNorm3d(channels, affine=True)``.
 
-    Two differences, neither in the mathematics. A single voxel, which torch refuses to normalise in training, gives
-    the bias: the deepest level of a small patch needs that. And a channels-last input keeps its layout: torch's own
-    folds the batch into the channels, which copies such an input there and back. A batch of one is the case in which
-    batch normalisation with the batch's own statistics is instance normalisation, so it is applied to each sample.
+    Three differences, none in the mathematics. A single voxel, which torch refuses to normalise in training, gives the
+    bias: the deepest level of a small patch needs that. A channels-last input keeps its layout: torch's own folds the
+    batch into the channels, which copies such an input there and back. And the gradient is right for a batch of one
+    that gets it in channels-last; torch's own (2.13, CPU) then scrambles it without a word. A batch of one is the case
+    in which batch normalisation with the batch's own statistics is instance normalisation, so that is what each sample
+    goes through.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
@@ -84,7 +86,7 @@ class InstanceNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b c z y x"]:
         """Each channel of each sample with mean 0 and variance 1, then scaled and shifted."""
-        if x.is_contiguous(memory_format=torch.channels_last_3d):
+        if len(x) == 1 or x.is_contiguous(memory_format=torch.channels_last_3d):
             samples = [self._normalise(torch.batch_norm, sample) for sample in x.split(1)]
             return samples[0] if len(samples) == 1 else torch.cat(samples)
         return self._normalise(torch.instance_norm, x)
@@ -167,7 +169,7 @@ class ResidualBlock(ConvBlock):
 
     def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b k _ _ _"]:
         """Features of ``ceil(n / stride)`` voxels along each axis."""
-        return self.activation(self.residue(x) + self.shortcut(x))
+        return self.activation(self.residue(x).add_(self.shortcut(x)))
 
 
 class TrilinearUp(nn.Sequential):
