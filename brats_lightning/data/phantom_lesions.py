@@ -150,14 +150,14 @@ def _lesion(
     if label_components(et)[1] != 1:
         return None
 
+    view = labels[box]
     halo = np.zeros_like(whole)
     if halo_mm:
         # Oedema spreads in white matter and stops at fluid.
         reach = inner + np.float32(4.0) * (brain.pia[box] < GREY_MM * frame.fine_scale)
         reach -= np.float32(0.35 * halo_mm) * smooth_field(rng, frame, 12.0, mask.shape)
-        halo = ramp((halo_mm - reach) / frame.voxel_mm) * (brain.room[box] & (brain.layers["csf"][box] < 0.5))
-        halo = np.maximum(halo, whole).astype(np.float32)
-    view = labels[box]
+        solid = brain.room[box] & (brain.layers["csf"][box] < 0.5) & (view != RC)
+        halo = np.maximum(ramp((halo_mm - reach) / frame.voxel_mm) * solid, whole).astype(np.float32)
     view[(halo >= 0.5) & (view == 0)] = SNFH
     view[mask] = ET
     view[mask & ~et] = NETC
