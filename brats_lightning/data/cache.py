@@ -217,7 +217,8 @@ def _build_all(
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
             raise RuntimeError(
-                f"a preprocessing worker died, most likely for want of memory; got {workers} workers, try fewer"
+                f"one of {workers} preprocessing workers died: for want of memory, then use fewer; or because the "
+                'script that called has no `if __name__ == "__main__":`'
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -518,7 +518,7 @@ def test_a_worker_that_dies_is_explained(raw, cache, monkeypatch):
             return super().submit(os._exit, 1)
 
     monkeypatch.setattr(module, "ProcessPoolExecutor", Broken)
-    with pytest.raises(RuntimeError, match="worker died, most likely for want of memory; got 2 workers, try fewer"):
+    with pytest.raises(RuntimeError, match="one of 2 preprocessing workers died: for want of memory, then use fewer"):
         cache.fill(find_cases(raw), workers=2)
 
 
