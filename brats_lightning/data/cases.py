@@ -264,7 +264,7 @@ def _misplaced(
             problem(file, f"shape {volume.grid.shape}", f"{grid.shape}, as {common}", "register it to the others")
         elif (distance := volume.grid.distance(grid)) > tolerance:
             found = f"lies {distance:.3g} mm off {common} (origin {_origin(volume)}, there {_origin(volumes[common])})"
-            remedy = "correct the header, or raise the tolerance if the voxels do match"
+            remedy = "correct the header, or raise data.affine_tolerance if the voxels match"
             problem(file, found, f"≤ {tolerance:g} mm", remedy)
         else:
             continue
