@@ -221,7 +221,7 @@ def _build_all(
                 'script that called has no `if __name__ == "__main__":`'
             ) from error
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
 def _progress(show: bool | None) -> Progress:
