@@ -155,9 +155,16 @@ def test_lesions_are_separate_and_of_the_volume_asked_for(case):
     wanted = [v for v in lesion_volumes(5, case, None) if v < 0.8 * cap]
     assert n == len(lesion_volumes(5, case, None))
     assert measured[n - len(wanted) :] == pytest.approx(wanted, abs=1.9, rel=0.001)  # voxels: at least two
-    # a gap of three voxels, so that no protocol's dilation joins two lesions
-    core = np.isin(labels, (1, 3))
-    assert label_components(ndimage.binary_dilation(core, np.ones((3, 3, 3))))[1] == label_components(core)[1] == n
+
+
+def test_no_dilation_joins_two_lesions():
+    """The official protocols dilate by a voxel; in a crowded brain, too, three voxels lie between lesions."""
+    for case in range(4):
+        labels = make_case(PhantomSettings(shape=(56, 64, 48), lesions=20, seed=1, modalities=()), case)[1]
+        core = np.isin(labels, (1, 3))
+        n = label_components(core)[1]
+        assert n >= 3
+        assert label_components(ndimage.binary_dilation(core, np.ones((3, 3, 3))))[1] == n
 
 
 def test_netc_lies_inside_et():
