@@ -4,6 +4,8 @@ The four protocols give different numbers for the same masks; a score is never c
 """
 
 import math
+from collections.abc import Sequence
+from typing import SupportsFloat
 
 import numpy as np
 from jaxtyping import Integer
@@ -24,7 +26,7 @@ class ScoreError(ValueError):
 def score_case(
     reference: Integer[np.ndarray, "..."],
     prediction: Integer[np.ndarray, "..."] | None,
-    spacing: Spacing,
+    spacing: Sequence[SupportsFloat],
     scheme: LabelScheme,
     protocol: str = DEFAULT_PROTOCOL,
     thresholds: str = "default",
@@ -48,7 +50,8 @@ def score_case(
     Raises:
         ScoreError: masks that are not 3D or differ in shape, a spacing that is not positive, an unknown setting.
     """
-    _check(reference, prediction, spacing, protocol, thresholds, spacing_mode)
+    x, y, z = _double(spacing)
+    _check(reference, prediction, protocol, thresholds, spacing_mode)
     if prediction is None:
         if protocol == "brats2026":
             return {region: brats2026.missing_scores() for region in scheme.regions}
@@ -59,8 +62,8 @@ def score_case(
 
     if protocol in brats2023.RULES:
         masks = np.ascontiguousarray(reference), np.ascontiguousarray(prediction)
-        return brats2023.score_regions(*masks, spacing, scheme, shape, brats2023.RULES[protocol])
-    axis_spacing = spacing if spacing_mode == "official" else spacing[::-1]
+        return brats2023.score_regions(*masks, (x, y, z), scheme, shape, brats2023.RULES[protocol])
+    axis_spacing = (x, y, z) if spacing_mode == "official" else (z, y, x)
     masks = np.ascontiguousarray(reference.T), np.ascontiguousarray(prediction.T)
     return {
         region: brats2026.score_region(
@@ -73,13 +76,16 @@ def score_case(
     }
 
 
+def _double(spacing: Sequence[SupportsFloat]) -> Spacing:
+    """Headers hold float32, whose products would round."""
+    values = tuple(float(value) for value in spacing)
+    if len(values) != 3 or not all(math.isfinite(value) and value > 0 for value in values):
+        raise ScoreError(f"the spacing must be three positive numbers in mm, got {values}")
+    return values
+
+
 def _check(
-    reference: np.ndarray,
-    prediction: np.ndarray | None,
-    spacing: Spacing,
-    protocol: str,
-    thresholds: str,
-    spacing_mode: str,
+    reference: np.ndarray, prediction: np.ndarray | None, protocol: str, thresholds: str, spacing_mode: str
 ) -> None:
     if reference.ndim != 3:
         raise ScoreError(f"the reference must be a 3D mask, got shape {reference.shape}")
@@ -88,12 +94,10 @@ def _check(
             f"the prediction's shape {prediction.shape} differs from the reference's {reference.shape}; "
             "write predictions on the grid of their input"
         )
-    if len(spacing) != 3 or not all(math.isfinite(value) and value > 0 for value in spacing):
-        raise ScoreError(f"the spacing must be three positive numbers in mm, got {spacing}")
     for name, value, known in (
         ("protocol", protocol, PROTOCOLS),
         ("thresholds", thresholds, tuple(brats2026.THRESHOLDS)),
-        ("spacing", spacing_mode, ("official", "correct")),
+        ("spacing_mode", spacing_mode, ("official", "correct")),
     ):
         if value not in known:
             raise ScoreError(f"{name} must be one of {', '.join(known)}, got {value!r}")

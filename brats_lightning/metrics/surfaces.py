@@ -172,7 +172,8 @@ def directed_distances(
     if len(others) == 0:
         return np.full(len(points), np.inf)
     scale = np.array(spacing, dtype=np.float64)
-    tree = cKDTree(others * scale, balanced_tree=False, compact_nodes=False)  # positions are sorted: quicker to build
+    # Grid positions in order need no balancing; large leaves suit thin sheets of points.
+    tree = cKDTree(others * scale, leafsize=32, balanced_tree=False, compact_nodes=False)
     _, nearest = tree.query(points * scale)
     offsets = (points - others[nearest]) * scale
     return np.sqrt((offsets * offsets).sum(axis=1))

@@ -192,6 +192,15 @@ def test_invariance(protocol):
         assert {**roomy[region], "Specificity": 0} == {**row, "Specificity": 0}
 
 
+def test_a_float32_header_is_computed_in_double_precision():
+    """Four voxels of 0.7 · 0.9 · 7.9365077 mm³ are just under 20 mm³; their float32 product is 20."""
+    spacing = tuple(np.float32(value) for value in (0.7, 0.9, 7.936507701873779))
+    assert np.prod(spacing) * 4 >= 20
+    mask = volume(((5, 9), (5, 6), (5, 6)))
+    scores = score_case(mask, mask, spacing, BRATS_METS, "brats2026")["et"]
+    assert scores["small_instance_tp"] == 1
+
+
 def test_inputs_are_not_written():
     reference, prediction = volume(A), volume(FAR)
     for mask in (reference, prediction):
@@ -217,6 +226,7 @@ def test_full_and_tiny_volumes(protocol):
         ({"prediction": np.zeros((3, 4, 5), np.uint8)}, "shape"),
         ({"reference": np.zeros((4, 4), np.uint8)}, "3D"),
         ({"spacing": (1.0, 0.0, 1.0)}, "positive"),
+        ({"spacing": (1.0, 1.0)}, "three positive"),
         ({"spacing": (1.0, math.nan, 1.0)}, "positive"),
         ({"protocol": "brats2022"}, "brats2023, brats2024, brats2025, brats2026, got 'brats2022'"),
         ({"thresholds": "strict"}, "default, challenge"),
