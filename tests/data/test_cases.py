@@ -75,6 +75,14 @@ def test_one_case_in_two_places_is_reported(tmp_path):
     assert len(second.clashes) == 1
 
 
+def test_files_of_one_name_in_two_folders_are_not_merged(tmp_path):
+    # a mask of another reader must not silently join the images
+    touch(tmp_path, "a/BraTS-MET-00001-000-t1n.nii.gz", "b/BraTS-MET-00001-000-seg.nii.gz")
+    (case,) = find_cases(tmp_path)
+    assert case.mask is None
+    assert [path.parent.name for path in case.clashes] == ["b"]
+
+
 def test_missing_and_empty_roots(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none is no folder; expected nested folders .*data.root=DIR"):
         find_cases(tmp_path / "none")
