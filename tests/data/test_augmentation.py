@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from brats_lightning.data.augmentation import Augmentation
-from brats_lightning.data.draws import happens, log_uniform, uniform
+from brats_lightning.data.draws import happens, log_uniform, new_seed, uniform
 from brats_lightning.data.intensity import (
     Brightness,
     Contrast,
@@ -125,8 +125,11 @@ def test_a_sample_is_augmented_independently_of_the_others_in_its_batch():
     again, again_labels = augmentation(others, mask.clone(), seeded())
     assert torch.equal(again[2], whole[2])
     assert torch.equal(again_labels, labels)
-    first, _ = augmentation(image[:1].clone(), mask[:1].clone(), seeded())  # a batch of one
-    assert torch.equal(first[0], whole[0])
+    generator = seeded()
+    for index in range(4):  # each alone, whatever the ones before it drew
+        alone, _ = augmentation(image[index, None].clone(), mask[index, None].clone(), generator.clone_state())
+        assert torch.equal(alone[0], whole[index])
+        new_seed(generator)
 
 
 def test_samples_of_a_batch_differ():
