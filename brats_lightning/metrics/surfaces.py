@@ -204,7 +204,7 @@ def _area_quantile(distances: np.ndarray, areas: np.ndarray) -> float:
     order = np.lexsort((areas, distances))
     areas = areas[order]
     index = int(np.searchsorted(np.cumsum(areas) / np.sum(areas), 0.95))
-    return float(distances[order[min(index, len(order) - 1)]])
+    return float(distances[order[index]])
 
 
 def surface_dice(
