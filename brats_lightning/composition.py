@@ -45,9 +45,12 @@ def resolved(cfg: DictConfig) -> DictConfig:
     """A copy without interpolations: it means the same in another process, on another day.
 
     Raises:
-        omegaconf.errors.MissingMandatoryValue: a ``???`` was not filled in; the message names the key.
+        ValueError: a mandatory value was not given.
     """
-    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ValueError("these values must be given on the command line: " + " ".join(f"{key}=…" for key in missing))
+    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
 
 
 def entry_point(config_name: str, function: Callable[[DictConfig], Any]) -> Callable[[], None]:

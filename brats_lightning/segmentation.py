@@ -34,7 +34,7 @@ class Segmentation(pl.LightningModule):
     def __init__(
         self,
         network: nn.Module,
-        loss: nn.Module,
+        loss: Callable[..., Any],
         optimizer: Callable[[Any], Optimizer],
         scheduler: Callable[[Optimizer, int], LRScheduler],
         inference: SlidingWindow,

@@ -69,7 +69,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
             data.test_on = cfg.test_on
             trainer.test(model, datamodule=data, ckpt_path=str(best), weights_only=True, verbose=False)
             scores |= trainer.callback_metrics
-        results = {name: float(value) for name, value in sorted(scores.items())}
+        results = {name: float(value) for name, value in sorted(scores.items()) if "/" in name}
         if first:
             if cfg.test_on is not None:
                 results |= _threshold_baseline(data)

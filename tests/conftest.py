@@ -29,11 +29,11 @@ def shared_outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def composed(tmp_path: Path, shared_outputs: Path) -> Compose:
     """A resolved config of a tiny run with the given overrides, its run folder below ``tmp_path``."""
 
-    def make(*overrides: str, name: str = "train", run: str = "run") -> DictConfig:
+    def make(*overrides: str, name: str = "train", run: str = "run", plain: bool = False) -> DictConfig:
         composition.register_resolvers()
         paths = [f"paths.outputs={tmp_path}", f"paths.cache_dir={shared_outputs}/cache"]
         if name == "train":
-            paths += ["experiment=quick", "trainer=cpu", "seed=0"]
+            paths += ["trainer=cpu", "seed=0"] + ([] if plain else ["experiment=quick"])
         if not any(override.startswith("data=") for override in overrides):
             paths.append(f"paths.phantom_dir={shared_outputs}/phantoms")
         with initialize_config_dir(str(composition.config_dir()), version_base="1.3"):

@@ -53,6 +53,7 @@ class PatchBatch:
     image: Shaped[Tensor, "b c z y x"]
     mask: UInt8[Tensor, "b z y x"]
     numbers: Float[Tensor, "b m 4"]  # see Standardiser
+    spacing: list[tuple[float, float, float]]  # (z, y, x) in mm of each patch
     seed: tuple[int, ...]  # of this batch's augmentation
 
     def to(self, device: torch.device, **kwargs: Any) -> "PatchBatch":
@@ -136,7 +137,13 @@ class PatchBatches(Dataset[PatchBatch]):
             read_patch(case.image(), start, shape, out=image, channels=case.channels(self.standardiser.sources))
             read_patch(case.mask(), start, shape, out=mask)
         numbers = np.stack([self.standardiser.numbers(case.intensities) for case in chosen])
-        return PatchBatch(torch.from_numpy(images), torch.from_numpy(masks), torch.from_numpy(numbers), seed)
+        return PatchBatch(
+            torch.from_numpy(images),
+            torch.from_numpy(masks),
+            torch.from_numpy(numbers),
+            [case.spacing for case in chosen],
+            seed,
+        )
 
     def _cases_of(self, epoch: int) -> np.ndarray:
         if self._order[0] != epoch:
@@ -275,7 +282,8 @@ class CaseData(pl.LightningDataModule):
             return
         found = self.source()
         labelled = [case for case in found if case.mask is not None]
-        cached = [self.cache.read(case) for case in labelled]
+        wanted = self.standardiser.sources
+        cached = [self.cache.read(case, wanted, need_mask=True) for case in labelled]
         self.cases = {case.id: case for case in cached if case is not None}
         self.unlabelled = len(found) - len(labelled)
         if not self.cases:
@@ -355,5 +363,5 @@ class CaseData(pl.LightningDataModule):
         if self.augmentation is not None and self.trainer is not None and self.trainer.training:
             # A sequence of numbers to one well-mixed 63-bit seed.
             seed = int(np.random.SeedSequence((*batch.seed, 1)).generate_state(1, np.uint64)[0] >> 1)
-            image, mask = self.augmentation(image, mask, torch.Generator().manual_seed(seed))
+            image, mask = self.augmentation(image, mask, torch.Generator().manual_seed(seed), batch.spacing)
         return replace(batch, image=image.contiguous(memory_format=torch.channels_last_3d), mask=mask)

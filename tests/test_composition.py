@@ -1,0 +1,134 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from brats_lightning import composition
+
+CONF = composition.config_dir()
+
+
+def command(*arguments, folder, code="from brats_lightning.train import main; main()"):
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_configs_are_found_from_any_directory_without_heavy_imports(tmp_path):
+    code = (
+        "import sys; from brats_lightning.train import main\n"
+        "try: main()\n"
+        "finally: print('heavy:', sorted({'torch', 'pytorch_lightning', 'monai', 'scipy'} & set(sys.modules)))"
+    )
+    done = command("--cfg", "job", folder=tmp_path, code=code)
+    assert "brats_lightning.models.UNet" in done.stdout
+    assert "heavy: []" in done.stdout
+
+
+def test_a_mistyped_choice_lists_the_choices(tmp_path):
+    done = command("model=resnet", folder=tmp_path)
+    assert done.returncode != 0
+    assert "resunet" in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("model", ["unet", "attention_unet", "resunet"])
+@pytest.mark.parametrize("loss", ["dice", "focal", "dice_focal"])
+def test_every_pair_composes_with_the_channels_of_the_data(composed, model, loss):
+    cfg = composed(f"model={model}", f"loss={loss}", "data.modalities=[t1c]", "data.labels=[netc,snfh,et,rc]")
+    assert (cfg.model.in_channels, cfg.model.out_channels) == (1, 5)
+    assert cfg.name == f"{model}_{loss}"
+
+
+def choices(group):
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"{group}={choice}"
+        for group in ("sampling", "augmentation", "optimizer", "scheduler", "callbacks", "logger", "trainer", "model")
+        for choice in choices(group)
+    ]
+    + [f"debug={choice}" for choice in choices("debug")]
+    + [f"experiment={choice}" for choice in choices("experiment")],
+)
+def test_every_choice_composes(composed, override):
+    assert composed(override, plain=True).data.in_channels == 4
+
+
+def test_mandatory_values_are_named(composed):
+    with pytest.raises(ValueError, match=r"data\.root"):
+        composed("data=brats_mets")
+
+
+def test_mappings_take_new_keys(composed):
+    assert dict(composed("data.label_map={4:3}").data.label_map) == {4: 3}
+
+
+def keys_without_comment(path):
+    """Lines that set a value and carry no comment, neither on the line nor on the one above."""
+    lines = path.read_text().splitlines()
+    bare = []
+    for number, line in enumerate(lines):
+        setting = re.match(r"\s*(-\s)?[\w\"]+: *(\S.*)?$", line)
+        structural = re.match(r"\s*(_\w+_|defaults|hydra|- )", line)
+        opens_block = setting and not setting[2]
+        if setting and not structural and not opens_block and "#" not in line:
+            above = lines[number - 1].strip() if number else ""
+            if not above.startswith("#"):
+                bare.append(f"{path.name}: {line.strip()}")
+    return bare
+
+
+def test_every_key_has_a_comment():
+    bare = [line for path in CONF.rglob("*.yaml") for line in keys_without_comment(path)]
+    interpolated = [line for line in bare if "${" in line]  # a reference says what it is
+    assert sorted(set(bare) - set(interpolated)) == []
+
+
+def test_balanced_weights_replace_their_word(composed):
+    cfg = composed("loss.parts.dice.class_weights=balanced")
+
+    class Data:
+        scheme = composition.build_data(cfg).scheme
+
+        def balanced_class_weights(self):
+            return [0.1, 0.4, 0.2, 0.3]
+
+    model = composition.build_segmentation(cfg, Data())
+    weights = dict(model.loss.named_buffers())
+    assert any(w is not None and w.numel() >= 3 for w in weights.values())
+    assert cfg.loss.parts.dice.class_weights == "balanced"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"), [("fpu sse avx512_bf16 avx", "bf16-mixed"), ("fpu sse avx512_bf16x", "32-true")]
+)
+def test_precision_follows_the_processor(monkeypatch, tmp_path, flags, expected):
+    (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+    monkeypatch.setattr(composition, "Path", lambda _: tmp_path / "cpuinfo")
+    assert composition.fastest_precision("cpu") == expected
+
+
+def test_fused_optimiser_gives_way_to_clipping_under_a_loss_scaler(composed):
+    cfg = composed("trainer.precision=16-mixed")
+    data = composition.build_data(cfg)
+    assert composition.build_segmentation(cfg, data).make_optimizer.keywords["fused"] is False
+    cfg = composed("trainer.precision=bf16-mixed")
+    assert composition.build_segmentation(cfg, data).make_optimizer.keywords["fused"] is True
+
+
+def test_the_installed_package_carries_its_configs(monkeypatch, tmp_path):
+    monkeypatch.setattr(composition, "__file__", str(tmp_path / "site-packages/brats_lightning/composition.py"))
+    assert composition.config_dir() == tmp_path / "site-packages/brats_lightning/conf"
+    pyproject = (Path(__file__).parent.parent / "pyproject.toml").read_text()
+    assert re.search(r'force-include\]\s*conf = "brats_lightning/conf"', pyproject)
+
+
+def test_resolved_configs_hold_no_references(composed):
+    text = OmegaConf.to_yaml(composed())
+    assert "${" not in text

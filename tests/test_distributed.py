@@ -1,0 +1,161 @@
+"""Two CPU processes: what each trained, by its own account, in single runs and sweeps."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from brats_lightning import distributed
+
+# A loss that writes down what its process trains with.
+SPY = """
+import json, os
+from pathlib import Path
+import torch
+from torch.nn import functional as F
+
+class Spy(torch.nn.Module):
+    def __init__(self, folder, sharpness):
+        super().__init__()
+        record = {"sharpness": sharpness, "seed": torch.initial_seed()}
+        name = f"{os.environ['MASTER_PORT']}_{os.environ['LOCAL_RANK']}.json"
+        self.log = (Path(folder) / name, record)
+
+    def forward(self, logits, target):
+        path, record = self.log
+        path.write_text(json.dumps(record | {"rank": os.environ["LOCAL_RANK"]}))
+        return F.cross_entropy(logits.float(), target.long())
+"""
+
+
+@pytest.fixture
+def sweep(tmp_path, shared_outputs, composed):
+    """Run the command in a fresh process with the user's own config folder; returns each run's folder."""
+    from brats_lightning.data.phantom import phantom_cases
+
+    (tmp_path / "spy.py").write_text(SPY)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "conf/loss").mkdir(parents=True)
+    (tmp_path / "conf/loss/spy.yaml").write_text(f"_target_: spy.Spy\nfolder: {tmp_path}/notes\nsharpness: 1.0\n")
+    settings = dict(composed("data=phantom_tiny").data.source)
+    settings.pop("_target_")
+    ids = [case.id for case in phantom_cases(**settings)]
+    patients = sorted({name[:-4] for name in ids})
+    of = {patient: [name for name in ids if name.startswith(patient)] for patient in patients}
+    single = [patient for patient in patients if len(of[patient]) == 1]
+    chosen = {"test": of[single[0]], "val": [of[p][0] for p in single[1:4]]}
+    held_out = {single[0], *single[1:4]}
+    chosen["train"] = [name for patient in patients if patient not in held_out for name in of[patient]]
+    (tmp_path / "split.json").write_text(json.dumps(chosen))
+
+    def run(*arguments: str, expect: int = 0) -> list[Path]:
+        command = [
+            sys.executable, "-m", "brats_lightning.train", *arguments, "experiment=quick", "trainer=ddp_cpu",
+            "loss=spy",
+            f"paths.outputs={tmp_path}/out", f"paths.cache_dir={shared_outputs}/cache",
+            f"paths.phantom_dir={shared_outputs}/phantoms", f"data.split_file={tmp_path}/split.json",
+            "trainer.max_steps=2", "trainer.val_check_interval=2", "data.workers=0",
+        ]  # fmt: skip
+        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=540)
+        assert done.returncode == expect, done.stdout + done.stderr
+        return sorted(path.parent for path in (tmp_path / "out").rglob("config.yaml") if path.parent.name != ".hydra")
+
+    run.notes = tmp_path / "notes"
+    return run
+
+
+def notes_by_job(folder):
+    jobs = {}
+    for path in folder.iterdir():
+        jobs.setdefault(path.name.split("_")[0], []).append(json.loads(path.read_text()))
+    return list(jobs.values())
+
+
+def check(runs, notes, jobs):
+    """One folder per job; both ranks of each trained the same values; every case was counted once."""
+    assert len(runs) == len(notes) == jobs
+    for pair in notes:
+        assert {note["rank"] for note in pair} == {"0", "1"}
+        assert pair[0]["sharpness"] == pair[1]["sharpness"]
+        assert pair[0]["seed"] == pair[1]["seed"]
+    for run in runs:
+        metrics = json.loads((run / "metrics.json").read_text())
+        assert (metrics["val/cases_dice_wt"], metrics["test/cases_dice_wt"]) == (3, 1)
+
+
+def test_sweep_without_a_seed_and_with_the_users_config_folder(sweep, tmp_path):
+    runs = sweep("-m", "--config-dir", f"{tmp_path}/conf", "loss.sharpness=2.0,3.0", "seed=null")
+    notes = notes_by_job(sweep.notes)
+    check(runs, notes, jobs=2)
+    assert {pair[0]["sharpness"] for pair in notes} == {2.0, 3.0}
+    assert notes[0][0]["seed"] != notes[1][0]["seed"]  # drawn anew for each job
+
+
+def test_optuna_sweep(sweep, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    runs = sweep(
+        "-m", "--config-dir", f"{tmp_path}/conf", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2",
+        "hydra.sweeper.n_jobs=1", "hydra.sweeper.direction=maximize", "loss.sharpness=interval(1.0,9.0)",
+        "trainer.precision=bf16-mixed",
+    )  # fmt: skip
+    notes = notes_by_job(sweep.notes)
+    check(runs, notes, jobs=2)
+    assert notes[0][0]["sharpness"] != notes[1][0]["sharpness"]
+
+
+def test_a_process_that_fails_stops_the_others(sweep, tmp_path):
+    (tmp_path / "spy.py").write_text(SPY.replace("path, record = self.log", "1 / (1 - int(os.environ['LOCAL_RANK']))"))
+    runs = sweep("--config-dir", f"{tmp_path}/conf", expect=-15)
+    assert not (runs[0] / "metrics.json").exists()
+
+
+class OneDevice:
+    num_devices, world_size = 1, 1
+    strategy = object()
+
+
+def test_a_single_device_starts_nothing(tmp_path):
+    before = dict(os.environ)
+    with distributed.other_processes(OneDevice(), tmp_path / "none.yaml"):
+        assert dict(os.environ) == before
+
+
+def test_the_environment_is_restored_and_no_group_is_left(tmp_path, monkeypatch):
+    from pytorch_lightning.plugins.environments import LightningEnvironment
+
+    class Strategy:
+        cluster_environment = LightningEnvironment()
+
+    class TwoDevices:
+        num_devices, world_size, strategy = 2, 2, Strategy()
+
+    monkeypatch.setenv("MASTER_PORT", "23456")
+    before = dict(os.environ)
+    (tmp_path / "c.yaml").write_text("{}")
+    monkeypatch.setattr(distributed.sys, "executable", "/bin/true")
+    with distributed.other_processes(TwoDevices(), tmp_path / "c.yaml"):
+        assert (os.environ["LOCAL_RANK"], os.environ["WORLD_SIZE"]) == ("0", "2")
+    assert dict(os.environ) == before
+    assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("variables", "first", "outside"),
+    [
+        ({}, True, False),
+        ({"LOCAL_RANK": "1"}, False, False),
+        ({"RANK": "0", "WORLD_SIZE": "4"}, True, True),
+        ({"RANK": "3", "WORLD_SIZE": "4"}, False, True),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, False, True),
+    ],
+)
+def test_who_reports(monkeypatch, variables, first, outside):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert distributed.is_first_process() is first
+    assert distributed.started_from_outside() is outside

@@ -1,0 +1,170 @@
+import json
+import math
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from brats_lightning.train import objective_value, train
+
+
+def curves(run):
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    return events
+
+
+def points(events, tag):
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, request):
+    """One short run that several tests look at: (results, run folder)."""
+    from hydra import compose, initialize_config_dir
+
+    from brats_lightning import composition
+
+    out = tmp_path_factory.mktemp("trained")
+    composition.register_resolvers()
+    overrides = [
+        "experiment=quick", "trainer=cpu", "seed=0", "trainer.max_steps=7", "trainer.val_check_interval=4",
+        "trainer.log_every_n_steps=1", f"paths.outputs={out}", f"paths.run_dir={out}/run", "name=trained",
+    ]  # fmt: skip
+    with initialize_config_dir(str(composition.config_dir()), version_base="1.3"):
+        cfg = composition.resolved(compose("train", overrides))
+    return train(cfg), out / "run", cfg
+
+
+def test_a_run_leaves_what_its_contract_says(trained):
+    results, run, cfg = trained
+    assert (run / "checkpoints/best.ckpt").is_file()
+    assert (run / "checkpoints/last.ckpt").is_file()
+    written = json.loads((run / "metrics.json").read_text())
+    assert {n: math.nan if v is None else v for n, v in written.items()} == pytest.approx(results, nan_ok=True)
+    split = json.loads((run / "split.json").read_text())
+    assert set(split) == {"train", "val", "test"}
+    assert OmegaConf.load(run / "config.yaml") == cfg
+
+
+def test_scores_have_their_names_and_counts(trained):
+    results, run, _ = trained
+    split = json.loads((run / "split.json").read_text())
+    for stage in ("val", "test"):
+        for kind in ("dice", "iou"):
+            for name in ("et", "tc", "wt", "netc", "snfh", "et_class", "mean"):
+                assert f"{stage}/{kind}_{name}" in results
+        assert f"{stage}/accuracy" in results
+        assert results[f"{stage}/cases_dice_wt"] == len(split[stage])
+    assert all("/" in name for name in results)
+    assert 0 < results["test/t1c_threshold_dice_mean"] < 1
+    assert results["best/val/dice_mean"] >= results["val/dice_mean"]
+
+
+def test_curves_stand_at_the_optimisers_steps(trained):
+    _, run, _ = trained
+    events = curves(run)
+    steps = list(range(7))
+    for tag in ("train/loss", "train/loss_dice", "train/loss_focal", "lr-AdamW"):
+        assert [step for step, _ in points(events, tag)] == steps
+    dice, focal, total = (points(events, f"train/loss{part}") for part in ("_dice", "_focal", ""))
+    for (_, d), (_, f), (_, t) in zip(dice, focal, total, strict=True):
+        assert d + f == pytest.approx(t, rel=1e-3)
+    # the interval's validation, and the one a fit ends with
+    assert [step for step, _ in points(events, "val/dice_mean")] == [3, 6]
+    assert len(events.Tags()["images"]) == 1
+    assert len(events.Images(events.Tags()["images"][0])) == 2
+
+
+def test_hparams_hold_the_final_scores(trained):
+    _, run, _ = trained
+    tags = curves(run).Tags()["scalars"]
+    assert "hparam/test/dice_mean" in tags
+    assert "hparam/best/val/dice_mean" in tags
+
+
+def test_checkpoint_is_plain_data_and_carries_the_config(trained):
+    _, run, cfg = trained
+    checkpoint = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
+    assert checkpoint["config"] == OmegaConf.to_container(cfg)
+    assert all(name.startswith("network.") for name in checkpoint["state_dict"])
+
+
+def test_the_seed_fixes_everything(composed):
+    short = ["trainer.max_steps=3", "test_on=null", "logger=none", "+trainer.enable_progress_bar=false"]
+    short += ["~callbacks.progress"]
+    first = train(composed(*short, run="a"))
+    second = train(composed(*short, run="b"))
+    other = train(composed(*short, "seed=1", run="c"))
+    assert first == pytest.approx(second, nan_ok=True, abs=0)
+    assert first["val/loss"] != other["val/loss"]
+
+
+def test_resuming_continues_steps_rates_and_losses(composed, tmp_path):
+    common = ["trainer.log_every_n_steps=1", "trainer.val_check_interval=3", "test_on=null", "scheduler=polynomial"]
+    common += ["trainer.precision=32-true"]
+    train(composed(*common, "trainer.max_steps=8", run="whole"))
+
+    # The schedule is over all steps, so an interruption must not be a shorter run: stop after five of eight.
+    class Interrupted(Exception):
+        pass
+
+    from brats_lightning.callbacks import ValidateLast
+
+    def interrupt(self, trainer, *_):
+        trainer.should_stop = trainer.global_step >= 5
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ValidateLast, "on_train_batch_end", interrupt)
+        train(composed(*common, "trainer.max_steps=8", run="part"))
+    last = tmp_path / "part/checkpoints/last.ckpt"
+    train(composed(*common, "trainer.max_steps=8", f"ckpt_path={last}", run="rest"))
+
+    whole, rest = curves(tmp_path / "whole"), curves(tmp_path / "rest")
+    for tag in ("train/loss", "lr-AdamW"):
+        assert [step for step, _ in points(rest, tag)] == [5, 6, 7]
+        assert points(rest, tag) == [(s, pytest.approx(v, rel=1e-4)) for s, v in points(whole, tag)[5:]]
+
+
+def test_unvalidated_run_falls_back_to_the_last_weights(composed, tmp_path, caplog):
+    results = train(composed("trainer.max_steps=2", "+trainer.limit_val_batches=0", "logger=none"))
+    assert "nothing was validated" in caplog.text
+    best, last = (torch.load(tmp_path / f"run/checkpoints/{n}.ckpt", weights_only=True) for n in ("best", "last"))
+    assert best["global_step"] == last["global_step"] == 2
+    assert "test/dice_mean" in results
+
+
+def test_starting_from_weights(composed, trained, tmp_path):
+    best = trained[1] / "checkpoints/best.ckpt"
+    stop = ["trainer.max_steps=1", "optimizer.lr=0", "logger=none", "test_on=null"]
+    results = train(composed(*stop, f"weights={best}", f"data.split_file={trained[1]}/split.json"))
+    assert results["val/dice_mean"] == pytest.approx(trained[0]["best/val/dice_mean"], abs=1e-6)
+
+
+def test_two_channels_and_four_classes_from_the_command_line_alone(composed):
+    few = ["trainer.max_steps=2", "logger=none"]
+    results = train(composed(*few, "data.modalities=[t2f,t1c]", run="two"))
+    assert "test/dice_et" in results
+    four = ["data.labels=[netc,snfh,et,rc]", "+data.source.resection_cavity=0.5"]
+    results = train(composed(*few, *four, "data.modalities=[t1c,t1c-t1n]", run="four"))
+    assert {"test/dice_rc", "test/dice_rc_class", "test/cases_dice_rc"} <= set(results)
+
+
+def test_score_on_the_training_cases(composed):
+    results = train(composed("trainer.max_steps=1", "logger=none", "test_on=train"))
+    assert results["test/cases_dice_wt"] > 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "results", "expected"),
+    [
+        ("max", {"best/val/dice_mean": 0.4, "val/dice_mean": 0.1}, 0.4),
+        ("max", {"val/dice_mean": math.nan}, -math.inf),
+        ("min", {"val/dice_mean": math.nan}, math.inf),
+        ("max", {}, None),
+    ],
+)
+def test_objective(mode, results, expected):
+    cfg = OmegaConf.create({"objective": "val/dice_mean", "objective_mode": mode})
+    assert objective_value(cfg, results) == expected
