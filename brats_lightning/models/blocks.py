@@ -239,7 +239,7 @@ class AttentionGate(nn.Module):
         self, skip: Float[Tensor, "b c z y x"], gating: Float[Tensor, "b g _ _ _"]
     ) -> Float[Tensor, "b c z y x"]:
         """The skip's features, each voxel scaled by its attention."""
-        return skip * self.attention(skip, gating).to(skip.dtype)
+        return skip * self.attention(skip, gating)
 
     def attention(
         self, skip: Float[Tensor, "b c z y x"], gating: Float[Tensor, "b g _ _ _"]
