@@ -5,6 +5,7 @@ import logging
 import math
 import secrets
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
         device = f"{trainer.world_size} × {trainer.strategy.root_device.type}"
         log.info("network: %s, %.2f M parameters, %s, %s", cfg.model._target_, count, device, trainer.precision)
 
+    # Resuming into a folder of its own is what a new run does; its best.ckpt is the best since then.
+    warnings.filterwarnings("ignore", message="The dirpath has changed")
     with distributed.other_processes(trainer, config_file):
         trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
         scores = dict(trainer.callback_metrics)

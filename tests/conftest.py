@@ -9,6 +9,7 @@ from jaxtyping import install_import_hook
 
 install_import_hook("brats_lightning", "beartype.beartype")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny tensors gain nothing from threads, and lose much on a busy machine
 
 from hydra import compose, initialize_config_dir  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
