@@ -50,10 +50,11 @@ def label_runs(mask: Bool[np.ndarray, "a b c"]) -> tuple[Int32[np.ndarray, "a b 
     first[1:] = (np.diff(voxels) > 1) | (np.diff(row) > 0)
     last = np.append(first[1:], True)
 
-    # Positions in a volume padded by one voxel, where no row follows directly on another.
+    # Positions in a volume with an empty voxel after each row and an empty row after each plane, so that no row
+    # follows directly on another.
     plane, line = np.divmod(row[first], mask.shape[1])
-    height, width = mask.shape[1] + 2, mask.shape[2] + 2
-    offset = ((plane + 1) * height + line + 1) * width + 1
+    height, width = mask.shape[1] + 1, mask.shape[2] + 1
+    offset = (plane * height + line) * width
     begin, end = offset + column[first], offset + column[last]
 
     joined = []

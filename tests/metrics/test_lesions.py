@@ -146,6 +146,7 @@ def test_table_by_hand():
     assert [row.centre for row in rows] == [(4, 4, 4), (10, 1, 1), (16, 8, 8), (12, 5, 3)]
     strict = lesion_table(reference, prediction, (1.0, 2.0, 0.5), BRATS_METS, "tc", overlap=0.6)
     assert [row.detected for row in strict] == [True, False, False, False]
+    assert lesion_table(reference, prediction, (1.0, 2.0, 0.5), BRATS_METS, "tc", overlap=0.5)[2].detected
     assert len(strict) == 4  # an overlap that detects nothing is still no false positive
 
 

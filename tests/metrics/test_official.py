@@ -128,6 +128,14 @@ def test_thresholds_of_2026(thresholds, large, detected):
         assert (scores["small_instance_tp"], scores["small_instance_fn"], scores["all_instance_tp"]) == (0, 1, 1)
 
 
+def test_lesions_exactly_at_the_thresholds_of_2026():
+    """20 mm³ is large; a Dice of exactly 0.1 detects."""
+    reference = volume(((5, 15), (5, 6), (5, 6)))
+    prediction = volume(((14, 24), (5, 6), (5, 6)))
+    scores = score_case(reference, prediction, (1.0, 1.0, 2.0), BRATS_METS, "brats2026")["et"]
+    assert (scores["large_instance_tp"], scores["lesionwise_dsc_mean"]) == (1, 0.1)
+
+
 def test_the_official_program_of_2026_swaps_the_spacings_of_x_and_z():
     reference, prediction = volume(A), volume(((6, 10), A[1], A[2]))
     scores = [
