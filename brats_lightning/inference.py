@@ -1,16 +1,26 @@
-"""Whole volumes from a network that sees patches: overlapping windows, blended by a Gaussian."""
+"""Whole volumes from networks that see patches: overlapping windows, blended by a Gaussian, and ensembles of them."""
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Float32, Shaped, UInt16
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from brats_lightning.data.nifti import Volume
+from brats_lightning.data.preprocessing import Prepared, Preprocessing, prepare
+from brats_lightning.data.standardisation import Standardiser
+from brats_lightning.geometry import Placement
+from brats_lightning.labels import LabelScheme, source_modalities
+
 Network = Callable[[Tensor], Tensor]
+Advance = Callable[[float], None]  # told the share of the work done since the last call
 
 
 def window_starts(length: int, window: int, overlap: float) -> list[int]:
@@ -62,8 +72,12 @@ class SlidingWindow:
         if not set(self.mirror_axes) <= {0, 1, 2}:
             raise ValueError(f"inference.mirror_axes may hold 0 (z), 1 (y) and 2 (x), got {list(self.mirror_axes)}")
 
-    def __call__(self, network: Network, image: Float[Tensor, "c z y x"]) -> Float[Tensor, "k z y x"]:
-        """Blended logits of a volume, float32, on the volume's device.
+    def __call__(
+        self, network: Network, image: Shaped[Tensor, "c z y x"], advance: Advance | None = None
+    ) -> Float32[Tensor, "k z y x"]:
+        """Blended logits of a volume, on the volume's device; besides them one float32 per voxel is held.
+
+        The network gets windows of whatever type the image is, so that codes can be standardised window by window.
 
         Windows in which every channel is 0 (nothing of the brain) are not computed; a voxel that only such windows
         cover gets the logit 0 for the background (class 0) and -1000 for all other classes.
@@ -95,14 +109,17 @@ class SlidingWindow:
             for place, window_logits in zip(group, logits, strict=True):
                 total[(slice(None), *place)] += window_logits.float() * importance
                 weight[place] += importance
+            if advance is not None:
+                advance(len(group) / len(places))
         if total is None:  # no brain anywhere: one forward pass tells how many classes there are
             classes = network(torch.zeros((1, image.shape[0], *self.window), device=image.device)).shape[1]
             total = torch.zeros((classes, *padded), dtype=torch.float32, device=image.device)
-        total /= weight.clamp(min=1e-3)
-        total[1:, weight == 0] = -1000.0
+        unseen = weight == 0
+        total /= weight.clamp_(min=1e-3)
+        total[1:].masked_fill_(unseen, -1000.0)
         return total[(slice(None), *(slice(b, b + n) for b, n in zip(before, size, strict=True)))]
 
-    def _mirrored(self, network: Network, windows: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b k z y x"]:
+    def _mirrored(self, network: Network, windows: Shaped[Tensor, "b c z y x"]) -> Float[Tensor, "b k z y x"]:
         logits = network(windows)
         combinations = [
             [axis + 2 for axis in axes]
@@ -112,3 +129,136 @@ class SlidingWindow:
         for dims in combinations:
             logits = logits + network(windows.flip(dims)).flip(dims)
         return logits / (len(combinations) + 1)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A network with all it takes to apply it to a case as it was trained.
+
+    Attributes:
+        path: of the checkpoint.
+        network: in evaluation mode: (b, c, z, y, x) → logits (b, k, z, y, x).
+        standardiser: codes to network input.
+        preprocessing: volumes to codes.
+        scheme: the classes.
+        inference: how whole volumes are predicted.
+        config: of the run, plain containers.
+    """
+
+    path: Path
+    network: nn.Module
+    standardiser: Standardiser
+    preprocessing: Preprocessing
+    scheme: LabelScheme
+    inference: SlidingWindow
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Probabilities:
+    """Class probabilities (k, z, y, x), each voxel's summing to 1, on a part of the original voxels (an exact placement)."""
+
+    values: Float32[np.ndarray, "k z y x"]
+    placement: Placement
+
+    def __post_init__(self) -> None:
+        if not self.placement.exact:
+            raise ValueError("probabilities must lie on original voxels; restore them first")
+
+
+class Ensemble:
+    """Mean of the softmax probabilities of one or more models; each sees a case as it was trained to.
+
+    Members may differ in architecture, modalities, preprocessing, normalisation and windows, but not in the classes.
+
+    Memory: a case takes 2 bytes per voxel and modality, 4 per voxel and class of the running mean, as much again for
+    the member at work, and 4 per voxel.
+
+    Args:
+        models: the members.
+        device: where to compute.
+        dtype: of the autocast, None computes in 32 bits.
+
+    Raises:
+        ValueError: no models, or members of other classes.
+    """
+
+    def __init__(
+        self, models: Sequence[TrainedModel], device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        if not models:
+            raise ValueError("an ensemble needs at least one model")
+        self.scheme = models[0].scheme
+        for model in models:
+            if model.scheme != self.scheme:
+                raise ValueError(
+                    f"{model.path} knows the classes {', '.join(model.scheme.names)}, {models[0].path} "
+                    f"{', '.join(self.scheme.names)}; only models of the same data.labels can be averaged"
+                )
+        self.modalities = source_modalities([name for model in models for name in model.standardiser.sources])
+        self.models = tuple(models)
+        self.device, self.dtype = device or torch.device("cpu"), dtype
+        self._groups: dict[Preprocessing, list[TrainedModel]] = {}
+        for model in models:
+            model.network.to(self.device)
+            self._groups.setdefault(model.preprocessing, []).append(model)
+
+    def prepare(self, images: Mapping[str, Volume]) -> list[Prepared]:
+        """A case as the members need it, once per different preprocessing.
+
+        Args:
+            images: at least those of ``modalities``, on one grid.
+        """
+        wanted = {modality: images[modality] for modality in self.modalities}
+        return [prepare(wanted, None, settings) for settings in self._groups]
+
+    def __call__(self, prepared: Sequence[Prepared], advance: Advance | None = None) -> Probabilities:
+        """Probabilities of a case.
+
+        Members whose working voxels are the same original voxels are averaged there; otherwise on the brain's box in
+        the original grid, each brought there by linear interpolation, what a member did not see being background.
+
+        Args:
+            prepared: by `prepare`.
+            advance: told the share of the case that is done, of 1 in all.
+        """
+        places = [part.placement for part in prepared]
+        target = places[0] if places[0].exact and all(place == places[0] for place in places) else prepared[0].brain
+        mean: np.ndarray | None = None
+        for part, models in zip(prepared, self._groups.values(), strict=True):
+            codes = torch.from_numpy(part.image).to(self.device)
+            for model in models:
+                step = None if advance is None else lambda share: advance(share / len(self.models))
+                values = self._predict(model, codes, part, step)
+                values = values if part.placement == target else _transfer(values, part.placement, target)
+                values /= len(self.models)
+                mean = values if mean is None else np.add(mean, values, out=mean)
+        assert mean is not None  # there is a member
+        return Probabilities(mean, target)
+
+    @torch.inference_mode()
+    def _predict(
+        self, model: TrainedModel, codes: UInt16[Tensor, "m z y x"], part: Prepared, advance: Advance | None
+    ) -> Float32[np.ndarray, "k z y x"]:
+        channels = [part.modalities.index(modality) for modality in model.standardiser.sources]
+        numbers = torch.from_numpy(model.standardiser.numbers(part.intensities)).to(self.device)
+
+        def logits(windows: Tensor) -> Tensor:
+            image = model.standardiser(windows[:, channels], numbers.expand(len(windows), -1, -1))
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                return model.network(image.contiguous(memory_format=torch.channels_last_3d))
+
+        total = model.inference(logits, codes, advance)
+        for plane in total.unbind(1):  # in place: the logits of a large volume are the largest array there is
+            plane.copy_(plane.softmax(0))
+        return total.cpu().numpy()
+
+
+def _transfer(
+    values: Float32[np.ndarray, "k z y x"], placement: Placement, target: Placement
+) -> Float32[np.ndarray, "k d h w"]:
+    """Probabilities of one placement on another, exact one of the same original grid."""
+    restored = placement.restore_probabilities(values)
+    values = np.stack([target.apply(channel) for channel in restored])
+    values[0] += 1 - values.sum(0)
+    return values

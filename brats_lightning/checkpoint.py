@@ -1,0 +1,191 @@
+"""Checkpoints to trained models, and what a checkpoint may build: its config names code, so there is an allow-list."""
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import nn
+
+from brats_lightning.data.preprocessing import Preprocessing
+from brats_lightning.data.standardisation import Standardiser
+from brats_lightning.inference import SlidingWindow, TrainedModel
+from brats_lightning.labels import LabelScheme
+
+# Whose networks any checkpoint may build, and what else of ours.
+_NETWORKS = ("brats_lightning", "torch.nn", "monai.networks")
+_SETTINGS = ("brats_lightning.inference.SlidingWindow",)
+_SOURCES = ("brats_lightning.data.cases.find_cases", "brats_lightning.data.phantom.phantom_cases")
+
+_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
+_DIRECTIVES = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
+
+
+class CheckpointError(ValueError):
+    """A file that is no checkpoint of this program, or does not fit its own config."""
+
+
+class UntrustedTarget(CheckpointError):
+    """A saved config names code that it may not run."""
+
+
+def load_model(path: Path | str, trust: Sequence[str] = (), inference: Mapping[str, Any] | None = None) -> TrainedModel:
+    """The model of a checkpoint that ``brats_lightning.train`` wrote, in evaluation mode, on the CPU.
+
+    Args:
+        path: of the checkpoint. It may come from anyone: only tensors and plain containers are read from it, and only
+            what `build` allows is made of its config.
+        trust: packages whose code the config may use too.
+        inference: replaces settings of the run's sliding window; None as value keeps the run's.
+
+    Raises:
+        CheckpointError: no such file, not a checkpoint of this program, or weights that do not fit.
+        UntrustedTarget: the config names code outside the allow-list.
+    """
+    path = Path(path)
+    checkpoint = _read(path)
+    config = checkpoint["config"]
+    window = dict(config["inference"]) | {k: v for k, v in (inference or {}).items() if v is not None}
+    network, sliding = (build(node, trust, str(path)) for node in (config["model"], window))
+    if not isinstance(network, nn.Module) or not isinstance(sliding, SlidingWindow):
+        raise CheckpointError(f"{path}: its config's model and inference make {network!r} and {sliding!r}")
+    weights = {k.removeprefix("network."): v for k, v in checkpoint["state_dict"].items() if k.startswith("network.")}
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: the weights do not fit its config's model: {error}") from error
+    try:
+        data = config["data"]
+        return TrainedModel(
+            path=path,
+            network=network.eval().requires_grad_(False).to(memory_format=torch.channels_last_3d),  # type: ignore[call-overload]
+            standardiser=Standardiser(data["modalities"], **data["normalisation"]),
+            preprocessing=Preprocessing(**data["preprocessing"]),
+            scheme=LabelScheme(tuple(data["labels"])),
+            inference=sliding,
+            config=config,
+        )
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: its config's data settings are not this version's: {error}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}; set ckpt=<run folder>/checkpoints/best.ckpt")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is damaged, or holds more than tensors and plain containers: {str(error).splitlines()[0]}"
+        ) from error
+    parts = ("model", "data", "inference")
+    config = checkpoint.get("config") if isinstance(checkpoint, dict) else None
+    if not isinstance(config, dict) or "state_dict" not in checkpoint or not all(part in config for part in parts):
+        raise CheckpointError(f"{path} holds no 'state_dict' and 'config': it was not written by brats_lightning.train")
+    return checkpoint
+
+
+def build(node: Any, trust: Sequence[str] = (), origin: str = "the config") -> Any:
+    """What a node of a saved config describes: ``_target_`` called with its other entries, nested ones built first.
+
+    It means what ``hydra.utils.instantiate`` means by it (``_args_``, ``_partial_`` and ``_recursive_`` too), but a
+    target is looked up here, and must turn out to be
+
+    - a ``torch.nn.Module`` defined in ``brats_lightning``, ``torch.nn`` or ``monai.networks``,
+    - `SlidingWindow`, or a function of ours that lists cases, or
+    - a class or function defined in a package of ``trust``.
+
+    Nothing outside these packages is imported to find out. References (``${…}``) are refused: they may run code too.
+
+    Args:
+        node: plain containers and values.
+        trust: names of packages.
+        origin: of the config, for messages.
+
+    Raises:
+        UntrustedTarget: a target not on the list, or anything else that could be code.
+    """
+    _refuse_code(node, trust, origin, "")
+    return _build(node, trust, origin)
+
+
+def _build(node: Any, trust: Sequence[str], origin: str) -> Any:
+    if isinstance(node, list | tuple):
+        return [_build(item, trust, origin) for item in node]
+    if not isinstance(node, Mapping):
+        return node
+    if not node.get("_recursive_", True):
+        values = dict(node)
+    else:
+        values = {name: _build(value, trust, origin) for name, value in node.items() if name != "_target_"}
+    if "_target_" not in node:
+        return values
+    target = _locate(node["_target_"], trust, origin, "")
+    arguments = values.get("_args_", [])
+    values = {name: value for name, value in values.items() if name not in _DIRECTIVES}
+    if node.get("_partial_"):
+        return partial(target, *arguments, **values)
+    try:
+        return target(*arguments, **values)
+    except TypeError as error:
+        raise CheckpointError(f"{origin}: {node['_target_']} does not take these settings: {error}") from error
+
+
+def _refuse_code(node: Any, trust: Sequence[str], origin: str, where: str) -> None:
+    """Judge a whole config before any part of it is built."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            _locate(node["_target_"], trust, origin, f"{where}._target_".lstrip("."))
+        for name, value in node.items():
+            if not isinstance(name, str):
+                raise UntrustedTarget(f"{origin}: the key {name!r} of {where or 'the config'} is no text")
+            _refuse_code(value, trust, origin, f"{where}.{name}".lstrip("."))
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            _refuse_code(value, trust, origin, f"{where}[{index}]")
+    elif isinstance(node, str):
+        if "${" in node:
+            raise UntrustedTarget(f"{origin}: {where} is the reference {node!r}; a saved config holds values only")
+    elif node is not None and type(node) not in (bool, int, float):
+        raise UntrustedTarget(f"{origin}: {where} is of type {type(node).__name__}; a saved config holds plain values")
+
+
+def _locate(target: Any, trust: Sequence[str], origin: str, where: str) -> Callable[..., Any]:
+    """The class or function of a target, if it is on the list; see `build`."""
+    allowed = f"networks of {', '.join(_NETWORKS)}"
+    package = str(target).partition(".")[0]
+    refusal = UntrustedTarget(
+        f"{origin} wants to run {target!r} ({where}). Of a saved config only {allowed} are built. If you know this code "
+        f"and trust it, name the package that defines it: 'trust=[{package}]'"
+    )
+    if not isinstance(target, str) or not _NAME.fullmatch(target):
+        raise refusal
+    if not any(_inside(target, name) for name in (*_NETWORKS, *trust)):
+        raise refusal
+    module_name, _, name = target.rpartition(".")
+    try:
+        # Only modules are walked, never attributes of modules: what a module has imported cannot be reached.
+        module = importlib.import_module(module_name)
+        found = getattr(module, name)
+    except (ImportError, AttributeError) as error:
+        if any(_inside(target, trusted) for trusted in trust) or package != "brats_lightning":
+            raise CheckpointError(f"{origin}: {target} ({where}) cannot be imported: {error}") from error
+        raise refusal from error
+    home = getattr(found, "__module__", None) or ""
+    if inspect.isclass(found) or inspect.isfunction(found):
+        if any(_inside(home, trusted) for trusted in trust):
+            return found
+        if f"{home}.{found.__qualname__}" in (*_SETTINGS, *_SOURCES):
+            return found
+        if inspect.isclass(found) and issubclass(found, nn.Module) and any(_inside(home, n) for n in _NETWORKS):
+            return found
+    raise refusal
+
+
+def _inside(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")

@@ -1,0 +1,190 @@
+"""From class probabilities to labels: decoding, holes, and components too small to believe in."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from omegaconf import OmegaConf
+from scipy import ndimage
+
+from brats_lightning.components import NEIGHBOURS_26, label_components
+from brats_lightning.data.nifti import nonzero_box
+from brats_lightning.labels import LabelScheme, in_classes
+
+Number = int | float
+Box = tuple[slice, slice, slice]
+
+# What a voxel of a removed component may become, if it touches it: what encloses this region, from inside out.
+_ENCLOSING = {"et": ("netc", "snfh"), "tc": ("snfh",)}
+
+
+class PostprocessingError(ValueError):
+    """Settings that cannot be applied."""
+
+
+@dataclass(frozen=True)
+class Postprocessing:
+    """The rules, applied in this order; without any, each voxel gets its most probable class.
+
+    Softmax classes make ET ⊂ TC ⊂ WT hold by construction, so nothing is done about it.
+
+    *Hysteresis*, with ``low`` and ``high``: foreground are the 26-connected components of the voxels whose foreground
+    probability ``1 - p(background)`` is above ``low``, if it is above ``high`` in at least one voxel of the component.
+    Inside, a voxel gets its most probable foreground class. It keeps a small lesion that is seen faintly but with one
+    clear peak, which a size or mean-confidence filter would lose.
+
+    *Holes*: background that tumour core encloses (6-connected background that doesn't reach the volume's border)
+    becomes NETC, and what remains enclosed by the whole tumour becomes SNFH.
+
+    *Minimum volume*: a 26-connected component of a region smaller than so many mm³ goes. A component of ET becomes
+    NETC if it touches that, else SNFH if it touches that, else background; one of TC becomes SNFH or background; all
+    others background. Regions are taken in the order ET, TC, WT, then the rest.
+
+    Args:
+        low: probability; None decodes by the most probable class.
+        high: probability, at least ``low``; given together with it.
+        fill_holes: whether to fill them; needs the classes netc and snfh.
+        min_volume: in mm³: one for every region, or by region name.
+
+    Raises:
+        PostprocessingError: impossible settings.
+    """
+
+    low: Number | None = None
+    high: Number | None = None
+    fill_holes: bool = False
+    min_volume: Number | Mapping[str, Number] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.low is None) != (self.high is None):
+            raise PostprocessingError(f"give postprocessing.low and .high together, got {self.low} and {self.high}")
+        if self.low is not None and self.high is not None and not 0 <= self.low <= self.high < 1:
+            raise PostprocessingError(
+                f"postprocessing needs 0 ≤ low ≤ high < 1 (probabilities), got low={self.low} high={self.high}"
+            )
+        sizes = self.min_volume.values() if isinstance(self.min_volume, Mapping) else [self.min_volume or 0]
+        if not all(size >= 0 for size in sizes):
+            raise PostprocessingError(f"postprocessing.min_volume is in mm³, at least 0, got {self.min_volume}")
+
+    def __call__(
+        self, probabilities: Float[np.ndarray, "k z y x"], spacing: Sequence[Number], scheme: LabelScheme
+    ) -> UInt8[np.ndarray, "z y x"]:
+        """Class index of each voxel.
+
+        Args:
+            probabilities: of the classes, the background first.
+            spacing: (z, y, x) in mm.
+            scheme: the classes.
+
+        Raises:
+            PostprocessingError: a rule needs a class or region that the scheme lacks.
+        """
+        labels = most_probable(probabilities) if self.low is None else self._hysteresis(probabilities)
+        if self.fill_holes:
+            _fill_holes(labels, scheme)
+        for region, volume in self._min_volumes(scheme).items():
+            _remove_small(labels, region, volume / math.prod(spacing), scheme)
+        return labels
+
+    def _hysteresis(self, probabilities: Float[np.ndarray, "k z y x"]) -> UInt8[np.ndarray, "z y x"]:
+        assert self.low is not None and self.high is not None  # noqa: PT018 — checked together above
+        labels = np.zeros(probabilities.shape[1:], np.uint8)
+        candidates = 1 - probabilities[0] > self.low
+        box = nonzero_box(candidates)
+        part = probabilities[(slice(None), *box)]
+        components, n = label_components(candidates[box])
+        if n:
+            peaks = ndimage.maximum(1 - part[0], components, np.arange(n + 1))
+            kept = np.asarray(peaks) > self.high
+            kept[0] = False
+            labels[box] = np.where(kept[components], most_probable(part[1:]) + 1, 0)
+        return labels
+
+    def _min_volumes(self, scheme: LabelScheme) -> dict[str, float]:
+        if self.min_volume is None:
+            return {}
+        if not isinstance(self.min_volume, Mapping):
+            return {region: float(self.min_volume) for region in scheme.regions}
+        if unknown := set(self.min_volume) - set(scheme.regions):
+            raise PostprocessingError(
+                f"postprocessing.min_volume names {', '.join(sorted(unknown))}; the regions of these classes are "
+                + ", ".join(scheme.regions)
+            )
+        return {name: float(self.min_volume[name]) for name in scheme.regions if name in self.min_volume}
+
+
+def most_probable(probabilities: Float[np.ndarray, "k z y x"]) -> UInt8[np.ndarray, "z y x"]:
+    """Index of the largest value along the first axis, the first of equals."""
+    labels = np.empty(probabilities.shape[1:], np.uint8)
+    for z in range(len(labels)):  # argmax makes 8-byte indices; of a slice they are few
+        labels[z] = probabilities[:, z].argmax(0)
+    return labels
+
+
+def tuned_file(checkpoint: Path | str) -> Path:
+    """Where `brats_lightning.tune` leaves what it found for a checkpoint."""
+    checkpoint = Path(checkpoint)
+    return checkpoint.with_name(f"{checkpoint.stem}_postprocessing.yaml")
+
+
+def tuned(checkpoint: str | Path | Sequence[str | Path]) -> Postprocessing:
+    """The rules that `brats_lightning.tune` chose for a checkpoint, or for the members of an ensemble alike.
+
+    Raises:
+        PostprocessingError: not tuned, or members that were tuned to different rules.
+    """
+    found = {}
+    for path in [checkpoint] if isinstance(checkpoint, str | Path) else checkpoint:
+        file = tuned_file(path)
+        if not file.is_file():
+            raise PostprocessingError(f"there is no {file}; make it with: python -m brats_lightning.tune ckpt={path}")
+        chosen = OmegaConf.to_container(OmegaConf.load(file))["chosen"]  # type: ignore[call-overload, index]
+        found[str(file)] = Postprocessing(**chosen)
+    first, *others = found.values()
+    if any(other != first for other in others):
+        listed = "\n  ".join(f"{file}: {rules}" for file, rules in found.items())
+        raise PostprocessingError(
+            f"the members were tuned to different rules; tune them together: 'ckpt=[A,B]'\n  {listed}"
+        )
+    return first
+
+
+def _fill_holes(labels: UInt8[np.ndarray, "z y x"], scheme: LabelScheme) -> None:
+    if not {"netc", "snfh"} <= set(scheme.names):
+        raise PostprocessingError("postprocessing.fill_holes needs the classes netc and snfh among data.labels")
+    part = labels[nonzero_box(labels)]
+    for region, name in (("tc", "netc"), ("wt", "snfh")):
+        if region in scheme.regions:
+            mask = in_classes(part, scheme.regions[region])
+            part[ndimage.binary_fill_holes(mask) & (part == 0)] = scheme.index(name)
+
+
+def _remove_small(labels: UInt8[np.ndarray, "z y x"], region: str, voxels: float, scheme: LabelScheme) -> None:
+    """Replace a region's components of fewer than ``voxels`` voxels."""
+    classes = scheme.regions[region]
+    enclosing = [scheme.index(name) for name in _ENCLOSING.get(region, ()) if name in scheme.names]
+    for box, component in _components(in_classes(labels, classes)):
+        if np.count_nonzero(component) < voxels * (1 - 1e-6):  # spacings carry rounding errors
+            touching = set(np.unique(labels[box][ndimage.binary_dilation(component, NEIGHBOURS_26)]).tolist())
+            new = next((index for index in enclosing if index in touching), 0)
+            labels[box][component] = new
+
+
+def _components(mask: Bool[np.ndarray, "z y x"]) -> Iterator[tuple[Box, Bool[np.ndarray, "d h w"]]]:
+    """Each 26-connected component in its box, one voxel wider than itself where the volume goes on."""
+    outer = nonzero_box(mask)
+    components, _ = label_components(mask[outer])
+    for number, inner in enumerate(ndimage.find_objects(components), 1):
+        bounds = [
+            (max(0, o.start + i.start - 1), min(n, o.start + i.stop + 1))
+            for o, i, n in zip(outer, inner, mask.shape, strict=True)
+        ]
+        a, b, c = (slice(*bound) for bound in bounds)
+        component = np.zeros(tuple(high - low for low, high in bounds), dtype=bool)
+        offsets = [o.start + i.start - low for o, i, (low, _) in zip(outer, inner, bounds, strict=True)]
+        placed = tuple(slice(o, o + i.stop - i.start) for o, i in zip(offsets, inner, strict=True))
+        component[placed] = components[inner] == number
+        yield (a, b, c), component
