@@ -1,0 +1,187 @@
+"""Numbers over many cases: means with intervals, detection by lesion size, detection against false positives."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from brats_lightning.metrics.brats2026 import THRESHOLDS
+from brats_lightning.scoring import SIZE_FILTERS, CaseScores, Evaluation
+
+# What a protocol is mainly read for; the rest is in the files.
+HEADLINE = {
+    "brats2023": ("LesionWise_Score_Dice", "LesionWise_Score_HD95"),
+    "brats2024": ("LesionWise_Score_Dice", "LesionWise_Score_HD95"),
+    "brats2025": ("LesionWise_Score_Dice", "LesionWise_Score_NSD @ 1.0", "LesionWise_Score_HD95"),
+    "brats2026": ("lesionwise_dsc_mean", "lesionwise_nsd_mean", "lesionwise_hd95_mean", "small_instance_f1"),
+}
+# Lesion volumes in mm³: 27 and 275 are the customary bounds of tiny and large metastases, 64 is 4 voxels cubed.
+SIZE_BOUNDS = (27, 64, 275, 1000)
+
+Table = dict[str, dict[str, float]]  # region → column → value
+
+
+def lower_is_better(column: str) -> bool:
+    """Whether a column is a distance; all others are shares."""
+    return "hd95" in column.lower()
+
+
+def bootstrap_interval(
+    sums: Float[np.ndarray, "cases columns"], counts: Float[np.ndarray, "cases columns"], resamples: int, seed: int
+) -> tuple[Float[np.ndarray, " columns"], Float[np.ndarray, " columns"]]:
+    """Percentile bootstrap 95 % interval of Σ sums / Σ counts when whole cases are drawn with replacement.
+
+    Drawing cases, not lesions, keeps what belongs together together. NaN where fewer than two cases count; resamples
+    without any case that counts are passed over.
+
+    Args:
+        sums: of each case; with ``counts`` all 1 the ratio is a mean over cases.
+        counts: how many values each sum has.
+        resamples: number of draws.
+        seed: the same seed draws the same cases for every column.
+    """
+    n = len(sums)
+    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+    totals = draws @ counts
+    with np.errstate(invalid="ignore"):
+        ratios = np.where(totals > 0, draws @ sums / np.where(totals > 0, totals, 1), np.nan)
+    low, high = np.full((2, sums.shape[1]), np.nan)
+    for column in np.flatnonzero((counts > 0).sum(axis=0) >= 2):
+        low[column], high[column] = np.nanpercentile(ratios[:, column], (2.5, 97.5))
+    return low, high
+
+
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share; NaN for none of none."""
+    if n == 0:
+        return math.nan, math.nan
+    z = 1.959963984540054
+    centre = (successes + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * math.sqrt(successes * (n - successes) / n + z * z / 4)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def summarise(tables: Sequence[Table], resamples: int, seed: int) -> dict[str, dict[str, dict[str, float | int]]]:
+    """Region → column → ``mean``, ``std`` (ddof 1), ``median``, ``n``, ``low`` and ``high`` of the mean's interval.
+
+    Args:
+        tables: of the cases; NaN is skipped, and ``n`` says how many cases have a value.
+        resamples: of the bootstrap.
+        seed: likewise.
+    """
+    keys = list(dict.fromkeys((region, column) for table in tables for region in table for column in table[region]))
+    values = np.array([[table[region].get(column, np.nan) for region, column in keys] for table in tables])
+    has = ~np.isnan(values)
+    low, high = bootstrap_interval(np.where(has, values, 0.0), has.astype(np.float64), resamples, seed)
+    summary: dict[str, dict[str, dict[str, float | int]]] = {}
+    for i, (region, column) in enumerate(keys):
+        own = values[has[:, i], i]
+        summary.setdefault(region, {})[column] = {
+            "mean": float(np.mean(own)) if len(own) else math.nan,
+            "std": float(np.std(own, ddof=1)) if len(own) > 1 else math.nan,
+            "median": float(np.median(own)) if len(own) else math.nan,
+            "n": len(own),
+            "low": float(low[i]),
+            "high": float(high[i]),
+        }
+    return summary
+
+
+def size_bands(cases: Sequence[CaseScores], region: str, resamples: int, seed: int) -> list[dict[str, Any]]:
+    """Detection and Dice of the reference's lesions by their volume.
+
+    Each band reaches from ``from_mm3`` to below ``to_mm3`` (None: no bound) and has ``lesions``, ``detected``,
+    ``sensitivity`` with Wilson's interval, and the mean ``dice``, a lesion without a match counting 0, with a bootstrap
+    interval over cases.
+    """
+    edges = (0, *SIZE_BOUNDS, math.inf)
+    rows = []
+    for lower, upper in pairwise(edges):
+        members = [
+            [row for row in case.lesions[region] if not row.false_positive and lower <= row.volume < upper]
+            for case in cases
+        ]
+        n, detected = sum(map(len, members)), sum(row.detected for own in members for row in own)
+        sums = np.array([[math.fsum(row.dice for row in own)] for own in members])
+        low, high = bootstrap_interval(sums, np.array([[float(len(own))] for own in members]), resamples, seed)
+        sensitivity = wilson_interval(detected, n)
+        rows.append(
+            {
+                "from_mm3": lower,
+                "to_mm3": None if math.isinf(upper) else upper,
+                "lesions": n,
+                "detected": detected,
+                "sensitivity": detected / n if n else math.nan,
+                "sensitivity_low": sensitivity[0],
+                "sensitivity_high": sensitivity[1],
+                "dice": float(sums.sum() / n) if n else math.nan,
+                "dice_low": float(low[0]),
+                "dice_high": float(high[0]),
+            }
+        )
+    return rows
+
+
+def detection_curve(cases: Sequence[CaseScores], region: str) -> list[dict[str, float]]:
+    """Sensitivity and false positives per case when predicted lesions below a volume are left out."""
+    lesions = sum(not row.false_positive for case in cases for row in case.lesions[region])
+    curve = []
+    for i, smallest in enumerate(SIZE_FILTERS):
+        detected, false_positives = np.sum([case.operating[region][i] for case in cases], axis=0).tolist()
+        curve.append(
+            {
+                "smallest_mm3": float(smallest),
+                "sensitivity": detected / lesions if lesions else math.nan,
+                "false_positives_per_case": false_positives / len(cases),
+            }
+        )
+    return curve
+
+
+def summary(evaluation: Evaluation, resamples: int, seed: int) -> dict[str, Any]:
+    """What is written to ``summary.json``: settings, cases, scores and lesions."""
+    scoring, cases = evaluation.scoring, evaluation.cases
+    lesions = {}
+    for region in scoring.scheme.regions:
+        rows = [row for case in cases for row in case.lesions[region]]
+        lesions[region] = {
+            "lesions": sum(not row.false_positive for row in rows),
+            "detected": sum(row.detected for row in rows),
+            "false_positives": sum(row.false_positive for row in rows),
+            "size_bands": size_bands(cases, region, resamples, seed),
+            "detection_curve": detection_curve(cases, region),
+        }
+    return {
+        "settings": {
+            "predictions": str(evaluation.predictions),
+            "references": str(evaluation.references),
+            "protocols": list(scoring.protocols),
+            "labels": list(scoring.scheme.names),
+            "label_map": _string_keys(scoring.label_map),
+            "prediction_label_map": _string_keys(scoring.prediction_label_map),
+            "thresholds": {"name": scoring.thresholds, **asdict(THRESHOLDS[scoring.thresholds])},
+            "spacing": scoring.spacing,
+            "affine_tolerance": scoring.tolerance,
+            "bootstrap": {"resamples": resamples, "seed": seed},
+        },
+        "cases": {
+            "scored": len(cases),
+            "missing": len(evaluation.missing),
+            "missing_predictions": evaluation.missing,
+            "left_out": [problem.to_dict() for problem in evaluation.left_out],
+        },
+        "scores": {
+            protocol: summarise([case.official[protocol] for case in cases], resamples, seed)
+            for protocol in scoring.protocols
+        },
+        "voxel_scores": summarise([case.plain for case in cases], resamples, seed),
+        "lesions": lesions,
+    }
+
+
+def _string_keys(label_map: Mapping[int, int] | None) -> dict[str, int] | None:
+    return None if label_map is None else {str(old): new for old, new in label_map.items()}
