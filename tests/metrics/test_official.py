@@ -177,6 +177,22 @@ def test_a_scheme_without_necrosis_has_no_core_to_join_lesions_by():
     assert scores["et"]["LesionWise_Score_Dice"] == 0.5
 
 
+@pytest.mark.parametrize(("start", "joined"), [(5, "behind"), (0, "before")])
+def test_cores_are_numbered_by_the_first_voxel_of_their_dilation(start, joined):
+    """ET between two cores goes to the lower-numbered one. Inside the volume that is the core with the lower x, one
+    before the other's; at the border, where the dilation is cut, the one with the lower y.
+    """
+    upper, lower, z = (start, start + 1), (start + 1, start + 2), (3, 5)
+    before, behind = (lower, (1, 3), z), (upper, (14, 17), z)
+    between = (lower, (6, 11), z)
+    reference = volume(before, between, behind, (lower, (3, 6), z, 1), (upper, (11, 14), z, 1))
+    prediction = volume({"before": before, "behind": behind}[joined])
+    found, rest = int(prediction.astype(bool).sum()), 10
+    scores = score_case(reference, prediction, ISOTROPIC, BRATS_METS, "brats2024")["et"]
+    assert (scores["Num_TP"], scores["Num_FN"]) == (1, 1)
+    assert scores["LesionWise_Score_Dice"] == pytest.approx(2 * found / (2 * found + rest) / 2)
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_invariance(protocol):
     """Room around the masks and the memory's layout change nothing but true negatives and the diagonal."""
