@@ -111,6 +111,7 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
     """Network, loss, optimiser and schedule of a config, for the classes of ``data``."""
     import torch
 
+    from brats_lightning.losses import DeepSupervision
     from brats_lightning.segmentation import Segmentation
 
     def weighted(node: Any) -> Any:
@@ -124,7 +125,7 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
         optimizer.fused = False  # a fused step unscales the gradients itself, too late to clip them
     module = Segmentation(
         network=instantiate(cfg.model),
-        loss=instantiate(weighted(OmegaConf.to_container(cfg.loss))),
+        loss=DeepSupervision(instantiate(weighted(OmegaConf.to_container(cfg.loss)))),
         optimizer=instantiate(optimizer),
         scheduler=instantiate(cfg.scheduler),
         inference=instantiate(cfg.inference),

@@ -1,6 +1,7 @@
 """Deep supervision: a loss at several resolutions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Integer
@@ -22,7 +23,7 @@ class DeepSupervision(nn.Module):
         ValueError: a decay that is not positive.
     """
 
-    def __init__(self, loss: nn.Module, decay: float | int = 0.5) -> None:
+    def __init__(self, loss: Callable[..., Any], decay: float | int = 0.5) -> None:
         super().__init__()
         if decay <= 0:
             raise ValueError(f"decay must be positive (0.5 halves each coarser resolution's weight), got {decay}")
