@@ -160,8 +160,8 @@ def _locate(target: Any, trust: Sequence[str], origin: str, where: str) -> Calla
     allowed = f"networks of {', '.join(_NETWORKS)}"
     package = str(target).partition(".")[0]
     refusal = UntrustedTarget(
-        f"{origin} wants to run {target!r} ({where}). Of a saved config only {allowed} are built. If you know this code "
-        f"and trust it, name the package that defines it: 'trust=[{package}]'"
+        f"{origin} wants to run {target!r} ({where}). Of a saved config only {allowed} are built. If you know this "
+        f"code and trust it, name the package that defines it: 'trust=[{package}]'"
     )
     if not isinstance(target, str) or not _NAME.fullmatch(target):
         raise refusal

@@ -156,7 +156,7 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class Probabilities:
-    """Class probabilities (k, z, y, x), each voxel's summing to 1, on a part of the original voxels (an exact placement)."""
+    """Class probabilities, in each voxel summing to 1, on a box of original voxels: an exact placement."""
 
     values: Float32[np.ndarray, "k z y x"]
     placement: Placement

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -141,7 +142,7 @@ def tuned(checkpoint: str | Path | Sequence[str | Path]) -> Postprocessing:
         file = tuned_file(path)
         if not file.is_file():
             raise PostprocessingError(f"there is no {file}; make it with: python -m brats_lightning.tune ckpt={path}")
-        chosen = OmegaConf.to_container(OmegaConf.load(file))["chosen"]  # type: ignore[call-overload, index]
+        chosen: Any = OmegaConf.to_container(OmegaConf.load(file)["chosen"])
         found[str(file)] = Postprocessing(**chosen)
     first, *others = found.values()
     if any(other != first for other in others):

@@ -112,7 +112,7 @@ def find_inputs(folders: str | Sequence[str] | ListConfig) -> list["Case"]:
 
 
 def load_ensemble(cfg: DictConfig) -> "Ensemble":
-    """The models of ``ckpt`` on the device, with ``inference``'s overrides, ``device`` and ``precision`` of a config."""
+    """The models of ``ckpt`` with ``inference``'s overrides, on the ``device`` and at the ``precision`` of a config."""
     from brats_lightning.checkpoint import load_model
     from brats_lightning.inference import Ensemble
 
@@ -213,13 +213,16 @@ def region_sizes(labels: "np.ndarray", spacing: Sequence[float], scheme: "LabelS
     """Number of 26-connected components and volume of each region."""
     import numpy as np
 
-    from brats_lightning.metrics.lesions import label_runs, region_mask
+    from brats_lightning.components import label_components
+    from brats_lightning.data.nifti import nonzero_box
+    from brats_lightning.labels import in_classes
 
     sizes = {}
+    part = labels[nonzero_box(labels)]
     for region, classes in scheme.regions.items():
-        mask = region_mask(labels, classes)
+        mask = in_classes(part, classes)
         volume = int(np.count_nonzero(mask)) * math.prod(spacing) / 1000
-        sizes[region] = {"lesions": label_runs(mask)[1], "volume_ml": round(volume, 4)}
+        sizes[region] = {"lesions": label_components(mask)[1], "volume_ml": round(volume, 4)}
     return {"regions": sizes}
 
 
@@ -247,11 +250,12 @@ def _report(summary: dict[str, Any], problems: Sequence["Problem"], cfg: DictCon
 
     from brats_lightning.data.cases import problem_table
 
+    console = Console()
+    console = console if console.is_terminal else Console(width=160)
     table = Table("case", *(f"{region} {what}" for region in scheme.regions for what in ("lesions", "ml")), "s")
     for name, case in summary["cases"].items():
         cells = [text for r in case["regions"].values() for text in (str(r["lesions"]), f"{r['volume_ml']:.2f}")]
         table.add_row(name, *cells, f"{case['seconds']:.0f}")
-    console = Console()
     if summary["cases"]:
         console.print(table)
     if problems and cfg.on_bad_case == "skip":  # else they are the error message

@@ -1,0 +1,126 @@
+"""Check a folder of masks before it is submitted: ``python -m brats_lightning.submission DIR [INPUT]``."""
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from brats_lightning.data.cases import Case, Problem, find_cases, problem_table
+from brats_lightning.data.nifti import UnreadableFile, read_volume
+from brats_lightning.geometry import Grid
+
+_NAME = re.compile(r".*?(\d{5}-\d{3})\.nii\.gz")
+_TOLERANCE = 1e-3  # mm; headers hold float32
+
+
+def check_submission(folder: Path, labels: Sequence[int], inputs: Path | None = None) -> list[Problem]:
+    """Everything that the challenge would refuse: all masks of all cases.
+
+    A submission is a flat folder with one ``….nii.gz`` per case and nothing else; each name ends with the five digits
+    of the patient and three of the timepoint, ``00110-000.nii.gz``. Voxels are unscaled uint8 class indices, on the
+    grid of the case's images.
+
+    Args:
+        folder: of the masks.
+        labels: that may occur.
+        inputs: the cases' images; without them geometry, missing and surplus cases stay unchecked.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: no case in ``inputs``.
+    """
+    import nibabel as nib
+    import numpy as np
+
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder} to check")
+    cases = _by_number(find_cases(inputs)) if inputs is not None else {}
+    problems: list[Problem] = []
+    seen: dict[str, str] = {}
+
+    for path in sorted(folder.iterdir()):
+        match = _NAME.fullmatch(path.name)
+        case = match[1] if match else "-"
+
+        def problem(found: str, expected: str, remedy: str, case: str = case, file: str = path.name) -> None:
+            problems.append(Problem(case, file, found, expected, remedy))
+
+        if not match or not path.is_file():
+            found = "a folder" if path.is_dir() else "not the name of a mask"
+            problem(found, "only files named …ddddd-ddd.nii.gz, side by side", "move it elsewhere, or rename it")
+            continue
+        if case in seen:
+            problem(f"the same case as {seen[case]}", "one mask for each case", "remove one of them")
+            continue
+        seen[case] = path.name
+        if inputs is not None and case not in cases:
+            problem("no such case in the input", "masks of the input's cases only", "remove it")
+        try:
+            volume = read_volume(path)
+            header: Any = nib.load(path).header
+        except UnreadableFile as error:
+            problem(error.found, error.expected, "write it again")
+            continue
+        if header.get_data_dtype() != np.uint8 or header.get_slope_inter() not in ((1, 0), (None, None)):
+            slope, inter = header.get_slope_inter()
+            scaled = "" if slope in (None, 1) and inter in (None, 0) else f", scaled by {slope:g} and {inter:g}"
+            problem(
+                f"voxels of type {header.get_data_dtype()}{scaled}", "uint8, not scaled", "write class indices as uint8"
+            )
+        if unknown := sorted(set(np.unique(volume.values).tolist()) - {0, *labels}):
+            listed = ", ".join(f"{value:g}" for value in unknown[:10])
+            problem(f"label {listed}", f"0, {', '.join(map(str, labels))}", "map the labels; --labels allows others")
+        if case in cases:
+            _compare(volume.grid, cases[case], problem)
+    for number, expected in cases.items():
+        if number not in seen:
+            problems.append(Problem(number, "-", "missing", f"a mask {expected.id}.nii.gz", "predict this case"))
+    return problems
+
+
+def _by_number(cases: Sequence[Case]) -> dict[str, Case]:
+    numbered = ((_NAME.fullmatch(f"{case.id}.nii.gz"), case) for case in cases)
+    return {match[1] if match else case.id: case for match, case in numbered}
+
+
+def _compare(grid: Grid, case: Case, problem: Any) -> None:
+    name, image = next(iter(case.images.items()))
+    try:
+        wanted = read_volume(image).grid
+    except UnreadableFile:
+        problem(f"its {name} cannot be read", "a sound image to compare with", "check the input")
+        return
+    if grid.shape != wanted.shape:
+        problem(f"shape {grid.shape}", f"{wanted.shape}, as {name}", "write it on the grid of the input")
+    elif (distance := grid.distance(wanted)) > _TOLERANCE:
+        problem(f"lies {distance:.3g} mm off {name}", "the input's affine", "write it with the header of the input")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command: prints one table of all problems; 1 if there are any."""
+    from rich.console import Console
+
+    parser = argparse.ArgumentParser(prog="python -m brats_lightning.submission", description=__doc__)
+    parser.add_argument("folder", type=Path, help="the masks")
+    parser.add_argument("input", type=Path, nargs="?", help="their cases, to compare geometry and completeness")
+    parser.add_argument(
+        "--labels", type=int, nargs="+", default=[1, 2, 3], help="allowed besides 0; add 4 where RC is a class"
+    )
+    chosen = parser.parse_args(arguments)
+    try:
+        problems = check_submission(chosen.folder, chosen.labels, chosen.input)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    console = Console()
+    console = console if console.is_terminal else Console(width=160)
+    if problems:
+        console.print(problem_table(problems))
+    else:
+        masks = sum(1 for _ in chosen.folder.iterdir())
+        console.print(f"{masks} masks, no problem found" + ("" if chosen.input else " (not compared with any input)"))
+    return int(bool(problems))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

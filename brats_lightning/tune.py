@@ -1,0 +1,232 @@
+"""Choose post-processing on a run's validation cases: ``python -m brats_lightning.tune ckpt=A``."""
+
+import hashlib
+import itertools
+import json
+import logging
+import math
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from brats_lightning.composition import entry_point
+from brats_lightning.predict import affine_tolerance, find_inputs, load_ensemble, progress_bar
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from brats_lightning.data.cases import Case, Examination
+    from brats_lightning.inference import Ensemble, TrainedModel
+    from brats_lightning.labels import LabelScheme
+    from brats_lightning.postprocessing import Postprocessing
+
+log = logging.getLogger(__name__)
+
+_HEADER = """\
+# Post-processing chosen by brats_lightning.tune; used with:  python -m brats_lightning.predict … postprocessing=tuned
+"""
+
+
+def tune(cfg: DictConfig) -> dict[str, Any]:
+    """Score every combination of the grid, lesion-wise, on the validation cases; test cases are never opened.
+
+    A case is predicted by the mean of those models that it validates. The score of a combination is the mean over cases
+    of the mean lesion-wise Dice over ET, TC and WT (over all regions of a scheme without them). Of equals the simplest
+    is chosen.
+
+    Args:
+        cfg: a resolved config as ``conf/tune.yaml`` composes it.
+
+    Returns:
+        What is written to ``<checkpoint>_postprocessing.yaml`` beside each checkpoint: ``chosen``, its ``score``, the
+        ``protocol``, the ``cases`` and everything ``tried`` with its scores.
+
+    Raises:
+        ValueError: no record of the split, or cases that cannot be found.
+        CaseError: cases that cannot be read.
+    """
+    from brats_lightning.data.cases import CaseError, examine, required
+    from brats_lightning.inference import Ensemble
+
+    ensemble = load_ensemble(cfg)
+    models, scheme = ensemble.models, ensemble.scheme
+    tolerance = affine_tolerance(cfg, ensemble)
+    validated = _validation_cases(models)
+    cases = _find(cfg, models, sorted(set().union(*validated)))
+    label_map = models[0].config["data"]["label_map"]
+    rules = _candidates(cfg)
+    log.info("%d combinations on %d validation cases, %s", len(rules), len(cases), cfg.protocol)
+
+    scores: dict[str, list[dict[str, float]]] = {}
+    problems = []
+    with progress_bar() as bar:
+        task = bar.add_task("tuning", total=len(cases))
+        for number, case in enumerate(cases, 1):
+            examination = examine(case, scheme, label_map, tolerance)
+            if faults := required(examination.problems, ensemble.modalities, need_mask=True):
+                problems += faults
+            else:
+                chosen = [model for model, part in zip(models, validated, strict=True) if case.id in part]
+                members = Ensemble(chosen, ensemble.device, ensemble.dtype)
+                scores[case.id] = _score_all(examination, members, rules, cfg.protocol)
+            bar.update(task, completed=number)
+    if problems:
+        raise CaseError(problems)
+
+    tried = []
+    for index, rule in enumerate(rules):
+        per_case = [case[index] for case in scores.values()]
+        means = {name: _mean(case[name] for case in per_case) for name in per_case[0]}
+        tried.append({**asdict(rule), **{name: _rounded(value) for name, value in means.items()}})
+    best = max(range(len(rules)), key=lambda i: -1.0 if tried[i]["score"] is None else tried[i]["score"])
+    result = {
+        "chosen": asdict(rules[best]),
+        "score": tried[best]["score"],
+        "without": tried[0]["score"],
+        "protocol": cfg.protocol,
+        "cases": list(scores),
+        "tried": sorted(tried, key=lambda row: -1.0 if row["score"] is None else row["score"], reverse=True),
+    }
+    _report(result, [_write(model.path, result) for model in models])
+    return result
+
+
+def _validation_cases(models: Sequence["TrainedModel"]) -> list[set[str]]:
+    """Of each model the cases that validated it, without those that test any of the models."""
+    splits = []
+    for model in models:
+        file = model.path.parent.parent / "split.json"
+        if not file.is_file():
+            raise ValueError(
+                f"there is no {file}, which says which cases validate; give a checkpoint in its run folder: "
+                "ckpt=<run folder>/checkpoints/best.ckpt"
+            )
+        splits.append(json.loads(file.read_text()))
+    tested = {case for split in splits for case in split["test"]}
+    validated = [set(split["val"]) - tested for split in splits]
+    for model, part in zip(models, validated, strict=True):
+        if not part:
+            raise ValueError(f"{model.path}: no case validates this run and tests none; there is nothing to tune on")
+    return validated
+
+
+def _find(cfg: DictConfig, models: Sequence["TrainedModel"], wanted: Sequence[str]) -> list["Case"]:
+    from brats_lightning.checkpoint import build
+
+    if cfg.input is not None:
+        found = find_inputs(cfg.input)
+    else:
+        model = models[0]
+        try:
+            found = build(model.config["data"]["source"], tuple(cfg.trust), str(model.path))
+        except FileNotFoundError as error:
+            raise ValueError(f"{error}; or tell where the cases are now: input=DIR") from error
+    by_id = {case.id: case for case in found if case.mask is not None}
+    if missing := [name for name in wanted if name not in by_id]:
+        raise ValueError(
+            f"{len(missing)} validation cases of the run are not there or have no mask: {', '.join(missing[:5])}"
+            f"{' …' * (len(missing) > 5)}; tell where they are: input=DIR"
+        )
+    return [by_id[name] for name in wanted]
+
+
+def _candidates(cfg: DictConfig) -> list["Postprocessing"]:
+    """The simplest first."""
+    from brats_lightning.postprocessing import Postprocessing
+
+    pairs: list[tuple[float | None, float | None]] = [(None, None)]
+    pairs += [(low, high) for low, high in itertools.product(cfg.grid.low, cfg.grid.high) if low <= high]
+    sizes = sorted({0, *cfg.grid.min_volume})
+    return [
+        Postprocessing(low, high, cfg.fill_holes, size or None) for size, (low, high) in itertools.product(sizes, pairs)
+    ]
+
+
+def _score_all(
+    examination: "Examination", ensemble: "Ensemble", rules: Sequence["Postprocessing"], protocol: str
+) -> list[dict[str, float]]:
+    """Scores of one case under each of the rules."""
+    from brats_lightning.geometry import Placement
+
+    mask = examination.mask
+    assert mask is not None  # required
+    whole = Placement.whole(mask.grid)
+    reference = whole.restore(whole.sample(mask.values, mask.start, order=0))
+    probabilities = ensemble(ensemble.prepare(examination.images))
+    placement = probabilities.placement
+    known: dict[bytes, dict[str, float]] = {}
+    scores = []
+    for rule in rules:
+        labels = rule(probabilities.values, placement.spacing, ensemble.scheme)
+        same = hashlib.blake2b(labels.tobytes()).digest()  # many rules agree on many cases
+        if same not in known:
+            known[same] = _score(reference, placement.restore(labels), mask.grid.spacing, ensemble.scheme, protocol)
+        scores.append(known[same])
+    return scores
+
+
+def _score(
+    reference: "np.ndarray",
+    prediction: "np.ndarray",
+    spacing: Sequence[float],
+    scheme: "LabelScheme",
+    protocol: str,
+) -> dict[str, float]:
+    from brats_lightning.metrics import score_case
+
+    column = "lesionwise_dsc_mean" if protocol == "brats2026" else "LesionWise_Score_Dice"
+    table = score_case(reference, prediction, spacing, scheme, protocol)
+    regions = {region: values[column] for region, values in table.items()}
+    headline = [name for name in regions if name in ("et", "tc", "wt")] or list(regions)
+    return {"score": _mean(regions[name] for name in headline), **regions}
+
+
+def _mean(values: Any) -> float:
+    """Without NaN; NaN where there is nothing else."""
+    finite = [float(value) for value in values if not math.isnan(value)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+def _rounded(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 6)
+
+
+def _write(checkpoint: Path, result: dict[str, Any]) -> Path:
+    from brats_lightning.postprocessing import tuned_file
+
+    path = tuned_file(checkpoint)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        temporary.write_text(_HEADER + OmegaConf.to_yaml(OmegaConf.create(result)))
+        os.replace(temporary, path)  # noqa: PTH105
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _report(result: dict[str, Any], files: Sequence[Path]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = result["tried"]
+    table = Table(*rows[0], title=f"lesion-wise Dice, {result['protocol']}, {len(result['cases'])} validation cases")
+    for row in rows[:10]:
+        table.add_row(*("–" if value is None else str(value) for value in row.values()))
+    console = Console()
+    console.print(table)
+    log.info("chosen: %s · score %s, without %s", result["chosen"], result["score"], result["without"])
+    log.info("written: %s", ", ".join(map(str, files)))
+
+
+def main() -> None:
+    """The command ``brats-tune``."""
+    entry_point("tune", tune)()
+
+
+if __name__ == "__main__":
+    main()
