@@ -4,6 +4,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,10 +18,10 @@ from brats_lightning.data.standardisation import Standardiser
 from brats_lightning.inference import SlidingWindow, TrainedModel
 from brats_lightning.labels import LabelScheme
 
-# Whose networks any checkpoint may build, and what else of ours.
+# Whose networks any checkpoint may build, and what else of ours: how it is applied, and where its cases were.
 _NETWORKS = ("brats_lightning", "torch.nn", "monai.networks")
-_SETTINGS = ("brats_lightning.inference.SlidingWindow",)
-_SOURCES = ("brats_lightning.data.cases.find_cases", "brats_lightning.data.phantom.phantom_cases")
+SETTINGS = ("brats_lightning.inference.SlidingWindow",)
+SOURCES = ("brats_lightning.data.cases.find_cases", "brats_lightning.data.phantom.phantom_cases")
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
 _DIRECTIVES = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
@@ -90,14 +91,14 @@ def _read(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def build(node: Any, trust: Sequence[str] = (), origin: str = "the config") -> Any:
+def build(node: Any, trust: Sequence[str] = (), origin: str = "the config", known: Sequence[str] = SETTINGS) -> Any:
     """What a node of a saved config describes: ``_target_`` called with its other entries, nested ones built first.
 
     It means what ``hydra.utils.instantiate`` means by it (``_args_``, ``_partial_`` and ``_recursive_`` too), but a
     target is looked up here, and must turn out to be
 
     - a ``torch.nn.Module`` defined in ``brats_lightning``, ``torch.nn`` or ``monai.networks``,
-    - `SlidingWindow`, or a function of ours that lists cases, or
+    - a class or function of ours that ``known`` names, or
     - a class or function defined in a package of ``trust``.
 
     Nothing outside these packages is imported to find out. References (``${…}``) are refused: they may run code too.
@@ -106,26 +107,29 @@ def build(node: Any, trust: Sequence[str] = (), origin: str = "the config") -> A
         node: plain containers and values.
         trust: names of packages.
         origin: of the config, for messages.
+        known: `SETTINGS` or `SOURCES`.
 
     Raises:
         UntrustedTarget: a target not on the list, or anything else that could be code.
+        CheckpointError: a target that does not exist, or does not take its settings.
     """
-    _refuse_code(node, trust, origin, "")
-    return _build(node, trust, origin)
+    rules = _Rules(tuple(trust), origin, tuple(known))
+    rules.judge(node, "")
+    return _build(node, rules)
 
 
-def _build(node: Any, trust: Sequence[str], origin: str) -> Any:
+def _build(node: Any, rules: "_Rules") -> Any:
     if isinstance(node, list | tuple):
-        return [_build(item, trust, origin) for item in node]
+        return [_build(item, rules) for item in node]
     if not isinstance(node, Mapping):
         return node
     if not node.get("_recursive_", True):
         values = dict(node)
     else:
-        values = {name: _build(value, trust, origin) for name, value in node.items() if name != "_target_"}
+        values = {name: _build(value, rules) for name, value in node.items() if name != "_target_"}
     if "_target_" not in node:
         return values
-    target = _locate(node["_target_"], trust, origin, "")
+    target = rules.locate(node["_target_"], "")
     arguments = values.get("_args_", [])
     values = {name: value for name, value in values.items() if name not in _DIRECTIVES}
     if node.get("_partial_"):
@@ -133,58 +137,62 @@ def _build(node: Any, trust: Sequence[str], origin: str) -> Any:
     try:
         return target(*arguments, **values)
     except TypeError as error:
-        raise CheckpointError(f"{origin}: {node['_target_']} does not take these settings: {error}") from error
+        raise CheckpointError(f"{rules.origin}: {node['_target_']} does not take these settings: {error}") from error
 
 
-def _refuse_code(node: Any, trust: Sequence[str], origin: str, where: str) -> None:
-    """Judge a whole config before any part of it is built."""
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            _locate(node["_target_"], trust, origin, f"{where}._target_".lstrip("."))
-        for name, value in node.items():
-            if not isinstance(name, str):
-                raise UntrustedTarget(f"{origin}: the key {name!r} of {where or 'the config'} is no text")
-            _refuse_code(value, trust, origin, f"{where}.{name}".lstrip("."))
-    elif isinstance(node, list | tuple):
-        for index, value in enumerate(node):
-            _refuse_code(value, trust, origin, f"{where}[{index}]")
-    elif isinstance(node, str):
-        if "${" in node:
-            raise UntrustedTarget(f"{origin}: {where} is the reference {node!r}; a saved config holds values only")
-    elif node is not None and type(node) not in (bool, int, float):
-        raise UntrustedTarget(f"{origin}: {where} is of type {type(node).__name__}; a saved config holds plain values")
+@dataclass(frozen=True)
+class _Rules:
+    trust: tuple[str, ...]
+    origin: str
+    known: tuple[str, ...]
 
+    def judge(self, node: Any, where: str) -> None:
+        """Refuse a whole config before any part of it is built."""
+        if isinstance(node, Mapping):
+            if "_target_" in node:
+                self.locate(node["_target_"], f"{where}._target_".lstrip("."))
+            for name, value in node.items():
+                if not isinstance(name, str):
+                    raise self._refusal(f"the key {name!r} of {where or 'the config'} is no text")
+                self.judge(value, f"{where}.{name}".lstrip("."))
+        elif isinstance(node, list | tuple):
+            for index, value in enumerate(node):
+                self.judge(value, f"{where}[{index}]")
+        elif isinstance(node, str):
+            if "${" in node:
+                raise self._refusal(f"{where} is the reference {node!r}; a saved config holds values only")
+        elif node is not None and type(node) not in (bool, int, float):
+            raise self._refusal(f"{where} is of type {type(node).__name__}; a saved config holds plain values")
 
-def _locate(target: Any, trust: Sequence[str], origin: str, where: str) -> Callable[..., Any]:
-    """The class or function of a target, if it is on the list; see `build`."""
-    allowed = f"networks of {', '.join(_NETWORKS)}"
-    package = str(target).partition(".")[0]
-    refusal = UntrustedTarget(
-        f"{origin} wants to run {target!r} ({where}). Of a saved config only {allowed} are built. If you know this "
-        f"code and trust it, name the package that defines it: 'trust=[{package}]'"
-    )
-    if not isinstance(target, str) or not _NAME.fullmatch(target):
-        raise refusal
-    if not any(_inside(target, name) for name in (*_NETWORKS, *trust)):
-        raise refusal
-    module_name, _, name = target.rpartition(".")
-    try:
-        # Only modules are walked, never attributes of modules: what a module has imported cannot be reached.
-        module = importlib.import_module(module_name)
-        found = getattr(module, name)
-    except (ImportError, AttributeError) as error:
-        if any(_inside(target, trusted) for trusted in trust) or package != "brats_lightning":
-            raise CheckpointError(f"{origin}: {target} ({where}) cannot be imported: {error}") from error
-        raise refusal from error
-    home = getattr(found, "__module__", None) or ""
-    if inspect.isclass(found) or inspect.isfunction(found):
-        if any(_inside(home, trusted) for trusted in trust):
-            return found
-        if f"{home}.{found.__qualname__}" in (*_SETTINGS, *_SOURCES):
-            return found
-        if inspect.isclass(found) and issubclass(found, nn.Module) and any(_inside(home, n) for n in _NETWORKS):
-            return found
-    raise refusal
+    def locate(self, target: Any, where: str) -> Callable[..., Any]:
+        """The class or function of a target, if it is on the list."""
+        refusal = self._refusal(
+            f"{where} wants to run {target!r}. Of a saved config only networks of {', '.join(_NETWORKS)} are built. If "
+            f"you know this code and trust it, name the package that defines it: 'trust=[{str(target).split('.')[0]}]'"
+        )
+        if not isinstance(target, str) or not _NAME.fullmatch(target):
+            raise refusal
+        if not any(_inside(target, name) for name in (*_NETWORKS, *self.trust)):
+            raise refusal
+        module, _, name = target.rpartition(".")
+        try:
+            # Only modules are walked, never attributes of modules: what a module has imported cannot be reached.
+            found = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise CheckpointError(f"{self.origin}: {where}: {target} cannot be imported: {error}") from error
+        if not (inspect.isclass(found) or inspect.isfunction(found)) or not self._allows(found):
+            raise refusal
+        return found
+
+    def _allows(self, found: Callable[..., Any]) -> bool:
+        home = found.__module__
+        if any(_inside(home, package) for package in self.trust) or f"{home}.{found.__qualname__}" in self.known:
+            return True
+        network = inspect.isclass(found) and issubclass(found, nn.Module)
+        return network and any(_inside(home, package) for package in _NETWORKS)
+
+    def _refusal(self, what: str) -> UntrustedTarget:
+        return UntrustedTarget(f"{self.origin}: {what}")
 
 
 def _inside(name: str, package: str) -> bool:

@@ -142,8 +142,8 @@ def tuned(checkpoint: str | Path | Sequence[str | Path]) -> Postprocessing:
         file = tuned_file(path)
         if not file.is_file():
             raise PostprocessingError(f"there is no {file}; make it with: python -m brats_lightning.tune ckpt={path}")
-        chosen: Any = OmegaConf.to_container(OmegaConf.load(file)["chosen"])
-        found[str(file)] = Postprocessing(**chosen)
+        content: Any = OmegaConf.to_container(OmegaConf.load(file))
+        found[str(file)] = Postprocessing(**content["chosen"])
     first, *others = found.values()
     if any(other != first for other in others):
         listed = "\n  ".join(f"{file}: {rules}" for file, rules in found.items())
@@ -177,8 +177,8 @@ def _remove_small(labels: UInt8[np.ndarray, "z y x"], region: str, voxels: float
 def _components(mask: Bool[np.ndarray, "z y x"]) -> Iterator[tuple[Box, Bool[np.ndarray, "d h w"]]]:
     """Each 26-connected component in its box, one voxel wider than itself where the volume goes on."""
     outer = nonzero_box(mask)
-    components, _ = label_components(mask[outer])
-    for number, inner in enumerate(ndimage.find_objects(components), 1):
+    components, n = label_components(mask[outer])
+    for number, inner in enumerate(ndimage.find_objects(components) if n else [], 1):
         bounds = [
             (max(0, o.start + i.start - 1), min(n, o.start + i.stop + 1))
             for o, i, n in zip(outer, inner, mask.shape, strict=True)

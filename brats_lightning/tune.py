@@ -116,14 +116,14 @@ def _validation_cases(models: Sequence["TrainedModel"]) -> list[set[str]]:
 
 
 def _find(cfg: DictConfig, models: Sequence["TrainedModel"], wanted: Sequence[str]) -> list["Case"]:
-    from brats_lightning.checkpoint import build
+    from brats_lightning.checkpoint import SOURCES, build
 
     if cfg.input is not None:
         found = find_inputs(cfg.input)
     else:
         model = models[0]
         try:
-            found = build(model.config["data"]["source"], tuple(cfg.trust), str(model.path))
+            found = build(model.config["data"]["source"], tuple(cfg.trust), str(model.path), SOURCES)
         except FileNotFoundError as error:
             raise ValueError(f"{error}; or tell where the cases are now: input=DIR") from error
     by_id = {case.id: case for case in found if case.mask is not None}

@@ -1,0 +1,204 @@
+import numpy as np
+import pytest
+
+from brats_lightning.labels import BRATS_METS, LabelScheme
+from brats_lightning.postprocessing import Postprocessing, PostprocessingError, most_probable, tuned, tuned_file
+
+MM = (1.0, 1.0, 1.0)
+
+
+def line(*voxels):
+    """Probabilities (4, 1, 1, n) from tuples (netc, snfh, et) or the foreground's probability, all of it ET."""
+    rows = [voxel if isinstance(voxel, tuple) else (0.0, 0.0, voxel) for voxel in voxels]
+    foreground = np.array(rows, np.float32).T
+    return np.concatenate([1 - foreground.sum(0, keepdims=True), foreground])[:, None, None]
+
+
+def volume(labels):
+    """Certain probabilities of given labels."""
+    return np.stack([labels == index for index in range(4)]).astype(np.float32)
+
+
+def flat(labels):
+    return labels.reshape(-1).tolist()
+
+
+def test_without_rules_the_most_probable_class_wins_and_the_first_of_equals():
+    probabilities = line((0.2, 0.2, 0.25), (0.25, 0.25, 0.25), (0.0, 0.25, 0.5), (0.6, 0.2, 0.1))
+    assert flat(Postprocessing()(probabilities, MM, BRATS_METS)) == [0, 0, 3, 1]
+    random = np.random.default_rng(0).random((4, 5, 6, 7), np.float32)
+    assert np.array_equal(most_probable(random), random.argmax(0))
+
+
+def test_hysteresis_keeps_a_component_with_a_peak_and_all_of_it():
+    rules = Postprocessing(low=0.25, high=0.75)
+    #            component without peak | one with | a peak alone
+    probabilities = line(0.5, 0.5, 0.0, 0.375, 0.875, 0.5, 0.125, 1.0)
+    assert flat(rules(probabilities, MM, BRATS_METS)) == [0, 0, 0, 3, 3, 3, 0, 3]
+
+
+def test_both_thresholds_must_be_exceeded():
+    rules = Postprocessing(low=0.25, high=0.75)
+    # at low is not in the component; at high is no peak
+    assert flat(rules(line(0.25, 0.875, 0.25, 0.0, 0.75, 0.5), MM, BRATS_METS)) == [0, 3, 0, 0, 0, 0]
+
+
+def test_the_peak_must_lie_in_the_component_itself():
+    # 0.25 separates the faint component from its neighbour's peak
+    assert flat(Postprocessing(0.25, 0.5)(line(0.375, 0.25, 1.0), MM, BRATS_METS)) == [0, 0, 3]
+    assert flat(Postprocessing(0.25, 0.5)(line(0.375, 0.375, 1.0), MM, BRATS_METS)) == [3, 3, 3]
+
+
+def test_hysteresis_takes_the_foreground_of_all_classes_and_the_most_probable_of_them():
+    # the background is the most probable class, yet the foreground's 0.625 together is a peak
+    probabilities = line((0.125, 0.25, 0.25), (0.25, 0.0, 0.125))
+    assert flat(Postprocessing(0.25, 0.5)(probabilities, MM, BRATS_METS)) == [2, 1]
+
+
+def test_components_that_touch_by_a_corner_are_one():
+    labels = np.zeros((3, 3, 3), np.uint8)
+    probabilities = volume(labels)
+    for place, p in (((0, 0, 0), 1.0), ((1, 1, 1), 0.5), ((2, 2, 0), 0.5)):
+        probabilities[(0, *place)], probabilities[(3, *place)] = 1 - p, p
+    out = Postprocessing(0.25, 0.75)(probabilities, MM, BRATS_METS)
+    assert (out[0, 0, 0], out[1, 1, 1], out[2, 2, 0], out.sum()) == (3, 3, 3, 9)
+
+
+def test_low_equal_high_is_one_threshold():
+    assert flat(Postprocessing(0.5, 0.5)(line(0.5, 0.625, 0.375), MM, BRATS_METS)) == [0, 3, 0]
+
+
+@pytest.mark.parametrize("rules", [Postprocessing(), Postprocessing(0.25, 0.5, True, 10)])
+def test_nothing_stays_nothing(rules):
+    empty = rules(volume(np.zeros((2, 3, 4), np.uint8)), MM, BRATS_METS)
+    assert empty.shape == (2, 3, 4)
+    assert empty.dtype == np.uint8
+    assert not empty.any()
+
+
+def test_everything_stays_everything():
+    full = np.full((2, 3, 4), 3, np.uint8)
+    assert (Postprocessing(0.25, 0.5, True, 24)(volume(full), MM, BRATS_METS) == 3).all()
+
+
+def test_small_components_go_by_volume_in_mm3():
+    labels = np.zeros((1, 1, 12), np.uint8)
+    labels[0, 0, [1, 4, 5, 8, 9, 10]] = 3  # 1, 2 and 3 voxels
+    spacing = (2.0, 0.5, 0.5)  # of 0.5 mm³
+    for least, kept in ((0.5, 6), (0.6, 5), (1.0, 5), (1.1, 3), (1.5, 3), (1.6, 0)):
+        rules = Postprocessing(min_volume={"et": least})
+        assert np.count_nonzero(rules(volume(labels), spacing, BRATS_METS)) == kept
+    # spacings of headers carry rounding errors: 3 voxels of 0.1 are 0.3
+    tenth = Postprocessing(min_volume={"et": 0.3})
+    assert np.count_nonzero(tenth(volume(labels), (0.1, 1.0, 1.0), BRATS_METS)) == 3
+
+
+def test_volume_counts_26_connected_components():
+    labels = np.zeros((2, 2, 2), np.uint8)
+    labels[0, 0, 0] = labels[1, 1, 1] = 3
+    assert Postprocessing(min_volume=2)(volume(labels), MM, BRATS_METS).sum() == 6
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([0, 3, 0], [0, 0, 0]),
+        ([2, 3, 0], [2, 2, 0]),
+        ([2, 3, 1], [2, 1, 1]),  # the innermost that it touches
+        ([2, 0, 3], [2, 0, 0]),
+        ([2, 3, 3], [2, 3, 3]),
+    ],
+)
+def test_a_small_et_becomes_what_encloses_it(before, after):
+    labels = np.array(before, np.uint8).reshape(1, 1, -1)
+    assert flat(Postprocessing(min_volume={"et": 2})(volume(labels), MM, BRATS_METS)) == after
+
+
+def test_small_cores_become_oedema_and_small_lesions_background():
+    labels = np.array([2, 1, 3, 2, 0, 1, 3, 0, 2], np.uint8).reshape(1, 1, -1)
+    assert flat(Postprocessing(min_volume={"tc": 3})(volume(labels), MM, BRATS_METS)) == [2, 2, 2, 2, 0, 0, 0, 0, 2]
+    assert flat(Postprocessing(min_volume={"wt": 3})(volume(labels), MM, BRATS_METS)) == [2, 1, 3, 2] + [0] * 5
+    # inner regions first: what ET leaves is judged with the core it joined
+    every = Postprocessing(min_volume=2)
+    assert flat(every(volume(labels), MM, BRATS_METS)) == [2, 1, 1, 2, 0, 1, 1, 0, 0]
+
+
+def test_components_at_the_border_of_the_volume_and_a_region_of_its_own():
+    scheme = LabelScheme(("netc", "snfh", "et", "rc"))
+    labels = np.zeros((3, 3, 3), np.uint8)
+    labels[0, 0, 0] = 4
+    labels[0, 0, 1] = 2  # touches it
+    labels[2, 2, :] = 4
+    probabilities = np.stack([labels == index for index in range(5)]).astype(np.float32)
+    out = Postprocessing(min_volume={"rc": 2})(probabilities, MM, scheme)
+    assert (out[0, 0, 0], out[0, 0, 1], out[2, 2].tolist()) == (0, 2, [4, 4, 4])
+
+
+def test_holes_become_what_encloses_them():
+    labels = np.full((5, 5, 9), 0, np.uint8)
+    labels[1:4, 1:4, 1:4] = 3
+    labels[2, 2, 2] = 0  # in the core
+    labels[1:4, 1:4, 4:8] = 2
+    labels[2, 2, 6] = 0  # in the oedema
+    labels[0, 0, 0] = 0
+    out = Postprocessing(fill_holes=True)(volume(labels), MM, BRATS_METS)
+    assert (out[2, 2, 2], out[2, 2, 6]) == (1, 2)
+    assert np.count_nonzero(out != labels) == 2
+    labels[2, 2, 3] = 2  # oedema in the wall: now the whole tumour encloses, no longer the core
+    assert Postprocessing(fill_holes=True)(volume(labels), MM, BRATS_METS)[2, 2, 2] == 2
+    labels[:, 2, 2] = 0  # open to the outside
+    assert Postprocessing(fill_holes=True)(volume(labels), MM, BRATS_METS)[2, 2, 2] == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"low": 0.5}, "together"),
+        ({"high": 0.5}, "together"),
+        ({"low": 0.6, "high": 0.5}, "low ≤ high"),
+        ({"low": -0.1, "high": 0.5}, "low ≤ high"),
+        ({"low": 0.1, "high": 1}, "low ≤ high"),
+        ({"min_volume": -1}, "at least 0"),
+        ({"min_volume": {"et": -1}}, "at least 0"),
+    ],
+)
+def test_impossible_settings(settings, message):
+    with pytest.raises(PostprocessingError, match=message):
+        Postprocessing(**settings)
+
+
+def test_rules_that_do_not_fit_the_classes():
+    labels = volume(np.zeros((1, 1, 1), np.uint8))
+    with pytest.raises(PostprocessingError, match="names rc; the regions of these classes are et, tc, wt"):
+        Postprocessing(min_volume={"rc": 1})(labels, MM, BRATS_METS)
+    with pytest.raises(PostprocessingError, match="needs the classes netc and snfh"):
+        Postprocessing(fill_holes=True)(labels, MM, LabelScheme(("lesion", "b", "c")))
+
+
+def test_tuned_rules_are_read_from_beside_the_checkpoint(tmp_path):
+    a, b = tmp_path / "a.ckpt", tmp_path / "b.ckpt"
+    assert tuned_file(a) == tmp_path / "a_postprocessing.yaml"
+    with pytest.raises(PostprocessingError, match=r"tune ckpt=.*a\.ckpt"):
+        tuned(a)
+    tuned_file(a).write_text("chosen: {low: 0.25, high: 0.5, min_volume: {et: 3}}\nscore: 1")
+    assert tuned(str(a)) == Postprocessing(0.25, 0.5, min_volume={"et": 3})
+    tuned_file(b).write_text("chosen: {low: 0.25, high: 0.5, min_volume: {et: 3}}")
+    assert tuned([a, b]) == tuned(a)
+    tuned_file(b).write_text("chosen: {low: 0.25, high: 0.75}")
+    with pytest.raises(PostprocessingError, match="different rules"):
+        tuned([a, b])
+
+
+def test_the_configs_build_the_rules(composed, tmp_path):
+    from hydra.utils import instantiate
+
+    def chosen(*overrides):
+        paths = [f"ckpt={tmp_path}/a.ckpt", "input=x", "output=y"]
+        return instantiate(composed(*paths, *overrides, name="predict").postprocessing)
+
+    assert chosen() == Postprocessing()
+    assert chosen("postprocessing=hysteresis") == Postprocessing(0.25, 0.7)
+    rules = chosen("postprocessing.min_volume={et:3}", "postprocessing.fill_holes=true")
+    assert rules(volume(np.full((1, 1, 2), 3, np.uint8)), MM, BRATS_METS).sum() == 0
+    tuned_file(tmp_path / "a.ckpt").write_text("chosen: {min_volume: 3}")
+    assert chosen("postprocessing=tuned") == Postprocessing(min_volume=3)
