@@ -50,7 +50,7 @@ def resolved(cfg: DictConfig) -> DictConfig:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ValueError("these values must be given on the command line: " + " ".join(f"{key}=…" for key in missing))
-    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[return-value]
 
 
 def entry_point(config_name: str, function: Callable[[DictConfig], Any]) -> Callable[[], None]:
@@ -130,6 +130,7 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
         scheduler=instantiate(cfg.scheduler),
         inference=instantiate(cfg.inference),
         scheme=data.scheme,
+        protocols=cfg.protocols,
         config=OmegaConf.to_container(cfg),  # type: ignore[arg-type]
     )
     if cfg.weights is not None:

@@ -107,7 +107,7 @@ def main() -> None:
     from brats_lightning.train import train
 
     register_resolvers()
-    train(OmegaConf.load(sys.argv[1]))
+    train(OmegaConf.load(sys.argv[1]))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

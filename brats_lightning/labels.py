@@ -54,6 +54,11 @@ class LabelScheme:
         members |= {name: (name,) for name in self.names if name not in known}
         return {region: tuple(self.index(name) for name in classes) for region, classes in members.items()}
 
+    @property
+    def headline_regions(self) -> tuple[str, ...]:
+        """The regions a mean score is over: ET, TC and WT; all regions of a scheme without them."""
+        return tuple(name for name in ("et", "tc", "wt") if name in self.regions) or tuple(self.regions)
+
     def index(self, name: str) -> int:
         """Class index of a class name."""
         return self.class_names.index(name)

@@ -28,13 +28,16 @@ def preprocess(cfg: DictConfig) -> dict[str, Any]:
     from rich.table import Table
 
     from brats_lightning import composition
-    from brats_lightning.data.cases import CaseError
+    from brats_lightning.data.cases import CaseError, Problem
+    from brats_lightning.data.entry import CachedCase
 
     data = composition.build_data(cfg)
     log.info("data: %s", cfg.data.description)
     found = data.source()
     faults: dict[str, list[dict[str, str]]] = {}
-    problems, cached, built = [], {}, 0
+    problems: list[Problem] = []
+    cached: dict[str, CachedCase] = {}
+    built = 0
     for labelled in (True, False):
         part = [case for case in found if (case.mask is not None) == labelled]
         filled = data.cache.fill(part, data.standardiser.sources, need_mask=labelled, workers=data.cache_workers)

@@ -1,6 +1,6 @@
 """The LightningModule: backbone, loss, metrics and optimiser."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from brats_lightning.data.datamodule import PatchBatch, Volume
 from brats_lightning.inference import SlidingWindow
 from brats_lightning.labels import LabelScheme
+from brats_lightning.metrics import headline_names, headline_scores, score_case
 from brats_lightning.metrics.voxel import CaseScores, confusion_matrix, voxel_scores
 
 
@@ -27,6 +28,7 @@ class Segmentation(pl.LightningModule):
         scheduler: optimiser and number of steps → learning-rate schedule, stepped after every optimiser step.
         inference: how whole volumes are predicted.
         scheme: the classes.
+        protocols: of the challenge's evaluators, whose lesion-wise scores are computed beside the voxels'.
         config: the run's resolved config as plain containers; saved in each checkpoint, which thereby carries all that
             prediction needs.
     """
@@ -39,15 +41,17 @@ class Segmentation(pl.LightningModule):
         scheduler: Callable[[Optimizer, int], LRScheduler],
         inference: SlidingWindow,
         scheme: LabelScheme,
+        protocols: Sequence[str],
         config: Mapping[str, Any],
     ) -> None:
         super().__init__()
         # Convolutions are faster in this layout on every device we measured; the values are the same.
-        self.network = network.to(memory_format=torch.channels_last_3d)
+        self.network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.loss = loss
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.inference = inference
-        self.scheme = scheme
+        self.scheme, self.protocols = scheme, tuple(protocols)
+        self.lesion_names = [name for protocol in self.protocols for name in headline_names(scheme, protocol)]
         self.config = config
         self.case_scores: dict[str, CaseScores] = {}
 
@@ -64,7 +68,7 @@ class Segmentation(pl.LightningModule):
         self.log_dict({_loss_name("train", part): value.detach() for part, value in parts.items()})
         self.log("loss", parts["loss"].detach(), prog_bar=True, logger=False)
         # Counting voxels makes a GPU wait; only the points that are drawn pay for it.
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             full = logits[0] if isinstance(logits, list | tuple) else logits
             confusion = confusion_matrix(batch.mask, full.detach().argmax(1), self.scheme.num_classes)
             scores = voxel_scores(confusion, self.scheme)
@@ -106,7 +110,8 @@ class Segmentation(pl.LightningModule):
         cases = [case.id for case in self.trainer.datamodule.scored_cases(stage)]  # type: ignore[attr-defined]
         empty = torch.zeros((self.scheme.num_classes,) * 2, dtype=torch.int64)
         parts = [_loss_name("", part) for part in self._loss_parts]
-        self.case_scores[stage] = CaseScores(cases, [*voxel_scores(empty, self.scheme), *parts]).to(self.device)
+        names = [*voxel_scores(empty, self.scheme), *self.lesion_names, *parts]
+        self.case_scores[stage] = CaseScores(cases, names).to(self.device)
 
     @property
     def _loss_parts(self) -> list[str]:
@@ -122,11 +127,13 @@ class Segmentation(pl.LightningModule):
         logits = self.inference(self.network, volume.image)
         parts = self._loss(logits[None], volume.mask[None])
         labels = logits.argmax(0).to(torch.uint8)
-        restored = volume.case.placement.restore(labels.cpu().numpy())
-        confusion = confusion_matrix(
-            torch.from_numpy(volume.case.reference()), torch.from_numpy(restored), self.scheme.num_classes
-        )
-        scores = voxel_scores(confusion, self.scheme)
+        placement = volume.case.placement
+        reference, prediction = volume.case.reference(), placement.restore(labels.cpu().numpy())
+        pair = torch.from_numpy(reference), torch.from_numpy(prediction)
+        scores = voxel_scores(confusion_matrix(*pair, self.scheme.num_classes), self.scheme)
+        for protocol in self.protocols:
+            official = score_case(reference, prediction, placement.original.spacing, self.scheme, protocol)
+            scores |= headline_scores(official, self.scheme, protocol)
         scores |= {_loss_name("", part): value.item() for part, value in parts.items()}
         self.case_scores[stage].update(volume.case.id, scores)
         return {"labels": labels}
@@ -158,7 +165,7 @@ class Segmentation(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as Lightning does, which under mixed precision refuses fused optimisers even where no scaler is at work."""
+        """Clip as Lightning does, but with a fused optimiser too where no loss scaler is at work."""
         if getattr(self.trainer.precision_plugin, "scaler", None) is None and gradient_clip_algorithm != "value":
             if gradient_clip_val:
                 nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)

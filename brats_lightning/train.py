@@ -7,7 +7,7 @@ import secrets
 import shutil
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -64,7 +64,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     warnings.filterwarnings("ignore", message="The dirpath has changed")
     with distributed.other_processes(trainer, config_file):
         trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
-        scores = dict(trainer.callback_metrics)
+        scores: dict[str, SupportsFloat] = dict(trainer.callback_metrics)
         best, best_score = _best_checkpoint(trainer, run_dir / "checkpoints")
         if best_score is not None:
             scores[f"best/{cfg.objective}"] = best_score
@@ -92,9 +92,10 @@ def _with_seed(cfg: DictConfig) -> DictConfig:
 
 def _best_checkpoint(trainer: "pl.Trainer", folder: Path) -> tuple[Path, float | None]:
     """``best.ckpt`` and its score; the last weights and None where nothing was validated."""
-    callback = next((c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)), None)
-    if callback is not None and getattr(callback, "best_model_path", ""):
-        return Path(callback.best_model_path), float(callback.best_model_score)  # type: ignore[attr-defined]
+    callbacks: list[Any] = trainer.checkpoint_callbacks
+    callback = next((c for c in callbacks if getattr(c, "monitor", None) is not None), None)
+    if callback is not None and callback.best_model_score is not None:
+        return Path(callback.best_model_path), float(callback.best_model_score)
     last, best = folder / "last.ckpt", folder / "best.ckpt"
     trainer.save_checkpoint(last, weights_only=False)
     if trainer.is_global_zero:
@@ -121,7 +122,7 @@ def _report(results: dict[str, float], cfg: DictConfig, trainer: "pl.Trainer") -
         # Their own tags: a curve has no business ending in a point of another checkpoint.
         shown = {f"hparam/{n}": v for n, v in results.items() if n.startswith(("test/", "best/")) and v == v}
         parts = ("seed", "data", "sampling", "augmentation", "model", "loss", "optimizer", "scheduler", "trainer")
-        settings = {part: OmegaConf.to_container(cfg)[part] for part in parts}  # type: ignore[index]
+        settings: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(parts)))
         trainer.logger.log_hyperparams(settings, shown, step=trainer.global_step)
         trainer.logger.save()
     split = {"test": "test"}.get(cfg.test_on, cfg.test_on)

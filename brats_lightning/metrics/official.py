@@ -4,7 +4,7 @@ The four protocols give different numbers for the same masks; a score is never c
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import SupportsFloat
 
 import numpy as np
@@ -14,9 +14,26 @@ from brats_lightning.labels import LabelScheme
 from brats_lightning.metrics import brats2023, brats2026
 from brats_lightning.metrics.lesions import bounding_box, region_mask
 from brats_lightning.metrics.surfaces import Spacing
+from brats_lightning.metrics.voxel import mean_without_nan
 
 PROTOCOLS = (*brats2023.RULES, "brats2026")
 DEFAULT_PROTOCOL = "brats2024"
+
+
+# The columns that are watched in training, by the name they have there.
+_LESION_2023 = {"lesion_dice": "LesionWise_Score_Dice", "lesion_hd95": "LesionWise_Score_HD95"}
+HEADLINES = {
+    "brats2023": _LESION_2023,
+    "brats2024": _LESION_2023,
+    "brats2025": _LESION_2023 | {"lesion_nsd": "LesionWise_Score_NSD @ 1.0"},
+    "brats2026": {
+        "lesion_dsc": "lesionwise_dsc_mean",
+        "lesion_nsd": "lesionwise_nsd_mean",
+        "lesion_hd95": "lesionwise_hd95_mean",
+        "small_f1": "small_instance_f1",
+        "large_f1": "large_instance_f1",
+    },
+}
 
 
 class ScoreError(ValueError):
@@ -74,6 +91,34 @@ def score_case(
         )
         for region, classes in scheme.regions.items()
     }
+
+
+def headline_names(scheme: LabelScheme, protocol: str) -> list[str]:
+    """The names that `headline_scores` gives.
+
+    Raises:
+        ScoreError: an unknown protocol.
+    """
+    if protocol not in HEADLINES:
+        raise ScoreError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+    return [f"{protocol}/{short}_{region}" for short in HEADLINES[protocol] for region in (*scheme.regions, "mean")]
+
+
+def headline_scores(scores: Mapping[str, Mapping[str, float]], scheme: LabelScheme, protocol: str) -> dict[str, float]:
+    """The scores watched in training: ``brats2024/lesion_dice_et`` … and their mean over regions, ``…_mean``.
+
+    Args:
+        scores: region → column → value, as `score_case` gives them.
+        scheme: the classes.
+        protocol: that the scores are of.
+    """
+    found = {}
+    for short, column in HEADLINES[protocol].items():
+        for region in scheme.regions:
+            found[f"{protocol}/{short}_{region}"] = scores[region][column]
+        over = [scores[region][column] for region in scheme.headline_regions]
+        found[f"{protocol}/{short}_mean"] = mean_without_nan(over)
+    return found
 
 
 def _double(spacing: Sequence[SupportsFloat]) -> Spacing:

@@ -44,14 +44,14 @@ def voxel_scores(confusion: Int64[Tensor, "k k"], scheme: LabelScheme) -> dict[s
         sizes = counts[index].sum() + counts[:, index].sum()
         scores[f"dice_{name}"] = float(2 * overlap / sizes) if sizes else float("nan")
         scores[f"iou_{name}"] = float(overlap / (sizes - overlap)) if sizes else float("nan")
-    headline = [name for name in ("et", "tc", "wt") if name in scheme.regions] or list(scheme.regions)
     classes = [name for name in score_names(scheme) if name not in scheme.regions]
-    scores["dice_mean"] = _mean([scores[f"dice_{name}"] for name in headline])
-    scores["iou_mean"] = _mean([scores[f"iou_{name}"] for name in classes])
+    scores["dice_mean"] = mean_without_nan([scores[f"dice_{name}"] for name in scheme.headline_regions])
+    scores["iou_mean"] = mean_without_nan([scores[f"iou_{name}"] for name in classes])
     return scores
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean_without_nan(values: Sequence[float]) -> float:
+    """Mean of the values that are defined; NaN if none is."""
     finite = [value for value in values if not np.isnan(value)]
     return float(np.mean(finite)) if finite else float("nan")
 
