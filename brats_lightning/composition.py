@@ -7,6 +7,7 @@ Only this module and the entry points know Hydra. Nothing heavy is imported befo
 import json
 import logging
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,9 @@ def entry_point(config_name: str, function: Callable[[DictConfig], Any]) -> Call
     def run(cfg: DictConfig) -> Any:
         # Lightning's advertisements and device lists drown what a user wants to know.
         logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+        warnings.filterwarnings(
+            "ignore", message=".*LeafSpec.*", category=FutureWarning
+        )  # Lightning's, on a newer torch
         return function(resolved(cfg))
 
     return hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)

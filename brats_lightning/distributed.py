@@ -14,9 +14,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from pytorch_lightning import Trainer
+if TYPE_CHECKING:
+    from pytorch_lightning import Trainer
 
 _VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -32,7 +33,7 @@ def started_from_outside() -> bool:
 
 
 @contextmanager
-def other_processes(trainer: Trainer, config: Path) -> Iterator[None]:
+def other_processes(trainer: "Trainer", config: Path) -> Iterator[None]:
     """Run the block with the trainer's other local processes beside this one, and leave no trace of them afterwards.
 
     Does nothing for a single device, or where a launcher started the processes.
@@ -79,6 +80,8 @@ def other_processes(trainer: Trainer, config: Path) -> Iterator[None]:
 
 
 def _leave_group() -> None:
+    import torch
+
     # The next job of a sweep, in this same process, forms a group of its own.
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

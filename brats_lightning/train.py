@@ -5,6 +5,8 @@ import logging
 import math
 import secrets
 import shutil
+import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsFloat
@@ -146,6 +148,11 @@ def _run(cfg: DictConfig) -> float | None:
 
 def main() -> None:
     """The command ``brats-train``."""
+    from brats_lightning import distributed
+
+    if distributed.started_from_outside() and not distributed.is_first_process():
+        # The run folder is the first process's; Hydra would make one for each.
+        sys.argv += [f"hydra.run.dir={tempfile.mkdtemp()}", "hydra.output_subdir=null", "hydra/job_logging=none"]
     entry_point("train", _run)()
 
 
