@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_FILES = ("scores.csv", "voxel_scores.csv", "summary.json", "comparison.csv", "comparison.json", "report.html")
+
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Score one folder of masks, or compare several.
@@ -37,7 +39,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """
     from brats_lightning.data.cases import CaseError
     from brats_lightning.labels import LabelScheme
-    from brats_lightning.scoring import EvaluationError, Scoring, case_workers
+    from brats_lightning.pairing import EvaluationError
+    from brats_lightning.scoring import Scoring, case_workers
 
     for name, known in (("missing", ("score", "error")), ("on_bad_case", ("error", "skip"))):
         if cfg[name] not in known:
@@ -65,7 +68,12 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     if problems:
         log.warning("left out: %s", CaseError(problems))
     output = Path(cfg.output).expanduser()
-    return _write_one(evaluations[0], output, cfg)
+    if len(evaluations) == 1:
+        result = _write_evaluation(evaluations[0], output, cfg)
+    else:
+        result = _write_comparison(evaluations, output, cfg)
+    log.info("report: %s", output / "report.html")
+    return result
 
 
 def _listed(value: Any) -> list[str]:
@@ -78,7 +86,7 @@ def method_names(folders: Sequence[Path], given: Sequence[str] | None) -> list[s
     Raises:
         EvaluationError: names that are too few, not distinct, or no folder names.
     """
-    from brats_lightning.scoring import EvaluationError
+    from brats_lightning.pairing import EvaluationError
 
     if given is None:
         paths = [folder.resolve().parts for folder in folders]
@@ -101,7 +109,8 @@ def _plan(
     name: str, folder: Path, references: Path, scoring: "Scoring", missing: str, pool: "Executor | None"
 ) -> "Evaluation":
     """What is to be scored and what is wrong with the rest; no case is scored yet."""
-    from brats_lightning.scoring import Evaluation, over_cases, pair_masks
+    from brats_lightning.pairing import pair_masks
+    from brats_lightning.scoring import Evaluation, over_cases
 
     pairs, problems = pair_masks(folder, references, missing)
     faults = over_cases(scoring.check, pairs, pool, f"checking {name}")
@@ -121,22 +130,50 @@ def _scored(plan: "Evaluation", pool: "Executor | None") -> "Evaluation":
     return scored
 
 
-def _write_one(evaluation: "Evaluation", folder: Path, cfg: DictConfig) -> dict[str, Any]:
+def _write_evaluation(evaluation: "Evaluation", folder: Path, cfg: DictConfig) -> dict[str, Any]:
+    """All files of one method; its summary."""
+    from rich.console import Console
+
+    from brats_lightning.pictures import lesion_pictures
+    from brats_lightning.report import evaluation_page, terminal_table
     from brats_lightning.summary import summary
 
-    folder.mkdir(parents=True, exist_ok=True)
     result = summary(evaluation, cfg.resamples, cfg.seed)
+    for protocol in evaluation.scoring.protocols:
+        Console().print(terminal_table(evaluation.name, result, protocol))
+    page = evaluation_page(evaluation, result, lesion_pictures(evaluation, cfg.pictures))
     tables = {
-        protocol: {case.case: case.official[protocol] for case in evaluation.cases}
+        protocol: scores_csv({case.case: case.official[protocol] for case in evaluation.cases})
         for protocol in evaluation.scoring.protocols
     }
-    for protocol, table in tables.items():
-        if len(tables) > 1:
-            write_text(folder / f"scores_{protocol}.csv", scores_csv(table))
-    write_text(folder / "scores.csv", scores_csv(next(iter(tables.values()))))
-    write_text(folder / "voxel_scores.csv", scores_csv({case.case: case.plain for case in evaluation.cases}))
-    write_text(folder / "summary.json", json.dumps(without_nan(result), indent=1) + "\n")
+    files = {f"scores_{protocol}.csv": text for protocol, text in tables.items()} if len(tables) > 1 else {}
+    files["scores.csv"] = next(iter(tables.values()))
+    files["voxel_scores.csv"] = scores_csv({case.case: case.plain for case in evaluation.cases})
+    files["summary.json"] = json.dumps(without_nan(result), indent=1) + "\n"
+    files["report.html"] = page
+    _write_files(folder, files)
     return result
+
+
+def _write_comparison(evaluations: "Sequence[Evaluation]", folder: Path, cfg: DictConfig) -> dict[str, Any]:
+    """Each method's files in a folder of its name, and those of the comparison."""
+    from brats_lightning.comparison import compare, difference_rows, headline_scores
+    from brats_lightning.comparison_report import comparison_page
+
+    comparison = compare(evaluations, cfg.resamples, cfg.seed)
+    scores = {
+        protocol: headline_scores(evaluations, comparison["cases"], protocol) for protocol in comparison["protocols"]
+    }
+    summaries = [_write_evaluation(evaluation, folder / evaluation.name, cfg) for evaluation in evaluations]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(difference_rows(scores, comparison["cases"], comparison["methods"]))
+    files = {
+        "comparison.csv": text.getvalue(),
+        "comparison.json": json.dumps(without_nan(comparison), indent=1) + "\n",
+        "report.html": comparison_page(evaluations, summaries, comparison, scores),
+    }
+    _write_files(folder, files)
+    return comparison
 
 
 def scores_csv(tables: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
@@ -161,11 +198,18 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file at once, so that a reader finds the old one or the new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+def _write_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Replace each file at once, so that a reader finds the old one or the new one; drop an earlier run's others."""
+    from brats_lightning.metrics import PROTOCOLS
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        partial = folder / f".{name}.{os.getpid()}.tmp"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(folder / name)
+    ours = {*(f"scores_{protocol}.csv" for protocol in PROTOCOLS), *_FILES}
+    for name in ours - files.keys():
+        (folder / name).unlink(missing_ok=True)
 
 
 def main() -> None:

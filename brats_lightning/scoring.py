@@ -1,7 +1,5 @@
-"""Masks on disk to scores: which prediction belongs to which reference, what is wrong, what each case gets."""
+"""Pairs of masks to scores: what is wrong with them, and all that a report says of one case."""
 
-import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -21,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from brats_lightning.data.cases import Case, CaseError, Problem, examine
 from brats_lightning.data.nifti import Volume
 from brats_lightning.geometry import Placement
-from brats_lightning.labels import BRATS_METS, MODALITIES, OLDER_NAMES, LabelScheme
+from brats_lightning.labels import BRATS_METS, LabelScheme
 from brats_lightning.metrics.brats2026 import THRESHOLDS
 from brats_lightning.metrics.lesions import (
     LesionRow,
@@ -33,119 +31,13 @@ from brats_lightning.metrics.lesions import (
     region_mask,
 )
 from brats_lightning.metrics.official import DEFAULT_PROTOCOL, PROTOCOLS, score_case
-
-# The challenge's case number, however the name is decorated: BraTS-MET-00110-000, SEG-00217-000, BraTS-MET_01325-000.
-_NUMBER = re.compile(r"(?<!\d)\d{5}-\d{3}(?!\d)")
-_SUFFIX = re.compile(r"(?P<stem>.+?)[-_](?P<kind>t1n|t1c|t2w|t2f|t1|t1ce|t2|flair|seg)")
+from brats_lightning.pairing import EvaluationError, Pair, case_name
 
 # Predicted lesions below each of these volumes (mm³) are left out in turn: the points of the detection curve.
 SIZE_FILTERS = (0, 3, 5, 10, 20, 27, 50, 100, 200, 500, 1000)
 
 
 Result = TypeVar("Result")
-
-
-class EvaluationError(ValueError):
-    """Folders or settings that cannot be evaluated."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A reference and its prediction; ``prediction`` is None if it is missing."""
-
-    case: str
-    reference: Path
-    prediction: Path | None
-
-
-def case_name(file: str) -> tuple[str, str | None]:
-    """``BraTS-MET-00110-000-t1c.nii.gz`` → ``("00110-000", "t1c")``; an older ``BraTS2021_00000_seg.nii`` → its stem.
-
-    The second value is a modality, ``"seg"``, or None where the name has no such ending.
-    """
-    stem = file.removesuffix(".gz").removesuffix(".nii")
-    match = _SUFFIX.fullmatch(stem)
-    kind = OLDER_NAMES.get(match["kind"], match["kind"]) if match else None
-    numbers = _NUMBER.findall(stem)
-    return numbers[-1] if numbers else match["stem"] if match else stem, kind
-
-
-def find_masks(folder: Path, role: str) -> dict[str, list[Path]]:
-    """The masks below a folder, however nested, by case; images named after a modality are passed over.
-
-    Args:
-        folder: where to look. Links are followed; hidden files and folders are not.
-        role: ``predictions`` or ``references``, for messages.
-
-    Raises:
-        EvaluationError: there is no such folder, or no mask in it.
-    """
-    if not folder.is_dir():
-        raise EvaluationError(f"{role}={folder} is no folder; expected one with NIfTI masks")
-    found: dict[str, list[Path]] = {}
-    seen = set()
-    for path, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(path)
-        folders[:] = sorted(name for name in folders if not name.startswith(".")) if real not in seen else []
-        if real in seen:  # links may point back up
-            continue
-        seen.add(real)
-        for file in sorted(files):
-            if file.endswith((".nii", ".nii.gz")) and not file.startswith("."):
-                case, kind = case_name(file)
-                if kind in (None, "seg"):
-                    found.setdefault(case, []).append(Path(path, file))
-    if not found:
-        raise EvaluationError(
-            f"{role}={folder} holds no mask; expected .nii or .nii.gz files, named by the challenge's ddddd-ddd number "
-            "or alike in both folders"
-        )
-    return dict(sorted(found.items()))
-
-
-def find_images(reference: Path) -> dict[str, Path]:
-    """The images of a reference's case, modality → file: those of its name in its folder."""
-    case, _ = case_name(reference.name)
-    images = {}
-    for path in sorted(reference.parent.glob("*.nii*")):
-        name, kind = case_name(path.name)
-        if name == case and kind in MODALITIES:
-            images.setdefault(kind, path)
-    return images
-
-
-def pair_masks(predictions: Path, references: Path, missing: str = "score") -> tuple[list[Pair], list[Problem]]:
-    """Every reference with its prediction, sorted by case, and what the names alone show to be wrong.
-
-    Args:
-        predictions: folder of the masks to score.
-        references: folder of the masks they are scored against.
-        missing: whether a reference without a prediction is a problem (``error``) or is scored as missing (``score``).
-    """
-    predicted, known = find_masks(predictions, "predictions"), find_masks(references, "references")
-    pairs, problems = [], []
-    for role, root, found in (("prediction", predictions, predicted), ("reference", references, known)):
-        for case, files in found.items():
-            if len(files) > 1:
-                names = ", ".join(str(file.relative_to(root)) for file in files)
-                problems.append(
-                    Problem(case, role, f"{len(files)} files: {names}", "one mask for each case", "remove the others")
-                )
-    for case, files in predicted.items():
-        if case not in known:
-            file, expected = f"prediction {files[0].relative_to(predictions)}", f"one in {references}"
-            remedy = "add its reference, correct its name, or remove it"
-            problems.append(Problem(case, file, "no reference of this case", expected, remedy))
-    for case, files in known.items():
-        own = predicted.get(case, [])
-        if len(files) > 1 or len(own) > 1:
-            continue
-        if not own and missing == "error":
-            remedy = "predict it, or set missing=score to score it as the challenge does"
-            problems.append(Problem(case, "prediction", "missing", f"a mask in {predictions}", remedy))
-            continue
-        pairs.append(Pair(case, files[0], own[0] if own else None))
-    return pairs, sorted(problems, key=lambda problem: problem.case)
 
 
 @dataclass(frozen=True)
@@ -239,10 +131,13 @@ class Scoring:
         (reference_volume, prediction_volume), problems = self._read(pair)
         if reference_volume is None or problems:
             raise CaseError(problems)
-        reference = on_original_grid(reference_volume)
-        prediction = np.zeros_like(reference) if prediction_volume is None else on_original_grid(prediction_volume)
+        reference = np.ascontiguousarray(on_original_grid(reference_volume))
+        prediction = np.zeros_like(reference)
+        if prediction_volume is not None:
+            prediction[:] = on_original_grid(prediction_volume)
+        box = bounding_box(reference, prediction)
         # The header's own numbers, as the official programs take them.
-        x, y, z = (float(size) for size in nib.load(pair.reference).header.get_zooms())
+        x, y, z = (float(size) for size in nib.load(pair.reference).header.get_zooms())  # type: ignore[attr-defined]
         spacing = (x, y, z)
 
         official = {
@@ -257,11 +152,7 @@ class Scoring:
             )
             for protocol in self.protocols
         }
-        matrix = confusion_matrix(
-            torch.from_numpy(np.ascontiguousarray(reference)),
-            torch.from_numpy(np.ascontiguousarray(prediction)),
-            self.scheme.num_classes,
-        )
+        matrix = confusion_matrix(torch.from_numpy(reference), torch.from_numpy(prediction), self.scheme.num_classes)
         voxels = voxel_scores(matrix, self.scheme)
         surfaces = plain_scores(reference, prediction, spacing, self.scheme)
         plain = {
@@ -279,7 +170,7 @@ class Scoring:
                 for region in self.scheme.regions
             },
             {
-                region: operating_points(reference, prediction, spacing, classes, self.overlap)
+                region: operating_points(reference[box], prediction[box], spacing, classes, self.overlap)
                 for region, classes in self.scheme.regions.items()
             },
         )
@@ -333,9 +224,8 @@ def operating_points(
 
     Lesions are matched anew each time, one to one as in brats2026; detected are those of at least ``overlap`` Dice.
     """
-    box = bounding_box(reference, prediction)
-    labels, n = label_runs(region_mask(reference[box], classes))
-    predicted, n_predicted = label_runs(region_mask(prediction[box], classes))
+    labels, n = label_runs(region_mask(reference, classes))
+    predicted, n_predicted = label_runs(region_mask(prediction, classes))
     used = (labels > 0) | (predicted > 0)  # the matching counts voxels; where they lie is no matter
     labels, predicted = labels[used].reshape(-1, 1, 1), predicted[used].reshape(-1, 1, 1)
     volumes = lesion_sizes(predicted, n_predicted) * float(np.prod(spacing))

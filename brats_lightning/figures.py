@@ -1,0 +1,201 @@
+"""Figures of a report as inline SVG, whose text and colours are the page's own."""
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from brats_lightning.summary import HEADLINE, lower_is_better
+
+# Stand-ins that `_svg` replaces by the page's variables, so that one figure suits a light and a dark page.
+_INK, _FAINT = "#010203", "#010204"
+_SERIES = tuple(f"#0102{i + 5:02x}" for i in range(6))
+_VARIABLES = {_INK: "var(--ink)", _FAINT: "var(--line)"} | {c: f"var(--series{i})" for i, c in enumerate(_SERIES)}
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "brats-lightning",  # the same figure is the same text
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "axes.titlecolor": _INK,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.axisbelow": True,
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "grid.color": _FAINT,
+    "legend.frameon": False,
+}
+
+# What the protocols' columns are called in print.
+COLUMN_TITLES = {
+    "LesionWise_Score_Dice": "Lesion-wise Dice",
+    "LesionWise_Score_HD95": "Lesion-wise HD95 (mm)",
+    "LesionWise_Score_NSD @ 1.0": "Lesion-wise NSD at 1 mm",
+    "lesionwise_dsc_mean": "Dice, large lesions",
+    "lesionwise_nsd_mean": "NSD, large lesions",
+    "lesionwise_hd95_mean": "HD95, large lesions (mm)",
+    "small_instance_f1": "F1, small lesions",
+}
+
+
+def series_colour(index: int) -> str:
+    """The colour of a region by its place in the scheme."""
+    return _SERIES[index % len(_SERIES)]
+
+
+@contextmanager
+def _figure(width: float, height: float) -> Iterator[Figure]:
+    with mpl.rc_context(_STYLE):  # type: ignore[arg-type]  # stubs list every name
+        yield Figure(figsize=(width, height), layout="constrained")
+
+
+def _svg(figure: Figure, title: str) -> str:
+    """The figure's SVG, without what only a file of its own needs."""
+    file = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
+    text = file.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)
+    text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)  # the family is the page's
+    text = re.sub(r' id="[^"]*_\d+"', "", text)  # named by matplotlib, the same in every figure, and not referred to
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, variable)
+    return text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+
+
+def score_distribution(tables: Sequence[Mapping[str, Mapping[str, float]]], summary: Any, protocol: str) -> str:
+    """Each case's main score by region, with the mean and its interval."""
+    column = HEADLINE[protocol][0]
+    regions = list(summary)
+    rng = np.random.default_rng(0)  # of the jitter
+    with _figure(7.6, 0.7 + 0.55 * len(regions)) as figure:
+        axes = figure.subplots()
+        for i, region in enumerate(regions):
+            values = np.array([table[region][column] for table in tables])
+            values = values[~np.isnan(values)]
+            row, colour = summary[region][column], series_colour(i)
+            axes.scatter(values, i - 0.12 + rng.uniform(-0.12, 0.12, len(values)), s=16, color=colour, alpha=0.55, lw=0)
+            if row["n"]:
+                axes.plot([row["low"], row["high"]], [i + 0.25] * 2, color=colour, lw=2.5, solid_capstyle="butt")
+                axes.plot(row["mean"], i + 0.25, "D", color=colour, ms=6)
+        axes.set(xlim=(-0.02, 1.02), xlabel=f"{COLUMN_TITLES[column]}: each case (dots), mean and 95 % interval (◆)")
+        axes.set_yticks(range(len(regions)), [region.upper() for region in regions])
+        axes.set_ylim(len(regions) - 0.5, -0.5)
+        axes.grid(axis="x")
+        axes.tick_params(axis="y", length=0)
+        return _svg(figure, "Scores of all cases by region")
+
+
+def band_title(band: Mapping[str, Any]) -> str:
+    """A band of volumes in words: ``27–64``."""
+    lower, upper = band["from_mm3"], band["to_mm3"]
+    return f"≥ {lower}" if upper is None else f"< {upper}" if not lower else f"{lower}–{upper}"
+
+
+def size_figure(lesions: Mapping[str, Any]) -> str:
+    """Sensitivity and Dice by lesion volume, regions side by side."""
+    with _figure(9.2, 3.2) as figure:
+        left, right = figure.subplots(1, 2)
+        panels = (
+            (left, "sensitivity", "Share of lesions detected"),
+            (right, "dice", "Mean Dice of all lesions (missed: 0)"),
+        )
+        for axes, name, title in panels:
+            for i, (region, entry) in enumerate(lesions.items()):
+                bands = entry["size_bands"]
+                x = np.arange(len(bands)) + (i - (len(lesions) - 1) / 2) * 0.2
+                value, low, high = (np.array([band[key] for band in bands], float) for key in _with_interval(name))
+                error = np.maximum(np.nan_to_num(np.stack([value - low, high - value])), 0)
+                axes.errorbar(
+                    x, value, error, fmt="o", ms=5, lw=1.6, color=series_colour(i), label=region.upper(), clip_on=False
+                )
+            axes.set(title=title, ylim=(0, 1), xlabel="lesion volume (mm³)")
+            axes.set_xticks(range(len(bands)), [band_title(band) for band in bands])
+            axes.grid(axis="y")
+        figure.legend(*left.get_legend_handles_labels(), loc="outside upper right", ncols=len(lesions))
+        return _svg(figure, "Detection and Dice by lesion volume")
+
+
+def _with_interval(name: str) -> tuple[str, str, str]:
+    return name, f"{name}_low", f"{name}_high"
+
+
+def detection_figure(lesions: Mapping[str, Any], labelled: str) -> str:
+    """Sensitivity against false positives per case, as small predictions are left out; volumes at one region's dots."""
+    with _figure(6.4, 3.6) as figure:
+        axes = figure.subplots()
+        for i, (region, entry) in reversed(list(enumerate(lesions.items()))):  # the first on top
+            curve = entry["detection_curve"]
+            x, y = ([point[key] for point in curve] for key in ("false_positives_per_case", "sensitivity"))
+            axes.plot(x, y, "o-", color=series_colour(i), ms=4, lw=1.4, label=region.upper(), clip_on=False)
+            axes.plot(x[0], y[0], "o", color=series_colour(i), ms=9, clip_on=False)
+            placed: list[tuple[float, float]] = []
+            for point, a, b in zip(curve, x, y, strict=True):
+                span = max(max(x), 1e-9)
+                far = all(abs(a - c) > 0.09 * span or abs(b - d) > 0.07 for c, d in placed)
+                if region == labelled and not np.isnan(b) and far:
+                    shown = "all" if not point["smallest_mm3"] else f"≥ {point['smallest_mm3']:g}"
+                    axes.annotate(shown, (a, b), (-4, 6), textcoords="offset points", fontsize=8, ha="right")
+                    placed.append((a, b))
+        axes.set(xlabel="false positives per case", ylabel="share of lesions detected", ylim=(0, 1.0))
+        axes.set_xlim(left=-0.07 * axes.get_xlim()[1])  # room for the labels
+        axes.grid()
+        axes.legend(loc="lower right", reverse=True)
+        return _svg(figure, "Detection against false positives")
+
+
+def difference_figure(
+    differences: Sequence[Mapping[str, Any]], scores: Mapping[tuple[str, str], np.ndarray], pair: tuple[int, int]
+) -> str:
+    """Two methods: each case's main score by both, and the mean differences with their intervals.
+
+    Args:
+        differences: of this pair.
+        scores: (region, column) → a row per case, a column per method.
+        pair: the two methods' columns.
+    """
+    a, b = pair
+    first, second = differences[0]["first"], differences[0]["second"]
+    regions = list(dict.fromkeys(row["region"] for row in differences))
+    main = differences[0]["column"]
+    groups = [[row for row in differences if lower_is_better(row["column"]) == distance] for distance in (False, True)]
+    with _figure(10.4, 3.4) as figure:
+        axes = figure.subplots(1, 3, width_ratios=(1, 1.05, 0.9))
+        axes[0].plot([0, 1], [0, 1], color=_FAINT, lw=1.2)
+        for i, region in enumerate(regions):
+            values = scores[region, main]
+            colour = series_colour(i)
+            axes[0].scatter(values[:, a], values[:, b], s=20, color=colour, alpha=0.65, lw=0, label=region.upper())
+        axes[0].set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xlabel=first, ylabel=second)
+        axes[0].set_title(f"{COLUMN_TITLES[main]}, each case")
+        axes[0].legend(loc="lower right", handletextpad=0, borderpad=0)
+        titles = ("Mean difference (second − first)", "HD95 difference in mm")
+        for panel, rows, title in zip(axes[1:], groups, titles, strict=True):
+            ticks = [f"{row['region'].upper()} {short_title(row['column'])}" for row in rows]
+            for y, row in enumerate(rows):
+                colour = series_colour(regions.index(row["region"]))
+                panel.plot([row["low"], row["high"]], [y, y], color=colour, lw=2)
+                panel.plot(row["mean"], y, "D", ms=5, color=colour)
+            panel.axvline(0, color=_INK, lw=0.8)
+            panel.set_yticks(range(len(rows)), ticks)
+            panel.set_ylim(len(rows) - 0.5, -0.5)
+            panel.tick_params(axis="y", length=0)
+            better = "lower is better" if rows is groups[1] else "higher is better"
+            panel.set(title=title, xlabel=f"{second} better →" if better.startswith("higher") else f"← {second} better")
+            panel.grid(axis="x")
+        return _svg(figure, "Differences between two methods")
+
+
+def short_title(column: str) -> str:
+    """A column's print name in one word."""
+    return next(word for word in ("Dice", "NSD", "HD95", "F1") if word in COLUMN_TITLES[column])

@@ -1,0 +1,117 @@
+"""Which prediction belongs to which reference, by their files' names."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from brats_lightning.data.cases import Problem
+from brats_lightning.labels import MODALITIES, OLDER_NAMES
+
+# The challenge's case number, however the name is decorated: BraTS-MET-00110-000, SEG-00217-000, BraTS-MET_01325-000.
+_NUMBER = re.compile(r"(?<!\d)\d{5}-\d{3}(?!\d)")
+_SUFFIX = re.compile(r"(?P<stem>.+?)[-_](?P<kind>t1n|t1c|t2w|t2f|t1|t1ce|t2|flair|seg|probabilities)")
+
+
+class EvaluationError(ValueError):
+    """Folders or settings that cannot be evaluated."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A reference and its prediction; ``prediction`` is None if it is missing."""
+
+    case: str
+    reference: Path
+    prediction: Path | None
+
+
+def case_name(file: str) -> tuple[str, str | None]:
+    """``BraTS-MET-00110-000-t1c.nii.gz`` → ``("00110-000", "t1c")``; an older ``BraTS2021_00000_seg.nii`` → its stem.
+
+    The second value is a modality, ``"seg"``, ``"probabilities"`` (which prediction can write beside its masks), or
+    None where the name has no such ending.
+    """
+    stem = file.removesuffix(".gz").removesuffix(".nii")
+    match = _SUFFIX.fullmatch(stem)
+    kind = OLDER_NAMES.get(match["kind"], match["kind"]) if match else None
+    numbers = _NUMBER.findall(stem)
+    return numbers[-1] if numbers else match["stem"] if match else stem, kind
+
+
+def find_masks(folder: Path, role: str) -> dict[str, list[Path]]:
+    """The masks below a folder, however nested, by case; images and probabilities are passed over.
+
+    Args:
+        folder: where to look. Links are followed; hidden files and folders are not.
+        role: ``predictions`` or ``references``, for messages.
+
+    Raises:
+        EvaluationError: there is no such folder, or no mask in it.
+    """
+    if not folder.is_dir():
+        raise EvaluationError(f"{role}={folder} is no folder; expected one with NIfTI masks")
+    found: dict[str, list[Path]] = {}
+    seen = set()
+    for path, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(path)
+        folders[:] = sorted(name for name in folders if not name.startswith(".")) if real not in seen else []
+        if real in seen:  # links may point back up
+            continue
+        seen.add(real)
+        for file in sorted(files):
+            if file.endswith((".nii", ".nii.gz")) and not file.startswith("."):
+                case, kind = case_name(file)
+                if kind in (None, "seg"):
+                    found.setdefault(case, []).append(Path(path, file))
+    if not found:
+        raise EvaluationError(
+            f"{role}={folder} holds no mask; expected .nii or .nii.gz files, named by the challenge's ddddd-ddd number "
+            "or alike in both folders"
+        )
+    return dict(sorted(found.items()))
+
+
+def find_images(reference: Path) -> dict[str, Path]:
+    """The images of a reference's case, modality → file: those of its name in its folder."""
+    case, _ = case_name(reference.name)
+    images: dict[str, Path] = {}
+    for path in sorted(reference.parent.glob("*.nii*")):
+        name, kind = case_name(path.name)
+        if name == case and kind in MODALITIES:
+            images.setdefault(kind, path)
+    return images
+
+
+def pair_masks(predictions: Path, references: Path, missing: str = "score") -> tuple[list[Pair], list[Problem]]:
+    """Every reference with its prediction, sorted by case, and what the names alone show to be wrong.
+
+    Args:
+        predictions: folder of the masks to score.
+        references: folder of the masks they are scored against.
+        missing: whether a reference without a prediction is a problem (``error``) or is scored as missing (``score``).
+    """
+    predicted, known = find_masks(predictions, "predictions"), find_masks(references, "references")
+    pairs, problems = [], []
+    for role, root, found in (("prediction", predictions, predicted), ("reference", references, known)):
+        for case, files in found.items():
+            if len(files) > 1:
+                names = ", ".join(str(file.relative_to(root)) for file in files)
+                problems.append(
+                    Problem(case, role, f"{len(files)} files: {names}", "one mask for each case", "remove the others")
+                )
+    for case, files in predicted.items():
+        if case not in known:
+            file, expected = f"prediction {files[0].relative_to(predictions)}", f"one in {references}"
+            remedy = "add its reference, correct its name, or remove it"
+            problems.append(Problem(case, file, "no reference of this case", expected, remedy))
+    for case, files in known.items():
+        own = predicted.get(case, [])
+        if len(files) > 1 or len(own) > 1:
+            continue
+        if not own and missing == "error":
+            remedy = "predict it, or set missing=score to score it as the challenge does"
+            problems.append(Problem(case, "prediction", "missing", f"a mask in {predictions}", remedy))
+            continue
+        pairs.append(Pair(case, files[0], own[0] if own else None))
+    return pairs, sorted(problems, key=lambda problem: problem.case)
