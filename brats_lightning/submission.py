@@ -58,16 +58,14 @@ def check_submission(folder: Path, labels: Sequence[int], inputs: Path | None = 
             problem("no such case in the input", "masks of the input's cases only", "remove it")
         try:
             volume = read_volume(path)
-            header: Any = nib.load(path).header
+            image: Any = nib.load(path)
         except UnreadableFile as error:
             problem(error.found, error.expected, "write it again")
             continue
-        if header.get_data_dtype() != np.uint8 or header.get_slope_inter() not in ((1, 0), (None, None)):
-            slope, inter = header.get_slope_inter()
-            scaled = "" if slope in (None, 1) and inter in (None, 0) else f", scaled by {slope:g} and {inter:g}"
-            problem(
-                f"voxels of type {header.get_data_dtype()}{scaled}", "uint8, not scaled", "write class indices as uint8"
-            )
+        dtype, slope, inter = image.get_data_dtype(), image.dataobj.slope, image.dataobj.inter
+        scaled = "" if (slope, inter) == (1, 0) else f", scaled by {slope:g} and {inter:g}"
+        if dtype != np.uint8 or scaled:
+            problem(f"voxels of type {dtype}{scaled}", "uint8, not scaled", "write class indices as uint8")
         if unknown := sorted(set(np.unique(volume.values).tolist()) - {0, *labels}):
             listed = ", ".join(f"{value:g}" for value in unknown[:10])
             problem(f"label {listed}", f"0, {', '.join(map(str, labels))}", "map the labels; --labels allows others")

@@ -1,0 +1,357 @@
+import gzip
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from brats_lightning import predict as entry
+from brats_lightning.data.cases import CaseError
+from brats_lightning.predict import predict
+from tests.data.tiny_cases import LPS, RAS, SHAPE, write_case
+from tests.tiny_models import bright_is_et, voxelwise
+
+ROTATED = np.array([[0, 0, 2.0, -3], [1.5, 0, 0, 5], [0, -0.5, 0, 7], [0, 0, 0, 1]])  # axes A, I, R
+OBLIQUE = np.array([[-0.98, 0.1, 0, 4], [0.1, 0.98, 0.05, 5], [0, -0.05, 1.5, 6], [0, 0, 0, 1]])
+MARKS = [(3, 4, 2), (8, 4, 2), (3, 11, 5), (8, 9, 7)]  # no symmetry maps them onto themselves
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def run(composed, tmp_path):
+    """Predicts ``tmp_path/in`` into ``tmp_path/out`` in 32 bits on the CPU."""
+
+    def make(*overrides, ckpt=None):
+        ckpt = ckpt or tmp_path / "et.ckpt"
+        common = [f"ckpt={ckpt}", f"input={tmp_path}/in", f"output={tmp_path}/out", "device=cpu", "precision=32"]
+        return predict(composed(*common, *overrides, name="predict"))
+
+    return make
+
+
+def marked(shape=SHAPE, marks=MARKS):
+    """A brain of 1 … 499 that fills a box, with a few voxels of 1000; and the mask of those."""
+    image = np.zeros(shape, np.int16)
+    inner = tuple(slice(1, n - 1) for n in shape)
+    image[inner] = np.random.default_rng(0).integers(1, 500, image[inner].shape)
+    truth = np.zeros(shape, np.uint8)
+    for mark in marks:
+        image[mark], truth[mark] = 1000, 3
+    return image, truth
+
+
+def written(tmp_path, case="BraTS-MET-00001-000"):
+    return nib.load(tmp_path / f"out/{case}.nii.gz")
+
+
+@pytest.mark.parametrize("affine", [LPS, RAS, ROTATED, OBLIQUE], ids=["LPS", "RAS", "rotated", "oblique"])
+@pytest.mark.parametrize(
+    "preprocessing",
+    [{"fit": "none", "size": None}, {"fit": "crop_or_pad", "size": [20, 21, 23]}],
+    ids=["brain", "padded"],
+)
+def test_every_voxel_comes_back_to_its_place(run, tmp_path, affine, preprocessing):
+    image, truth = marked()
+    write_case(tmp_path / "in", affine=affine, t1c=image, seg=None)
+    bright_is_et(tmp_path / "et.ckpt", preprocessing={"spacing": None} | preprocessing)
+    result = run()
+    out = written(tmp_path)
+    assert np.array_equal(np.asanyarray(out.dataobj), truth)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    et = result["cases"]["BraTS-MET-00001-000"]["regions"]["et"]
+    assert et == {"lesions": 4, "volume_ml": pytest.approx(4 * spacing.prod() / 1000, abs=1e-4)}
+
+
+@pytest.mark.parametrize("affine", [LPS, RAS, ROTATED], ids=["LPS", "RAS", "rotated"])
+def test_resampled_predictions_come_back_to_their_place(run, tmp_path, affine):
+    # an L of three arms, each on its own side, in blocks of several voxels
+    shape = (24, 26, 22)
+    truth = np.zeros(shape, np.uint8)
+    truth[3:9, 4:8, 3:19] = 3
+    truth[3:21, 4:8, 3:7] = 3
+    image = np.where(truth, 1000, 100).astype(np.int16)
+    write_case(tmp_path / "in", affine=affine, t1c=image, t1n=image, t2w=image, t2f=image, seg=None)
+    z, y, x = (float(nib.affines.voxel_sizes(affine)[i]) for i in ((1, 0, 2) if affine is ROTATED else (2, 1, 0)))
+    spacing = [0.7 * z, 0.8 * y, 0.9 * x]
+    bright_is_et(tmp_path / "et.ckpt", preprocessing={"spacing": spacing, "fit": "none", "size": None})
+    run()
+    out = np.asanyarray(written(tmp_path).dataobj)
+    assert 2 * np.count_nonzero((out == 3) & (truth == 3)) / (np.count_nonzero(out) + np.count_nonzero(truth)) > 0.9
+    centre = np.argwhere(out == 3).mean(0)
+    np.testing.assert_allclose(centre, np.argwhere(truth == 3).mean(0), atol=0.25)
+
+
+def test_what_a_cropping_model_does_not_see_is_background(run, tmp_path):
+    image, truth = marked(marks=[(4, 5, 4), (8, 9, 6), (8, 4, 2)])
+    write_case(tmp_path / "in", t1c=image, seg=None)
+    size = [4, 6, 6]  # (z, y, x) about the middle
+    bright_is_et(tmp_path / "et.ckpt", 0.75, preprocessing={"spacing": None, "fit": "crop_or_pad", "size": size})
+    run("postprocessing=hysteresis", "probabilities=true")
+    seen = np.zeros(SHAPE, bool)
+    seen[3:9, 4:10, 3:7] = True
+    assert np.count_nonzero(truth[seen]) == 2
+    out = np.asanyarray(written(tmp_path).dataobj)
+    assert np.array_equal(out, np.where(seen, truth, 0))
+    background = written(tmp_path, "BraTS-MET-00001-000_probabilities").get_fdata()[..., 0]
+    np.testing.assert_allclose(background[~seen], 1, atol=1e-6)
+
+
+def test_the_file_has_its_inputs_geometry_and_no_more_of_it(run, tmp_path):
+    image, _ = marked()
+    folder = write_case(tmp_path / "in", seg=None)
+    source = nib.Nifti1Image(image, LPS)
+    source.set_sform(LPS, code=4)
+    source.set_qform(RAS, code=1)  # they need not agree
+    source.header.set_xyzt_units("mm")
+    source.header["cal_max"], source.header["descrip"] = 900, b"a scan"
+    source.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"name of a patient"))
+    for name in ("t1n", "t1c", "t2w", "t2f"):
+        source.to_filename(folder / f"{folder.name}-{name}.nii.gz")
+    bright_is_et(tmp_path / "et.ckpt")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    run()
+    out = written(tmp_path)
+    assert out.shape == SHAPE
+    assert out.get_data_dtype() == np.uint8
+    assert (out.dataobj.slope, out.dataobj.inter) == (1, 0)
+    for form in ("get_sform", "get_qform"):
+        (got, code), (expected, wanted) = (getattr(x, form)(coded=True) for x in (out, source))
+        assert code == wanted
+        np.testing.assert_array_equal(got, expected)
+    assert out.header.get_zooms() == source.header.get_zooms()
+    assert out.header["cal_max"] == 0
+    assert not out.header.extensions
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["BraTS-MET-00001-000.nii.gz"]
+
+
+def test_a_nifti_2_file_gives_one(run, tmp_path):
+    folder = write_case(tmp_path / "in", seg=None)
+    nib.Nifti2Image(marked()[0], LPS).to_filename(folder / f"{folder.name}-t1c.nii.gz")
+    bright_is_et(tmp_path / "et.ckpt")
+    run()
+    assert isinstance(written(tmp_path), nib.Nifti2Image)
+
+
+def test_scaled_input_gives_unscaled_labels(run, tmp_path):
+    image, truth = marked()
+    folder = write_case(tmp_path / "in", seg=None)
+    scaled = nib.Nifti1Image(image, LPS)
+    scaled.header.set_slope_inter(0.5, 0)
+    scaled.to_filename(folder / f"{folder.name}-t1c.nii.gz")
+    bright_is_et(tmp_path / "et.ckpt")
+    run()
+    assert np.array_equal(written(tmp_path).get_fdata(), truth)
+
+
+def test_probabilities_are_on_the_original_grid_and_sum_to_1(run, tmp_path):
+    image, truth = marked()
+    write_case(tmp_path / "in", affine=RAS, t1c=image, seg=None)
+    # logits 0, 0, 0, ln 3 at value 1: ET has 3 of 6; at value 0 each class a quarter
+    voxelwise(tmp_path / "et.ckpt", [[0.0], [0.0], [0.0], [np.log(3.0)]], [0.0] * 4)
+    run("probabilities=true")
+    file = written(tmp_path, "BraTS-MET-00001-000_probabilities")
+    assert file.shape == (*SHAPE, 4)
+    np.testing.assert_array_equal(file.affine, RAS)
+    values = file.get_fdata()
+    np.testing.assert_allclose(values.sum(-1), 1, atol=4e-5)
+    np.testing.assert_allclose(values[truth == 3], [[1 / 6, 1 / 6, 1 / 6, 1 / 2]] * len(MARKS), atol=1e-5)
+    np.testing.assert_allclose(values[0] - [1, 0, 0, 0], 0, atol=1e-6)  # outside the brain's box
+    darkest = np.unravel_index(np.where(image > 0, image, 9999).argmin(), SHAPE)
+    np.testing.assert_allclose(values[darkest], [1 / 4] * 4, atol=1e-5)
+
+
+def test_an_ensemble_averages_probabilities_not_logits(run, tmp_path):
+    write_case(tmp_path / "in", seg=None)
+    # softmax: (0.9, 0, 0, 0.1) and (0.4, 0, 0, 0.6); their mean 0.65 is background, that of the logits is 0.71
+    for name, et in (("a", 0.1), ("b", 0.6)):
+        bias = [float(np.log(1 - et)), -99.0, -99.0, float(np.log(et))]
+        voxelwise(tmp_path / f"{name}.ckpt", [[0.0]] * 4, bias)
+    run("probabilities=true", ckpt=f"[{tmp_path}/a.ckpt,{tmp_path}/b.ckpt]")
+    values = written(tmp_path, "BraTS-MET-00001-000_probabilities").get_fdata()[6, 6, 5]
+    np.testing.assert_allclose(values, [0.65, 0, 0, 0.35], atol=1e-5)
+
+
+def test_members_see_the_case_as_each_was_trained(run, tmp_path):
+    image, truth = marked()
+    other = np.where(truth, 1, image).astype(np.int16)  # dark where t1c is bright
+    write_case(tmp_path / "in", t1c=image, t2f=other, seg=None)
+    bright_is_et(tmp_path / "a.ckpt")
+    # by the difference of two z-scores, in larger windows
+    zscore = {"method": "zscore", "low": 0.5, "high": 99.5}
+    bright_is_et(
+        tmp_path / "b.ckpt", 4.0, modalities=["t1c-t2f"], normalisation=zscore, window=[12, 12, 12], mirror_axes=[1]
+    )
+    # on another grid, which smears single voxels away: its share of the marks stays below a half
+    fine = {"spacing": [0.5, 0.5, 0.5], "fit": "none", "size": None}
+    bright_is_et(tmp_path / "c.ckpt", preprocessing=fine)
+    run("probabilities=true", ckpt=f"[{tmp_path}/a.ckpt,{tmp_path}/b.ckpt]")
+    assert np.array_equal(np.asanyarray(written(tmp_path).dataobj), truth)
+    run("probabilities=true", "overwrite=true", ckpt=f"[{tmp_path}/a.ckpt,{tmp_path}/b.ckpt,{tmp_path}/c.ckpt]")
+    assert np.array_equal(np.asanyarray(written(tmp_path).dataobj), truth)
+    values = written(tmp_path, "BraTS-MET-00001-000_probabilities").get_fdata()
+    np.testing.assert_allclose(values.sum(-1), 1, atol=4e-5)
+    assert 0.6 < values[MARKS[0]][3] <= 1
+
+
+def test_members_of_other_classes_are_refused(run, tmp_path):
+    write_case(tmp_path / "in", seg=None)
+    bright_is_et(tmp_path / "a.ckpt")
+    bright_is_et(tmp_path / "b.ckpt", labels=("netc", "snfh", "et", "rc"))
+    with pytest.raises(ValueError, match=r"b\.ckpt knows the classes netc, snfh, et, rc, .*a\.ckpt netc, snfh, et;"):
+        run(ckpt=f"[{tmp_path}/a.ckpt,{tmp_path}/b.ckpt]")
+
+
+def test_what_exists_is_left_alone(run, tmp_path, monkeypatch):
+    for case in ("BraTS-MET-00001-000", "BraTS-MET-00002-000"):
+        write_case(tmp_path / "in", case, seg=None)
+    bright_is_et(tmp_path / "et.ckpt")
+    (tmp_path / "out").mkdir()
+    old = tmp_path / "out/BraTS-MET-00001-000.nii.gz"
+    old.write_bytes(b"mine")
+    result = run()
+    assert result["existing"] == ["BraTS-MET-00001-000"]
+    assert list(result["cases"]) == ["BraTS-MET-00002-000"]
+    assert old.read_bytes() == b"mine"
+    # probabilities that are asked for now are missing
+    assert list(run("probabilities=true")["cases"]) == ["BraTS-MET-00001-000", "BraTS-MET-00002-000"]
+    first = old.read_bytes()
+    assert list(run("overwrite=true")["cases"]) == ["BraTS-MET-00001-000", "BraTS-MET-00002-000"]
+    assert old.read_bytes() == first  # not even the time of writing is in it
+    monkeypatch.setattr(entry, "infer", None)
+    assert len(run()["existing"]) == 2
+
+
+def test_a_broken_write_leaves_nothing(run, tmp_path, monkeypatch):
+    write_case(tmp_path / "in", seg=None)
+    bright_is_et(tmp_path / "et.ckpt")
+    original = gzip.GzipFile.write
+
+    def full(self, data):
+        original(self, bytes(data)[:10])
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gzip.GzipFile, "write", full)
+        with pytest.raises(OSError, match="No space"):
+            run()
+    assert list((tmp_path / "out").iterdir()) == []
+    assert list(run()["cases"]) == ["BraTS-MET-00001-000"]
+
+
+def test_bad_cases_are_reported_at_the_end_and_the_good_ones_predicted(run, tmp_path):
+    good, cut, less = (f"BraTS-MET-0000{n}-000" for n in (1, 2, 3))
+    write_case(tmp_path / "in", less, t1c=None, seg=None)
+    folder = write_case(tmp_path / "in", cut, seg=None)
+    (folder / f"{cut}-t1c.nii.gz").write_bytes((folder / f"{cut}-t1c.nii.gz").read_bytes()[:100])
+    write_case(tmp_path / "in", good, t2w=None, seg=None)  # a modality the model does not use
+    bright_is_et(tmp_path / "et.ckpt")
+    with pytest.raises(CaseError) as error:
+        run()
+    assert {problem.case for problem in error.value.problems} == {cut, less}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"{good}.nii.gz"}
+    result = run("on_bad_case=skip", "overwrite=true", f"summary={tmp_path}/new/summary.json")
+    assert list(result["cases"]) == [good]
+    assert {problem["case"] for problem in result["problems"]} == {cut, less}
+    assert json.loads((tmp_path / "new/summary.json").read_text()) == result
+
+
+def test_inputs_are_folders_nested_or_single_or_several(composed, run, tmp_path):
+    a = write_case(tmp_path / "in/UCSD - Training", "BraTS-MET-00001-000", seg=None)
+    b = write_case(tmp_path / "in", "BraTS-MET-00002-000")  # a mask does no harm
+    bright_is_et(tmp_path / "et.ckpt")
+    assert len(run()["cases"]) == 2
+    find = entry.find_inputs
+    assert [case.id for case in find(str(b))] == ["BraTS-MET-00002-000"]
+    assert [case.id for case in find([str(b), str(a)])] == ["BraTS-MET-00001-000", "BraTS-MET-00002-000"]
+    with pytest.raises(ValueError, match="BraTS-MET-00002-000 is in two"):
+        find([str(b), str(tmp_path / "in")])
+    for nothing in (tmp_path / "nowhere", tmp_path):
+        (tmp_path / "in").rename(tmp_path / ".in") if nothing == tmp_path else None
+        with pytest.raises(ValueError, match="input: there is no case in"):
+            find(str(nothing))
+
+
+def test_postprocessing_is_applied_in_mm_of_the_input(run, tmp_path):
+    image, truth = marked(marks=[(3, 4, 2), (8, 9, 7), (8, 10, 7)])
+    write_case(tmp_path / "in", affine=ROTATED, t1c=image, seg=None)  # voxels of 1.5 mm³
+    bright_is_et(tmp_path / "et.ckpt")
+    run("postprocessing.min_volume={et:2.9}")
+    truth[3, 4, 2] = 0
+    assert np.array_equal(np.asanyarray(written(tmp_path).dataobj), truth)
+
+
+def test_a_case_of_float_intensities(run, tmp_path):
+    image, truth = marked()
+    write_case(tmp_path / "in", t1c=image.astype(np.float32) / 7, seg=None)
+    bright_is_et(tmp_path / "et.ckpt")
+    run("precision=bf16")
+    assert np.array_equal(np.asanyarray(written(tmp_path).dataobj), truth)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("device=tpu", "device must be auto, cpu or cuda"),
+        ("precision=8", "precision must be auto, bf16, 16, 32"),
+        ("on_bad_case=ignore", "on_bad_case must be error or skip"),
+        ("inference.overlap=1", r"inference\.overlap"),
+    ],
+)
+def test_wrong_words(run, tmp_path, override, message):
+    write_case(tmp_path / "in", seg=None)
+    bright_is_et(tmp_path / "et.ckpt")
+    with pytest.raises(ValueError, match=message):
+        run(override)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(run, tmp_path):
+    write_case(tmp_path / "in", seg=None)
+    bright_is_et(tmp_path / "et.ckpt")
+    with pytest.raises(ValueError, match="no GPU; device=cpu"):
+        run("device=cuda")
+
+
+def test_precision_auto_asks_the_processor(monkeypatch):
+    from brats_lightning import composition
+
+    for answer, dtype in (("bf16-mixed", torch.bfloat16), ("16-mixed", torch.float16), ("32-true", None)):
+        monkeypatch.setattr(composition, "fastest_precision", lambda accelerator, answer=answer: answer)
+        assert entry._autocast("auto", torch.device("cpu")) is dtype
+    assert entry._autocast(32, torch.device("cpu")) is None
+
+
+def test_predicted_as_validated(composed, tmp_path):
+    """A prediction equals what a validation step of the same network makes of the same case."""
+    from brats_lightning import composition
+    from brats_lightning.checkpoint import load_model
+    from brats_lightning.data.datamodule import Volumes
+    from brats_lightning.inference import Ensemble
+
+    cfg = composed("trainer.precision=32-true")
+    data = composition.build_data(cfg)
+    data.prepare_data()
+    data.setup("fit")
+    module = composition.build_segmentation(cfg, data).eval()
+    path = tmp_path / "net.ckpt"
+    config = dict(module.config)
+    torch.save(
+        {"state_dict": {f"network.{k}": v for k, v in module.network.state_dict().items()}, "config": config}, path
+    )
+
+    case = data.scored_cases("val")[0]
+    volume = data.on_after_batch_transfer(Volumes([case], data.standardiser)[0], 0)
+    with torch.no_grad():
+        expected = module.inference(module.network, volume.image).softmax(0)
+    found = entry.infer(next(c for c in data.source() if c.id == case.id), Ensemble([load_model(path)]), 0.1)
+    assert found.placement == case.placement
+    np.testing.assert_allclose(found.values, expected.numpy(), atol=1e-5)

@@ -1,0 +1,113 @@
+import gzip
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from brats_lightning.submission import check_submission, main
+from tests.data.tiny_cases import LPS, RAS, SHAPE, save, write_case
+
+CASES = ("BraTS-MET-00001-000", "BraTS-MET-00001-001", "BraTS-MET-00002-000")
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Three cases and their faultless masks."""
+    for case in CASES:
+        write_case(tmp_path / "in", case, seg=None)
+        mask = np.zeros(SHAPE, np.uint8)
+        mask[4, 4, 4:7] = [1, 2, 3]
+        save(tmp_path / f"out/{case}.nii.gz", mask)
+    return tmp_path / "out", tmp_path / "in"
+
+
+def faults(folders, labels=(1, 2, 3)):
+    return [(p.case, p.file, p.found) for p in check_submission(folders[0], labels, folders[1])]
+
+
+def test_a_faultless_submission(folders, capsys):
+    assert faults(folders) == []
+    assert main([str(folders[0]), str(folders[1])]) == 0
+    assert "3 masks, no problem found" in capsys.readouterr().out
+    assert main([str(folders[0])]) == 0
+    assert "not compared" in capsys.readouterr().out
+
+
+def test_only_the_end_of_a_name_matters(folders):
+    (folders[0] / f"{CASES[0]}.nii.gz").rename(folders[0] / "my_00001-000.nii.gz")
+    assert faults(folders) == []
+
+
+def test_every_fault_is_found_at_once(folders, capsys):
+    out, _ = folders
+    (out / "notes.txt").touch()
+    (out / "more").mkdir()
+    (out / f"{CASES[0]}.nii.gz").rename(out / "BraTS-MET-1-000.nii.gz")
+    save(out / "BraTS-MET-00009-000.nii.gz", np.zeros(SHAPE, np.uint8))
+    save(out / "again-00001-001.nii.gz", np.zeros(SHAPE, np.uint8))
+    (out / f"{CASES[2]}.nii.gz").write_bytes(b"nothing")
+    found = faults(folders)
+    assert {(case, file) for case, file, _ in found} == {
+        ("-", "notes.txt"),
+        ("-", "more"),
+        ("-", "BraTS-MET-1-000.nii.gz"),
+        ("00001-000", "-"),  # missing
+        ("00009-000", "BraTS-MET-00009-000.nii.gz"),  # surplus
+        ("00001-001", "again-00001-001.nii.gz"),  # twice
+        ("00002-000", f"{CASES[2]}.nii.gz"),  # not readable
+    }
+    assert main([str(f) for f in folders]) == 1
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("notes.txt", "more", "missing", "the same case as", "no such case"))
+
+
+@pytest.mark.parametrize(
+    ("array", "affine", "message"),
+    [
+        (np.full(SHAPE, 3, np.int16), LPS, "voxels of type int16"),
+        (np.full(SHAPE, 3, np.float32), LPS, "voxels of type float32"),
+        (np.full(SHAPE, 4, np.uint8), LPS, "label 4"),
+        (np.zeros((3, 4, 5), np.uint8), LPS, r"shape (3, 4, 5)"),
+        (np.zeros(SHAPE, np.uint8), RAS, "lies 34.1 mm off t1n"),
+        (np.zeros(SHAPE, np.uint8), LPS + np.eye(4)[:, [3, 0, 1, 2]] * 0, None),
+    ],
+)
+def test_faults_of_a_file(folders, array, affine, message):
+    save(folders[0] / f"{CASES[1]}.nii.gz", array, affine)
+    found = faults(folders)
+    assert [f[:2] for f in found] == ([("00001-001", f"{CASES[1]}.nii.gz")] if message else [])
+    assert not message or message in found[0][2]
+
+
+def test_an_origin_that_is_off_by_a_little(folders):
+    for shift, expected in ((0.0005, 0), (0.01, 1)):
+        affine = LPS.copy()
+        affine[0, 3] += shift
+        save(folders[0] / f"{CASES[1]}.nii.gz", np.zeros(SHAPE, np.uint8), affine)
+        assert len(faults(folders)) == expected
+
+
+def test_scaled_labels(folders):
+    image = nib.Nifti1Image(np.ones(SHAPE, np.uint8), LPS)
+    image.header.set_slope_inter(2, 0)
+    (folders[0] / f"{CASES[1]}.nii.gz").write_bytes(gzip.compress(image.to_bytes()))
+    assert [found for *_, found in faults(folders)] == ["voxels of type uint8, scaled by 2 and 0"]
+
+
+def test_a_resection_cavity_must_be_allowed(folders, capsys):
+    save(folders[0] / f"{CASES[1]}.nii.gz", np.full(SHAPE, 4, np.uint8))
+    assert main([str(folders[0])]) == 1
+    assert main([str(folders[0]), "--labels", "1", "2", "3", "4"]) == 0
+
+
+def test_an_input_that_cannot_be_read(folders):
+    (folders[1] / CASES[0] / f"{CASES[0]}-t1n.nii.gz").write_bytes(b"nothing")
+    assert faults(folders) == [("00001-000", f"{CASES[0]}.nii.gz", "its t1n cannot be read")]
+
+
+def test_folders_that_are_not_there(folders, tmp_path, capsys):
+    for arguments in ([str(tmp_path / "nowhere")], [str(folders[0]), str(tmp_path / "nowhere")]):
+        with pytest.raises(SystemExit) as exit_:
+            main(arguments)
+        assert exit_.value.code == 2
+        assert "nowhere" in capsys.readouterr().err

@@ -1,0 +1,184 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from brats_lightning import tune as entry
+from brats_lightning.data.cases import CaseError
+from brats_lightning.postprocessing import Postprocessing, tuned, tuned_file
+from brats_lightning.predict import predict
+from brats_lightning.tune import tune
+from tests.data.tiny_cases import LPS, SHAPE, write_case
+from tests.tiny_models import voxelwise
+
+NAMES = [f"BraTS-MET-0000{n}-000" for n in range(1, 7)]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def scan():
+    """T1c whose value is, by `network`, the probability of ET: a lesion of 27 voxels with a peak, a look-alike of 8
+    without, and a speck of one voxel with a peak; and the mask of the lesion."""
+    image = np.full(SHAPE, 10, np.int16)
+    image[0, 0, 0] = 0
+    image[2:5, 2:5, 2:5] = 400  # the lesion, mostly under 0.5
+    image[3, 3, 3] = 950
+    image[8:10, 8:10, 6:8] = 600  # the look-alike
+    image[8, 3, 7] = 1000  # the speck
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[2:5, 2:5, 2:5] = 3
+    return image, mask
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Cases, and two run folders whose checkpoints make of the values probabilities of about 0.4, 0.6 and 1."""
+    image, mask = scan()
+    for name in NAMES:
+        write_case(tmp_path / "in", name, affine=LPS, t1c=image, seg=mask)
+    source = {"_target_": "brats_lightning.data.cases.find_cases", "root": str(tmp_path / "in")}
+    paths = []
+    for run, val, test in (("a", NAMES[1:3], NAMES[4:5]), ("b", NAMES[2:4], NAMES[4:5])):
+        # sigmoid(8 (v - 0.45)): 0.40 at 0.4, 0.77 at 0.6, 0.98 at 0.95
+        path = voxelwise(
+            tmp_path / run / "checkpoints/best.ckpt",
+            [[0.0], [0.0], [0.0], [8.0]], [0.0, -99.0, -99.0, -8 * 0.45], source=source, window=[16, 16, 16],
+        )  # fmt: skip
+        split = {"train": NAMES[:1], "val": val, "test": test}
+        (tmp_path / run / "split.json").write_text(json.dumps(split))
+        paths.append(path)
+    return paths
+
+
+@pytest.fixture
+def run(composed):
+    def make(ckpt, *overrides):
+        ckpt = str(ckpt) if not isinstance(ckpt, list) else f"[{','.join(map(str, ckpt))}]"
+        common = [f"ckpt={ckpt}", "device=cpu", "precision=32"]
+        grid = ["grid.low=[0.25]", "grid.high=[0.7,0.9]", "grid.min_volume=[0,2]"]
+        return tune(composed(*common, *grid, *overrides, name="tune"))
+
+    return make
+
+
+def test_the_rules_that_score_best_are_chosen(run, runs):
+    result = run(runs[0], "protocol=brats2023")
+    # Only hysteresis finds the whole lesion; only its peak tells it from the look-alike, and its size from the speck.
+    assert Postprocessing(**result["chosen"]) == Postprocessing(0.25, 0.9, min_volume=2)
+    assert result["score"] == 1
+    assert result["cases"] == NAMES[1:3]
+    tried = {(row["low"], row["high"], row["min_volume"]): row["score"] for row in result["tried"]}
+    assert tried == pytest.approx(
+        {
+            (None, None, None): 2 / 28 / 3,  # the peak alone, and two that are no lesions
+            (None, None, 2): 0,  # not even the peak
+            (0.25, 0.7, None): 1 / 3,
+            (0.25, 0.7, 2): 1 / 2,
+            (0.25, 0.9, None): 1 / 2,
+            (0.25, 0.9, 2): 1,
+        },
+        abs=1e-6,
+    )
+    assert result["without"] == tried[None, None, None]
+    assert [row["score"] for row in result["tried"]] == sorted(tried.values(), reverse=True)
+    assert {row["et"] - row["wt"] for row in result["tried"]} == {0}
+
+
+def test_of_equals_the_simplest_is_chosen(run, runs):
+    result = run(runs[0], "protocol=brats2024")
+    # this protocol ignores specks itself
+    assert result["chosen"]["min_volume"] is None
+
+
+def test_the_choice_is_written_beside_the_checkpoint_and_used(run, runs, composed, tmp_path):
+    result = run(runs[0], "protocol=brats2023")
+    file = tuned_file(runs[0])
+    content = OmegaConf.to_container(OmegaConf.load(file))
+    assert content == result
+    assert sorted(path.name for path in runs[0].parent.iterdir()) == ["best.ckpt", "best_postprocessing.yaml"]
+    assert tuned(runs[0]) == Postprocessing(0.25, 0.9, min_volume=2)
+    common = ["device=cpu", "precision=32", f"input={tmp_path}/in/{NAMES[5]}", f"output={tmp_path}/out"]
+    predict(composed(f"ckpt={runs[0]}", "postprocessing=tuned", *common, name="predict"))
+    import nibabel as nib
+
+    assert np.array_equal(np.asanyarray(nib.load(tmp_path / f"out/{NAMES[5]}.nii.gz").dataobj), scan()[1])
+
+
+def test_test_and_training_cases_are_never_opened(run, runs, tmp_path, monkeypatch):
+    for name in {*NAMES} - {*NAMES[1:3]}:
+        for path in (tmp_path / "in" / name).iterdir():
+            path.write_bytes(b"not to be read")
+    opened = []
+    original = entry._score_all
+    monkeypatch.setattr(entry, "_score_all", lambda *args: opened.append(1) or original(*args))
+    assert run(runs[0])["cases"] == NAMES[1:3]
+    assert len(opened) == 2
+
+
+def test_a_case_that_tests_any_of_the_models_is_left_out(run, runs, tmp_path):
+    (tmp_path / "b/split.json").write_text(json.dumps({"train": NAMES[:1], "val": NAMES[3:4], "test": NAMES[1:2]}))
+    assert run(runs)["cases"] == NAMES[2:4]
+    (tmp_path / "b/split.json").write_text(json.dumps({"train": NAMES[:1], "val": [], "test": []}))
+    with pytest.raises(ValueError, match=r"b/checkpoints/best\.ckpt: no case validates"):
+        run(runs)
+
+
+def test_folds_are_tuned_together_each_case_by_the_models_it_validates(run, runs, monkeypatch):
+    members = []
+    original = entry._score_all
+
+    def spy(examination, ensemble, rules, protocol):
+        members.append([model.path for model in ensemble.models])
+        return original(examination, ensemble, rules, protocol)
+
+    monkeypatch.setattr(entry, "_score_all", spy)
+    result = run(runs)
+    assert result["cases"] == NAMES[1:4]
+    assert members == [[runs[0]], [*runs], [runs[1]]]
+    assert tuned([*runs]) == Postprocessing(**result["chosen"])
+
+
+@pytest.mark.parametrize("protocol", ["brats2023", "brats2025", "brats2026"])
+def test_other_protocols(run, runs, protocol):
+    result = run(runs[0], f"protocol={protocol}")
+    assert result["protocol"] == protocol
+    assert (result["chosen"]["low"], result["chosen"]["high"]) == (0.25, 0.9)
+    assert result["score"] == 1
+
+
+def test_where_the_cases_are_now(run, runs, tmp_path):
+    (tmp_path / "in").rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match="tell where the cases are now: input=DIR"):
+        run(runs[0])
+    assert run(runs[0], f"input={tmp_path}/moved")["score"] == 1
+    with pytest.raises(ValueError, match=f"1 validation cases of the run are not there or have no mask: {NAMES[1]};"):
+        run(runs[0], f"input={tmp_path}/moved/{NAMES[2]}")
+
+
+def test_a_checkpoint_without_its_run(run, runs, tmp_path):
+    (tmp_path / "a/split.json").unlink()
+    with pytest.raises(ValueError, match=r"there is no .*split\.json"):
+        run(runs[0])
+
+
+def test_a_faulty_case_stops_and_writes_nothing(run, runs, tmp_path):
+    (tmp_path / f"in/{NAMES[1]}/{NAMES[1]}-t1c.nii.gz").write_bytes(b"nothing")
+    with pytest.raises(CaseError, match=NAMES[1]):
+        run(runs[0])
+    assert not tuned_file(runs[0]).exists()
+
+
+def test_a_source_that_is_no_list_of_cases_is_refused(run, runs):
+    checkpoint = torch.load(runs[0], weights_only=True)
+    checkpoint["config"]["data"]["source"] = {"_target_": "os.system", "_args_": ["true"]}
+    torch.save(checkpoint, runs[0])
+    with pytest.raises(ValueError, match=r"wants to run 'os\.system'"):
+        run(runs[0])
