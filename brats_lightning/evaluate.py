@@ -113,6 +113,8 @@ def _plan(
     from brats_lightning.scoring import Evaluation, over_cases
 
     pairs, problems = pair_masks(folder, references, missing)
+    if same := sum(pair.prediction is not None and pair.prediction.samefile(pair.reference) for pair in pairs):
+        log.warning("%s: %d predictions are the reference's own file", name, same)
     faults = over_cases(scoring.check, pairs, pool, f"checking {name}")
     problems += [fault for found in faults for fault in found]
     sound = tuple(pair for pair, found in zip(pairs, faults, strict=True) if not found)

@@ -19,7 +19,10 @@ _SERIES = tuple(f"#0102{i + 5:02x}" for i in range(6))
 _VARIABLES = {_INK: "var(--ink)", _FAINT: "var(--line)"} | {c: f"var(--series{i})" for i, c in enumerate(_SERIES)}
 _STYLE = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names may hold a $
     "svg.hashsalt": "brats-lightning",  # the same figure is the same text
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -148,7 +151,7 @@ def detection_figure(lesions: Mapping[str, Any], labelled: str) -> str:
                     axes.annotate(shown, (a, b), (-4, 6), textcoords="offset points", fontsize=8, ha="right")
                     placed.append((a, b))
         axes.set(xlabel="false positives per case", ylabel="share of lesions detected", ylim=(0, 1.0))
-        axes.set_xlim(left=-0.07 * axes.get_xlim()[1])  # room for the labels
+        axes.set_xlim(left=-0.1 * axes.get_xlim()[1])  # room for the labels
         axes.grid()
         axes.legend(loc="lower right", reverse=True)
         return _svg(figure, "Detection against false positives")
@@ -179,7 +182,7 @@ def difference_figure(
         axes[0].set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xlabel=first, ylabel=second)
         axes[0].set_title(f"{COLUMN_TITLES[main]}, each case")
         axes[0].legend(loc="lower right", handletextpad=0, borderpad=0)
-        titles = ("Mean difference (second − first)", "HD95 difference in mm")
+        titles = ("Mean difference", "HD95 difference in mm")
         for panel, rows, title in zip(axes[1:], groups, titles, strict=True):
             ticks = [f"{row['region'].upper()} {short_title(row['column'])}" for row in rows]
             for y, row in enumerate(rows):

@@ -19,6 +19,7 @@ h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; overflow-wrap: anyw
 h2 { font-size: 1.2rem; margin: 2.6rem 0 .6rem; padding-bottom: .25rem; border-bottom: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
 p { margin: .4rem 0; max-width: 52rem; }
+a { color: inherit; }
 .soft, caption, figcaption { color: var(--soft); font-size: .87rem; }
 .bad { color: var(--bad); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: .9rem; margin: 1.2rem 0; }
@@ -91,7 +92,7 @@ class Cell:
     """
 
     html: str
-    value: float | None = None
+    value: int | float | None = None
     kind: str = ""
 
     def __str__(self) -> str:
@@ -102,12 +103,12 @@ class Cell:
         return f'<td{kind} data-value="{value}">{self.html}</td>'
 
 
-def number(value: float, digits: int = 3) -> str:
+def number(value: int | float, digits: int = 3) -> str:
     """A number as it is printed; – for NaN."""
     return "–" if math.isnan(value) else f"{value:,.{digits}f}".replace("-", "−")
 
 
-def number_cell(value: float, digits: int = 3) -> Cell:
+def number_cell(value: int | float, digits: int = 3) -> Cell:
     """A number and itself to sort by."""
     return Cell(number(value, digits), float(value))
 

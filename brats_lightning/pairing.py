@@ -40,7 +40,9 @@ def case_name(file: str) -> tuple[str, str | None]:
 
 
 def find_masks(folder: Path, role: str) -> dict[str, list[Path]]:
-    """The masks below a folder, however nested, by case; images and probabilities are passed over.
+    """The masks below a folder, however nested, by case.
+
+    Images and probabilities are passed over; where images and ``…-seg`` lie together, all else is.
 
     Args:
         folder: where to look. Links are followed; hidden files and folders are not.
@@ -59,11 +61,13 @@ def find_masks(folder: Path, role: str) -> dict[str, list[Path]]:
         if real in seen:  # links may point back up
             continue
         seen.add(real)
-        for file in sorted(files):
-            if file.endswith((".nii", ".nii.gz")) and not file.startswith("."):
-                case, kind = case_name(file)
-                if kind in (None, "seg"):
-                    found.setdefault(case, []).append(Path(path, file))
+        named = [(file, *case_name(file)) for file in sorted(files) if _is_nifti(file)]
+        kinds = {kind for _, _, kind in named}
+        # Beside images and masks named so lies whatever else was made of them: brain masks, subtractions.
+        masks = {"seg"} if "seg" in kinds and kinds & set(MODALITIES) else {"seg", None}
+        for file, case, kind in named:
+            if kind in masks:
+                found.setdefault(case, []).append(Path(path, file))
     if not found:
         raise EvaluationError(
             f"{role}={folder} holds no mask; expected .nii or .nii.gz files, named by the challenge's ddddd-ddd number "
@@ -72,13 +76,17 @@ def find_masks(folder: Path, role: str) -> dict[str, list[Path]]:
     return dict(sorted(found.items()))
 
 
+def _is_nifti(file: str) -> bool:
+    return file.endswith((".nii", ".nii.gz")) and not file.startswith(".")
+
+
 def find_images(reference: Path) -> dict[str, Path]:
     """The images of a reference's case, modality → file: those of its name in its folder."""
     case, _ = case_name(reference.name)
     images: dict[str, Path] = {}
-    for path in sorted(reference.parent.glob("*.nii*")):
+    for path in sorted(reference.parent.iterdir()):
         name, kind = case_name(path.name)
-        if name == case and kind in MODALITIES:
+        if _is_nifti(path.name) and name == case and kind in MODALITIES:
             images.setdefault(kind, path)
     return images
 

@@ -140,7 +140,7 @@ def _headline_table(summary: Mapping[str, Any], protocol: str) -> str:
         "Whole-volume HD95 (mm)",
         "n",
     ]
-    caption = f"{escape(protocol)}: mean over cases [95 % interval]. n: cases with a {COLUMN_TITLES[columns[0]]}."
+    caption = f"{escape(protocol)}: mean over cases [95 % interval]. n: cases with the first score."
     return table(head, rows, caption)
 
 
