@@ -52,7 +52,11 @@ def tune(cfg: DictConfig) -> dict[str, Any]:
     """
     from brats_lightning.data.cases import CaseError, examine, required
     from brats_lightning.inference import Ensemble
+    from brats_lightning.metrics import PROTOCOLS
+    from brats_lightning.metrics.voxel import mean_without_nan
 
+    if cfg.protocol not in PROTOCOLS:
+        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {cfg.protocol!r}")
     ensemble = load_ensemble(cfg)
     models, scheme = ensemble.models, ensemble.scheme
     tolerance = affine_tolerance(cfg, ensemble)
@@ -81,7 +85,7 @@ def tune(cfg: DictConfig) -> dict[str, Any]:
     tried = []
     for index, rule in enumerate(rules):
         per_case = [case[index] for case in scores.values()]
-        means = {name: _mean(case[name] for case in per_case) for name in per_case[0]}
+        means = {name: mean_without_nan([case[name] for case in per_case]) for name in per_case[0]}
         tried.append({**asdict(rule), **{name: _rounded(value) for name, value in means.items()}})
     best = max(range(len(rules)), key=lambda i: -1.0 if tried[i]["score"] is None else tried[i]["score"])
     result = {
@@ -177,19 +181,13 @@ def _score(
     scheme: "LabelScheme",
     protocol: str,
 ) -> dict[str, float]:
-    from brats_lightning.metrics import score_case
+    from brats_lightning.metrics.official import HEADLINES, score_case
+    from brats_lightning.metrics.voxel import mean_without_nan
 
-    column = "lesionwise_dsc_mean" if protocol == "brats2026" else "LesionWise_Score_Dice"
+    column = next(iter(HEADLINES[protocol].values()))  # the lesion-wise Dice comes first
     table = score_case(reference, prediction, spacing, scheme, protocol)
     regions = {region: values[column] for region, values in table.items()}
-    headline = [name for name in regions if name in ("et", "tc", "wt")] or list(regions)
-    return {"score": _mean(regions[name] for name in headline), **regions}
-
-
-def _mean(values: Any) -> float:
-    """Without NaN; NaN where there is nothing else."""
-    finite = [float(value) for value in values if not math.isnan(value)]
-    return sum(finite) / len(finite) if finite else math.nan
+    return {"score": mean_without_nan([regions[name] for name in scheme.headline_regions]), **regions}
 
 
 def _rounded(value: float) -> float | None:

@@ -154,6 +154,11 @@ def test_other_protocols(run, runs, protocol):
     assert result["score"] == 1
 
 
+def test_an_unknown_protocol(run, runs):
+    with pytest.raises(ValueError, match="protocol must be one of brats2023"):
+        run(runs[0], "protocol=brats1999")
+
+
 def test_where_the_cases_are_now(run, runs, tmp_path):
     (tmp_path / "in").rename(tmp_path / "moved")
     with pytest.raises(ValueError, match="tell where the cases are now: input=DIR"):
