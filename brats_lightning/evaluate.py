@@ -97,7 +97,7 @@ def method_names(folders: Sequence[Path], given: Sequence[str] | None) -> list[s
         else:
             raise EvaluationError(f"predictions names a folder twice: {', '.join(map(str, folders))}")
         return [name.replace("=", "_").replace(",", "_") or "predictions" for name in names]
-    bad = [name for name in given if name != Path(name).name or set(name) & set("=,\\") or name.startswith(".")]
+    bad = [name for name in given if not name.strip(".") or Path(name).name != name or set(name) & set("=,\\")]
     if len(given) != len(folders) or len(set(given)) < len(given) or bad:
         raise EvaluationError(
             f"names={list(given)} must be {len(folders)} distinct folder names without '=', ',' and '/'"
