@@ -23,7 +23,7 @@ Network = Callable[[Tensor], Tensor]
 Advance = Callable[[float], None]  # told the share of the work done since the last call
 
 
-def window_starts(length: int, window: int, overlap: float) -> list[int]:
+def window_starts(length: int, window: int, overlap: int | float) -> list[int]:
     """Starts of the windows along one axis: evenly stepped, the last one moved back to end at the border."""
     step = max(1, int(window * (1 - overlap)))
     count = math.ceil((length - window) / step) + 1

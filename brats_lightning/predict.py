@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from brats_lightning.composition import entry_point
 
@@ -117,8 +117,9 @@ def load_ensemble(cfg: DictConfig) -> "Ensemble":
     from brats_lightning.inference import Ensemble
 
     paths = [cfg.ckpt] if isinstance(cfg.ckpt, str) else cfg.ckpt
-    device, dtype = _device(cfg.device), None
-    models = [load_model(path, tuple(cfg.trust), cfg.inference) for path in paths]
+    overrides: Any = OmegaConf.to_container(cfg.inference)
+    models = [load_model(path, tuple(cfg.trust), overrides) for path in paths]
+    device = _device(cfg.device)
     dtype = _autocast(cfg.precision, device)
     log.info("%d model(s) on %s, %s", len(models), device, "32 bits" if dtype is None else dtype)
     return Ensemble(models, device, dtype)

@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from brats_lightning.inference import SlidingWindow, gaussian_importance, window_starts
+from brats_lightning.geometry import Grid, Placement
+from brats_lightning.inference import Ensemble, Probabilities, SlidingWindow, gaussian_importance, window_starts
 
 
 @pytest.mark.parametrize(
@@ -108,3 +109,31 @@ def test_an_empty_volume_is_background():
 def test_bad_settings_name_their_key(settings, key):
     with pytest.raises(ValueError, match=rf"inference\.{key}"):
         SlidingWindow(**settings)
+
+
+def test_codes_and_progress():
+    """Windows keep the image's type, so that codes can be standardised one window at a time."""
+    codes = torch.ones((2, 9, 8, 8), dtype=torch.uint16)
+    shares = []
+
+    def network(windows):
+        assert windows.dtype == torch.uint16
+        return windows.to(torch.float32)
+
+    out = SlidingWindow((4, 8, 16), 0.0, mirror_axes=(1,))(network, codes, shares.append)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, torch.ones(2, 9, 8, 8))
+    assert shares == [1 / 3] * 3
+
+
+def test_probabilities_lie_on_original_voxels():
+    placement = Placement.whole(Grid((4, 4, 4), np.eye(4)))
+    values = np.zeros((2, 4, 4, 4), np.float32)
+    assert Probabilities(values, placement).placement is placement
+    with pytest.raises(ValueError, match="original voxels"):
+        Probabilities(values, placement.resize((3, 3, 3)))
+
+
+def test_an_ensemble_has_members():
+    with pytest.raises(ValueError, match="at least one"):
+        Ensemble([])

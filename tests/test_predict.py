@@ -8,6 +8,8 @@ import torch
 
 from brats_lightning import predict as entry
 from brats_lightning.data.cases import CaseError
+from brats_lightning.inference import SlidingWindow
+from brats_lightning.postprocessing import tuned_file
 from brats_lightning.predict import predict
 from tests.data.tiny_cases import LPS, RAS, SHAPE, write_case
 from tests.tiny_models import bright_is_et, voxelwise
@@ -278,6 +280,40 @@ def test_inputs_are_folders_nested_or_single_or_several(composed, run, tmp_path)
         (tmp_path / "in").rename(tmp_path / ".in") if nothing == tmp_path else None
         with pytest.raises(ValueError, match="input: there is no case in"):
             find(str(nothing))
+
+
+def test_window_overlap_and_mirroring_can_be_changed(run, tmp_path, monkeypatch):
+    image, truth = marked()
+    write_case(tmp_path / "in", t1c=image, seg=None)
+    bright_is_et(tmp_path / "et.ckpt")
+    used = []
+    original = SlidingWindow.__call__
+    monkeypatch.setattr(SlidingWindow, "__call__", lambda self, *args: used.append(self) or original(self, *args))
+    run("inference.window=[5,6,7]", "inference.overlap=0", "inference.mirror_axes=[0,2]", "inference.batch_size=3")
+    assert used == [SlidingWindow((5, 6, 7), 0, 3, (0, 2))]
+    assert np.array_equal(np.asanyarray(written(tmp_path).dataobj), truth)
+
+
+def test_an_ensemble_takes_the_rules_its_members_share(run, tmp_path):
+    image, truth = marked(marks=[(3, 4, 2), (8, 9, 7), (8, 10, 7)])
+    write_case(tmp_path / "in", t1c=image, seg=None)
+    for name in "ab":
+        bright_is_et(tmp_path / f"{name}.ckpt")
+        tuned_file(tmp_path / f"{name}.ckpt").write_text("chosen: {min_volume: 2}")
+    run("postprocessing=tuned", ckpt=f"[{tmp_path}/a.ckpt,{tmp_path}/b.ckpt]")
+    truth[3, 4, 2] = 0
+    assert np.array_equal(np.asanyarray(written(tmp_path).dataobj), truth)
+
+
+def test_a_package_of_the_users_must_be_trusted(run, tmp_path):
+    write_case(tmp_path / "in", seg=None)
+    path = bright_is_et(tmp_path / "et.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["config"]["model"]["_target_"] = "tests.tiny_models.Ours"
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match=r"'trust=\[tests\]'"):
+        run()
+    assert len(run("trust=[tests]")["cases"]) == 1
 
 
 def test_postprocessing_is_applied_in_mm_of_the_input(run, tmp_path):
