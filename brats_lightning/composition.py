@@ -35,11 +35,17 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("channel_count", len, replace=True)
     OmegaConf.register_new_resolver("class_count", lambda labels: len(labels) + 1, replace=True)
     OmegaConf.register_new_resolver("cpu_count", _cpu_count, replace=True)
+    OmegaConf.register_new_resolver("patch_size", _patch_size, replace=True)
 
 
 def _cpu_count() -> int:
     # What this process may use, which in a container or a SLURM job is less than the machine has.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _patch_size(sampling: DictConfig) -> list[int]:
+    """The largest patch (z, y, x) a sampler draws: its size, or its deepest block of slices."""
+    return list(sampling.size) if "size" in sampling else [max(sampling.depth), *sampling.in_plane]
 
 
 def resolved(cfg: DictConfig) -> DictConfig:
@@ -133,6 +139,7 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
         optimizer=instantiate(optimizer),
         scheduler=instantiate(cfg.scheduler),
         inference=instantiate(cfg.inference),
+        postprocessing=instantiate(cfg.postprocessing),
         scheme=data.scheme,
         protocols=cfg.protocols,
         config=OmegaConf.to_container(cfg),  # type: ignore[arg-type]

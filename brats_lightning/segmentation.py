@@ -16,6 +16,7 @@ from brats_lightning.inference import SlidingWindow
 from brats_lightning.labels import LabelScheme
 from brats_lightning.metrics import headline_names, headline_scores, score_case
 from brats_lightning.metrics.voxel import CaseScores, confusion_matrix, voxel_scores
+from brats_lightning.postprocessing import Postprocessing
 
 
 class Segmentation(pl.LightningModule):
@@ -27,6 +28,7 @@ class Segmentation(pl.LightningModule):
         optimizer: parameters → optimiser.
         scheduler: optimiser and number of steps → learning-rate schedule, stepped after every optimiser step.
         inference: how whole volumes are predicted.
+        postprocessing: probabilities to labels.
         scheme: the classes.
         protocols: of the challenge's evaluators, whose lesion-wise scores are computed beside the voxels'.
         config: the run's resolved config as plain containers; saved in each checkpoint, which thereby carries all that
@@ -40,6 +42,7 @@ class Segmentation(pl.LightningModule):
         optimizer: Callable[[Any], Optimizer],
         scheduler: Callable[[Optimizer, int], LRScheduler],
         inference: SlidingWindow,
+        postprocessing: Postprocessing,
         scheme: LabelScheme,
         protocols: Sequence[str],
         config: Mapping[str, Any],
@@ -49,7 +52,7 @@ class Segmentation(pl.LightningModule):
         self.network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.loss = loss
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
-        self.inference = inference
+        self.inference, self.postprocessing = inference, postprocessing
         self.scheme, self.protocols = scheme, tuple(protocols)
         self.lesion_names = [name for protocol in self.protocols for name in headline_names(scheme, protocol)]
         self.config = config
@@ -126,9 +129,10 @@ class Segmentation(pl.LightningModule):
             return None
         logits = self.inference(self.network, volume.image)
         parts = self._loss(logits[None], volume.mask[None])
-        labels = logits.argmax(0).to(torch.uint8)
         placement = volume.case.placement
-        reference, prediction = volume.case.reference(), placement.restore(labels.cpu().numpy())
+        probabilities = logits.softmax(0).cpu().numpy()
+        labels = self.postprocessing(probabilities, placement.spacing, self.scheme)
+        reference, prediction = volume.case.reference(), placement.restore(labels)
         pair = torch.from_numpy(reference), torch.from_numpy(prediction)
         scores = voxel_scores(confusion_matrix(*pair, self.scheme.num_classes), self.scheme)
         for protocol in self.protocols:
@@ -136,7 +140,7 @@ class Segmentation(pl.LightningModule):
             scores |= headline_scores(official, self.scheme, protocol)
         scores |= {_loss_name("", part): value.item() for part, value in parts.items()}
         self.case_scores[stage].update(volume.case.id, scores)
-        return {"labels": labels}
+        return {"labels": torch.from_numpy(labels)}
 
     def _finish(self, stage: str) -> None:
         table = self.case_scores[stage]
