@@ -230,7 +230,7 @@ class Ensemble:
             for model in models:
                 step = None if advance is None else lambda share: advance(share / len(self.models))
                 values = self._predict(model, codes, part, step)
-                values = values if part.placement == target else _transfer(values, part.placement, target)
+                values = values if part.placement == target else transfer(values, part.placement, target)
                 values /= len(self.models)
                 mean = values if mean is None else np.add(mean, values, out=mean)
         assert mean is not None  # there is a member
@@ -254,7 +254,7 @@ class Ensemble:
         return total.cpu().numpy()
 
 
-def _transfer(
+def transfer(
     values: Float32[np.ndarray, "k z y x"], placement: Placement, target: Placement
 ) -> Float32[np.ndarray, "k d h w"]:
     """Probabilities of one placement on another, exact one of the same original grid."""

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from brats_lightning.data.datamodule import PatchBatch, Volume
-from brats_lightning.inference import SlidingWindow
+from brats_lightning.inference import SlidingWindow, transfer
 from brats_lightning.labels import LabelScheme
 from brats_lightning.metrics import headline_names, headline_scores, score_case
 from brats_lightning.metrics.voxel import CaseScores, confusion_matrix, voxel_scores
@@ -123,7 +123,7 @@ class Segmentation(pl.LightningModule):
         return list(self._loss(voxel, torch.zeros((1, 1, 1, 1), dtype=torch.uint8, device=self.device)))
 
     def _score(self, volume: Volume, stage: str) -> dict[str, Tensor] | None:
-        """Score a case on its original grid; the callbacks get its labels on the working grid."""
+        """Score a case on its original grid; the callbacks get each working voxel's most probable class."""
         if not volume.counted:  # fills up this process's share so that all processes take equally many steps
             self.case_scores[stage].update(volume.case.id, None)
             return None
@@ -131,6 +131,9 @@ class Segmentation(pl.LightningModule):
         parts = self._loss(logits[None], volume.mask[None])
         placement = volume.case.placement
         probabilities = logits.softmax(0).cpu().numpy()
+        if not placement.exact:  # decoded on original voxels, as in prediction
+            probabilities = transfer(probabilities, placement, volume.case.brain)
+            placement = volume.case.brain
         labels = self.postprocessing(probabilities, placement.spacing, self.scheme)
         reference, prediction = volume.case.reference(), placement.restore(labels)
         pair = torch.from_numpy(reference), torch.from_numpy(prediction)
@@ -140,7 +143,7 @@ class Segmentation(pl.LightningModule):
             scores |= headline_scores(official, self.scheme, protocol)
         scores |= {_loss_name("", part): value.item() for part, value in parts.items()}
         self.case_scores[stage].update(volume.case.id, scores)
-        return {"labels": torch.from_numpy(labels)}
+        return {"labels": logits.argmax(0).to(torch.uint8)}
 
     def _finish(self, stage: str) -> None:
         table = self.case_scores[stage]

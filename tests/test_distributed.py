@@ -107,7 +107,9 @@ def test_optuna_sweep(sweep, tmp_path):
 
 
 def test_a_process_that_fails_stops_the_others(sweep, tmp_path):
-    (tmp_path / "spy.py").write_text(SPY.replace('port, rank =', "1 / (1 - int(os.environ['LOCAL_RANK'])); port, rank ="))
+    (tmp_path / "spy.py").write_text(
+        SPY.replace("port, rank =", "1 / (1 - int(os.environ['LOCAL_RANK'])); port, rank =")
+    )
     runs = sweep("--config-dir", f"{tmp_path}/conf", succeeds=False)
     assert not (runs[0] / "metrics.json").exists()
 
