@@ -32,10 +32,10 @@ def composed(tmp_path: Path, shared_outputs: Path) -> Compose:
 
     def make(*overrides: str, name: str = "train", run: str = "run", plain: bool = False) -> DictConfig:
         composition.register_resolvers()
-        paths = [f"paths.outputs={tmp_path}", f"paths.cache_dir={shared_outputs}/cache"]
+        paths = [] if name == "evaluate" else [f"paths.outputs={tmp_path}", f"paths.cache_dir={shared_outputs}/cache"]
         if name == "train":
             paths += ["trainer=cpu", "seed=0"] + ([] if plain else ["experiment=quick"])
-        if not any(override.startswith("data=") for override in overrides):
+        if name in ("train", "preprocess") and not any(override.startswith("data=") for override in overrides):
             paths.append(f"paths.phantom_dir={shared_outputs}/phantoms")
         with initialize_config_dir(str(composition.config_dir()), version_base="1.3"):
             cfg = compose(name, [*paths, *overrides], return_hydra_config=True)

@@ -1,0 +1,43 @@
+"""Train, predict, evaluate: three commands, one truth."""
+
+import json
+
+import pytest
+
+from brats_lightning.evaluate import evaluate
+from brats_lightning.predict import predict
+from brats_lightning.train import train
+
+
+@pytest.mark.parametrize("preprocessing", [[], ["data.preprocessing.spacing=[2,1.5,1.5]"]], ids=["native", "resampled"])
+def test_scores_of_written_masks_are_those_of_the_run(composed, tmp_path, shared_outputs, preprocessing):
+    cfg = composed("trainer.max_steps=30", "trainer.precision=32-true", "logger=none", *preprocessing)
+    results = train(cfg)
+
+    split = json.loads((tmp_path / "run/split.json").read_text())
+    root = next(path for path in (shared_outputs / "phantoms").iterdir() if (path / split["test"][0]).is_dir())
+    folders = ",".join(str(root / case) for case in split["test"])
+    masks, scores, references = tmp_path / "masks", tmp_path / "scores", tmp_path / "references"
+    predict(
+        composed(
+            f"ckpt={tmp_path}/run/checkpoints/best.ckpt", f"input=[{folders}]", f"output={masks}", "precision=32",
+            name="predict",
+        )
+    )  # fmt: skip
+    references.mkdir()
+    for case in split["test"]:
+        (references / case).symlink_to(root / case)
+    evaluate(
+        composed(
+            f"predictions={masks}", f"references={references}", f"output={scores}", "protocol=brats2024", "processes=1",
+            name="evaluate",
+        )
+    )  # fmt: skip
+
+    summary = json.loads((scores / "summary.json").read_text())
+    assert sorted(path.name for path in masks.iterdir()) == sorted(f"{case}.nii.gz" for case in split["test"])
+    for region in ("et", "tc", "wt"):
+        official = summary["scores"]["brats2024"][region]["LesionWise_Score_Dice"]["mean"]
+        assert official == pytest.approx(results[f"test/brats2024/lesion_dice_{region}"], abs=1e-5)
+        voxel = summary["voxel_scores"][region]["dice"]["mean"]
+        assert voxel == pytest.approx(results[f"test/dice_{region}"], abs=1e-5)
