@@ -14,7 +14,6 @@ from brats_lightning.labels import LabelScheme
 from brats_lightning.metrics import brats2023, brats2026
 from brats_lightning.metrics.lesions import bounding_box, region_mask
 from brats_lightning.metrics.surfaces import Spacing
-from brats_lightning.metrics.voxel import mean_without_nan
 
 PROTOCOLS = (*brats2023.RULES, "brats2026")
 DEFAULT_PROTOCOL = "brats2024"
@@ -119,6 +118,12 @@ def headline_scores(scores: Mapping[str, Mapping[str, float]], scheme: LabelSche
         over = [scores[region][column] for region in scheme.headline_regions]
         found[f"{protocol}/{short}_mean"] = mean_without_nan(over)
     return found
+
+
+def mean_without_nan(values: Sequence[float]) -> float:
+    """Mean of the values that are defined; NaN if none is."""
+    defined = [value for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan
 
 
 def _double(spacing: Sequence[SupportsFloat]) -> Spacing:

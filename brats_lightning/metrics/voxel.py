@@ -9,6 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from brats_lightning.labels import LabelScheme
+from brats_lightning.metrics.official import mean_without_nan
 
 
 def confusion_matrix(
@@ -48,12 +49,6 @@ def voxel_scores(confusion: Int64[Tensor, "k k"], scheme: LabelScheme) -> dict[s
     scores["dice_mean"] = mean_without_nan([scores[f"dice_{name}"] for name in scheme.headline_regions])
     scores["iou_mean"] = mean_without_nan([scores[f"iou_{name}"] for name in classes])
     return scores
-
-
-def mean_without_nan(values: Sequence[float]) -> float:
-    """Mean of the values that are defined; NaN if none is."""
-    finite = [value for value in values if not np.isnan(value)]
-    return float(np.mean(finite)) if finite else float("nan")
 
 
 class CaseScores(Metric):
