@@ -48,6 +48,7 @@ COLUMN_TITLES = {
     "lesionwise_nsd_mean": "NSD, large lesions",
     "lesionwise_hd95_mean": "HD95, large lesions (mm)",
     "small_instance_f1": "F1, small lesions",
+    "large_instance_f1": "F1, large lesions",
 }
 
 
@@ -200,5 +201,6 @@ def difference_figure(
 
 
 def short_title(column: str) -> str:
-    """A column's print name in one word."""
-    return next(word for word in ("Dice", "NSD", "HD95", "F1") if word in COLUMN_TITLES[column])
+    """A column's print name in a word; the F1s need a second."""
+    title = COLUMN_TITLES[column]
+    return next((word for word in ("Dice", "NSD", "HD95") if word in title), title.removesuffix(" lesions"))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Shaped, UInt16
+from jaxtyping import Float, Float32, Int16, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -226,7 +226,8 @@ class Ensemble:
         target = places[0] if places[0].exact and all(place == places[0] for place in places) else prepared[0].brain
         mean: np.ndarray | None = None
         for part, models in zip(prepared, self._groups.values(), strict=True):
-            codes = torch.from_numpy(part.image).to(self.device)
+            # torch can do little with uint16; of these bits only the standardiser asks for the value.
+            codes = torch.from_numpy(part.image).view(torch.int16).to(self.device)
             for model in models:
                 step = None if advance is None else lambda share: advance(share / len(self.models))
                 values = self._predict(model, codes, part, step)
@@ -238,13 +239,13 @@ class Ensemble:
 
     @torch.inference_mode()
     def _predict(
-        self, model: TrainedModel, codes: UInt16[Tensor, "m z y x"], part: Prepared, advance: Advance | None
+        self, model: TrainedModel, codes: Int16[Tensor, "m z y x"], part: Prepared, advance: Advance | None
     ) -> Float32[np.ndarray, "k z y x"]:
         channels = [part.modalities.index(modality) for modality in model.standardiser.sources]
         numbers = torch.from_numpy(model.standardiser.numbers(part.intensities)).to(self.device)
 
         def logits(windows: Tensor) -> Tensor:
-            image = model.standardiser(windows[:, channels], numbers.expand(len(windows), -1, -1))
+            image = model.standardiser(windows[:, channels].view(torch.uint16), numbers.expand(len(windows), -1, -1))
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
                 return model.network(image.contiguous(memory_format=torch.channels_last_3d))
 

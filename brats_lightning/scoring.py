@@ -6,7 +6,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import TypeVar
 
@@ -265,11 +266,19 @@ class Evaluation:
         return [case.case for case in self.cases if case.missing]
 
 
+def _context() -> BaseContext:
+    """Not forked from this process, which may have threads; from a server that has imported all there is to import."""
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__, "brats_lightning.metrics.plain"])
+    return context
+
+
 @contextmanager
 def case_workers(processes: int) -> Iterator[Executor | None]:
     """Processes to check and score with; None for none but this one."""
-    # Spawned, since the caller may have threads (torch has).
-    pool = ProcessPoolExecutor(processes, get_context("spawn")) if processes > 1 else None
+    pool = ProcessPoolExecutor(processes, _context()) if processes > 1 else None
     with pool or nullcontext():
         try:
             yield pool

@@ -10,15 +10,11 @@ import numpy as np
 from jaxtyping import Float
 
 from brats_lightning.metrics.brats2026 import THRESHOLDS
+from brats_lightning.metrics.official import HEADLINES
 from brats_lightning.scoring import SIZE_FILTERS, CaseScores, Evaluation
 
-# What a protocol is mainly read for; the rest is in the files.
-HEADLINE = {
-    "brats2023": ("LesionWise_Score_Dice", "LesionWise_Score_HD95"),
-    "brats2024": ("LesionWise_Score_Dice", "LesionWise_Score_HD95"),
-    "brats2025": ("LesionWise_Score_Dice", "LesionWise_Score_NSD @ 1.0", "LesionWise_Score_HD95"),
-    "brats2026": ("lesionwise_dsc_mean", "lesionwise_nsd_mean", "lesionwise_hd95_mean", "small_instance_f1"),
-}
+# What a protocol is mainly read for, its lesion-wise Dice first; the rest is in the files.
+HEADLINE = {protocol: tuple(columns.values()) for protocol, columns in HEADLINES.items()}
 # Lesion volumes in mm³: 27 and 275 are the customary bounds of tiny and large metastases, 64 is 4 voxels cubed.
 SIZE_BOUNDS = (27, 64, 275, 1000)
 

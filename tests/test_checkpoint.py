@@ -108,7 +108,9 @@ def test_attacks_are_refused_before_anything_is_built(node, monkeypatch, tmp_pat
         raise AssertionError("something was built")
 
     monkeypatch.setattr(nn.Conv3d, "__init__", forbidden)
-    with pytest.raises(CheckpointError, match=r"wants to run|cannot be imported|is the reference|is of type|is no text"):
+    with pytest.raises(
+        CheckpointError, match=r"wants to run|cannot be imported|is the reference|is of type|is no text"
+    ):
         build(node)
     assert not (tmp_path / "owned").exists()
 

@@ -113,11 +113,11 @@ def test_bad_settings_name_their_key(settings, key):
 
 def test_codes_and_progress():
     """Windows keep the image's type, so that codes can be standardised one window at a time."""
-    codes = torch.ones((2, 9, 8, 8), dtype=torch.uint16)
+    codes = torch.ones((2, 9, 8, 8), dtype=torch.int16)
     shares = []
 
     def network(windows):
-        assert windows.dtype == torch.uint16
+        assert windows.dtype == torch.int16
         return windows.to(torch.float32)
 
     out = SlidingWindow((4, 8, 16), 0.0, mirror_axes=(1,))(network, codes, shares.append)

@@ -325,6 +325,14 @@ def test_postprocessing_is_applied_in_mm_of_the_input(run, tmp_path):
     assert np.array_equal(np.asanyarray(written(tmp_path).dataobj), truth)
 
 
+def test_intensities_above_32767(run, tmp_path):
+    image, truth = marked()
+    write_case(tmp_path / "in", t1c=np.where(truth, 65000, image * 60).astype(np.uint16), seg=None)
+    bright_is_et(tmp_path / "et.ckpt", 0.75, mirror_axes=[2])
+    run()
+    assert np.array_equal(np.asanyarray(written(tmp_path).dataobj), truth)
+
+
 def test_a_case_of_float_intensities(run, tmp_path):
     image, truth = marked()
     write_case(tmp_path / "in", t1c=image.astype(np.float32) / 7, seg=None)
