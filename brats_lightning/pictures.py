@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
 from brats_lightning.data.nifti import UnreadableFile, Volume, read_volume
 from brats_lightning.geometry import Grid, Ints, Placement
@@ -172,4 +173,5 @@ def _scale_bar(panel: Axes) -> None:
 
 
 def _write(panel: Axes, x: float, y: float, text: str, ha: str = "left", va: str = "center") -> None:
-    panel.text(x, y, text, color="white", fontsize=10, ha=ha, va=va, transform=panel.transAxes)
+    edge = [withStroke(linewidth=2, foreground="black")]  # to be read on white matter, too
+    panel.text(x, y, text, color="white", fontsize=10, ha=ha, va=va, transform=panel.transAxes, path_effects=edge)
