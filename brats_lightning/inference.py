@@ -258,7 +258,15 @@ class Ensemble:
 def transfer(
     values: Float32[np.ndarray, "k z y x"], placement: Placement, target: Placement
 ) -> Float32[np.ndarray, "k d h w"]:
-    """Probabilities of one placement on another, exact one of the same original grid."""
+    """Class probabilities brought from their working voxels to a box of original ones, by linear interpolation.
+
+    Voxels that the working array doesn't cover are background, with probability 1.
+
+    Args:
+        values: on ``placement``.
+        placement: of the working array.
+        target: an exact placement in the same original grid.
+    """
     restored = placement.restore_probabilities(values)
     values = np.stack([target.apply(channel) for channel in restored])
     values[0] += 1 - values.sum(0)

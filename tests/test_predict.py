@@ -106,6 +106,18 @@ def test_what_a_cropping_model_does_not_see_is_background(run, tmp_path):
     np.testing.assert_allclose(background[~seen], 1, atol=1e-6)
 
 
+def test_what_one_member_does_not_see_is_background_to_it(run, tmp_path):
+    image, truth = marked()
+    write_case(tmp_path / "in", t1c=image, seg=None)
+    small = {"spacing": None, "fit": "crop_or_pad", "size": [2, 2, 2]}
+    bright_is_et(tmp_path / "a.ckpt")
+    bright_is_et(tmp_path / "b.ckpt", preprocessing=small)
+    run("probabilities=true", ckpt=f"[{tmp_path}/a.ckpt,{tmp_path}/b.ckpt]")
+    values = written(tmp_path, "BraTS-MET-00001-000_probabilities").get_fdata()
+    np.testing.assert_allclose([values[mark] for mark in MARKS], [[0.5, 0, 0, 0.5]] * 4, atol=1e-4)
+    np.testing.assert_allclose(values.sum(-1), 1, atol=1e-4)
+
+
 def test_the_file_has_its_inputs_geometry_and_no_more_of_it(run, tmp_path):
     image, _ = marked()
     folder = write_case(tmp_path / "in", seg=None)
@@ -197,6 +209,11 @@ def test_members_see_the_case_as_each_was_trained(run, tmp_path):
     bright_is_et(tmp_path / "c.ckpt", preprocessing=fine)
     run("probabilities=true", ckpt=f"[{tmp_path}/a.ckpt,{tmp_path}/b.ckpt]")
     assert np.array_equal(np.asanyarray(written(tmp_path).dataobj), truth)
+    bright_is_et(tmp_path / "d.ckpt", modalities=["t2f"])
+    run("overwrite=true", "probabilities=true", ckpt=f"[{tmp_path}/a.ckpt,{tmp_path}/d.ckpt]")
+    values = written(tmp_path, "BraTS-MET-00001-000_probabilities").get_fdata()
+    # certain for the one, and nothing for the other
+    np.testing.assert_allclose([values[mark][3] for mark in MARKS], 0.5, atol=1e-3)
     run("probabilities=true", "overwrite=true", ckpt=f"[{tmp_path}/a.ckpt,{tmp_path}/b.ckpt,{tmp_path}/c.ckpt]")
     assert np.array_equal(np.asanyarray(written(tmp_path).dataobj), truth)
     values = written(tmp_path, "BraTS-MET-00001-000_probabilities").get_fdata()
