@@ -107,7 +107,7 @@ def test_what_a_cropping_model_does_not_see_is_background(run, tmp_path):
 
 
 def test_what_one_member_does_not_see_is_background_to_it(run, tmp_path):
-    image, truth = marked()
+    image, _ = marked()
     write_case(tmp_path / "in", t1c=image, seg=None)
     small = {"spacing": None, "fit": "crop_or_pad", "size": [2, 2, 2]}
     bright_is_et(tmp_path / "a.ckpt")
