@@ -25,6 +25,7 @@ def best_threshold(cases: Sequence[CachedCase], scheme: LabelScheme) -> Threshol
     """The T1c threshold whose mask, taken for ET, TC and WT alike, has the highest mean Dice over these very cases.
 
     Chosen on the cases it is scored on, so an upper bound for any threshold. A task that it solves needs no network.
+    Scored on the working grid, which is the original one unless cases are resampled.
 
     Returns:
         None without cases, without T1c or without one of the regions.
@@ -47,7 +48,7 @@ def best_threshold(cases: Sequence[CachedCase], scheme: LabelScheme) -> Threshol
             classes = list(region)
             sizes = above.sum(1) + total[classes].sum()
             overlap = above[:, classes].sum(1)
-            dice.append(2 * overlap / np.maximum(sizes, 1) if total[classes].sum() else np.full(len(above), np.nan))
+            dice.append(np.where(sizes > 0, 2 * overlap / np.maximum(sizes, 1), np.nan))
         per_case.append(_nanmean(np.array(dice)))
     means = _nanmean(np.array(per_case))
     if np.isnan(means).all():

@@ -7,8 +7,9 @@ Only this module and the entry points know Hydra. Nothing heavy is imported befo
 import json
 import logging
 import os
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("class_count", lambda labels: len(labels) + 1, replace=True)
     OmegaConf.register_new_resolver("cpu_count", _cpu_count, replace=True)
     OmegaConf.register_new_resolver("patch_size", _patch_size, replace=True)
+    OmegaConf.register_new_resolver("direction", {"max": "maximize", "min": "minimize"}.__getitem__, replace=True)
 
 
 def _cpu_count() -> int:
@@ -45,7 +47,10 @@ def _cpu_count() -> int:
 
 def _patch_size(sampling: DictConfig) -> list[int]:
     """The largest patch (z, y, x) a sampler draws: its size, or its deepest block of slices."""
-    return list(sampling.size) if "size" in sampling else [max(sampling.depth), *sampling.in_plane]
+    if "size" in sampling:
+        return list(sampling.size)
+    deepest = max(sampling.depth) - max(sampling.depth) % sampling.multiple_of
+    return [deepest, *sampling.in_plane]
 
 
 def resolved(cfg: DictConfig) -> DictConfig:
@@ -54,10 +59,19 @@ def resolved(cfg: DictConfig) -> DictConfig:
     Raises:
         ValueError: a mandatory value was not given.
     """
-    missing = sorted(OmegaConf.missing_keys(cfg))
+    missing = sorted(_missing(OmegaConf.to_container(cfg)))
     if missing:
         raise ValueError("these values must be given on the command line: " + " ".join(f"{key}=…" for key in missing))
     return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[return-value]
+
+
+def _missing(node: Any, path: str = "") -> Iterator[str]:
+    """Keys of a plain container whose mandatory value was not given; references to them are not listed again."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _missing(value, f"{path}.{name}" if path else str(name))
+    elif node == "???":
+        yield path
 
 
 def entry_point(config_name: str, function: Callable[[DictConfig], Any]) -> Callable[[], None]:
@@ -70,9 +84,24 @@ def entry_point(config_name: str, function: Callable[[DictConfig], Any]) -> Call
         warnings.filterwarnings(
             "ignore", message=".*LeafSpec.*", category=FutureWarning
         )  # Lightning's, on a newer torch
-        return function(resolved(cfg))
+        try:
+            return function(resolved(cfg))
+        except (ValueError, FileNotFoundError) as error:
+            if os.environ.get("HYDRA_FULL_ERROR") or not _raised_here(error):
+                raise
+            # What is wrong with a user's data or settings says all there is to know; a traceback would only hide it.
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
 
     return hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether an error was raised by this package's own code."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and Path(trace.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
 
 
 def build_data(cfg: DictConfig) -> "CaseData":
@@ -131,7 +160,7 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
         return data.balanced_class_weights() if node == "balanced" else node
 
     optimizer = cfg.optimizer.copy()
-    if _precision(cfg) == "16-mixed" and cfg.trainer.gradient_clip_val and optimizer.get("fused"):
+    if str(_precision(cfg)) in ("16", "16-mixed") and cfg.trainer.gradient_clip_val and optimizer.get("fused"):
         optimizer.fused = False  # a fused step unscales the gradients itself, too late to clip them
     module = Segmentation(
         network=instantiate(cfg.model),
@@ -145,8 +174,11 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
         config=OmegaConf.to_container(cfg),  # type: ignore[arg-type]
     )
     if cfg.weights is not None:
-        weights = torch.load(cfg.weights, map_location="cpu", weights_only=True)["state_dict"]
-        module.load_state_dict({k: v for k, v in weights.items() if k.startswith("network.")}, strict=False)
+        saved = torch.load(cfg.weights, map_location="cpu", weights_only=True)["state_dict"]
+        try:
+            module.network.load_state_dict({k.removeprefix("network."): v for k, v in saved.items()})
+        except RuntimeError as error:
+            raise ValueError(f"weights={cfg.weights} are of another network than model: {error}") from error
     return module
 
 

@@ -6,7 +6,6 @@ and it knows the user's ``--config-dir``. Processes that torchrun or SLURM start
 """
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -65,12 +64,13 @@ def other_processes(trainer: "Trainer", config: Path) -> Iterator[None]:
     threading.Thread(target=_watch, args=(others, finished), daemon=True).start()
     try:
         yield
-        for process in others:
-            process.wait()
+        if failed := [process.args for process in others if process.wait()]:
+            raise RuntimeError(f"{len(failed)} of the job's processes failed; their messages are above")
     finally:
         finished.set()
         for process in others:
-            process.terminate()  # those that are done don't mind
+            process.kill()  # those that are done don't mind; one that waits for this process hears nothing softer
+            process.wait()
         _leave_group()
         for name, value in saved.items():
             if value is None:
@@ -96,9 +96,8 @@ def _watch(processes: list[subprocess.Popen], finished: threading.Event) -> None
                 f"A training process failed (exit code {failed[0].returncode}); stopping.", file=sys.stderr, flush=True
             )
             for process in processes:
-                process.terminate()
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
+                process.kill()
+            os._exit(1)  # nothing softer reaches a thread that waits in a collective operation
         time.sleep(0.5)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import DictConfig
@@ -48,7 +49,8 @@ def preprocess(cfg: DictConfig) -> dict[str, Any]:
         faults.setdefault(problem.case, []).append(problem.to_dict())
 
     rows = []
-    table = Table("case", "status", "mask", "lesions", "shape (z, y, x)", "spacing in mm", "why not")
+    table = Table("case", "status", "lesions", "shape (z, y, x)", "spacing in mm", "why not")
+    table.columns[0].no_wrap = True
     for case in found:
         entry = cached.get(case.id)
         row: dict[str, Any] = {"case": case.id, "accepted": entry is not None, "problems": faults.get(case.id, [])}
@@ -61,9 +63,12 @@ def preprocess(cfg: DictConfig) -> dict[str, Any]:
             }
         rows.append(row)
         why = "; ".join(f"{p['file']}: {p['found']}" for p in row["problems"])
-        cells = [row.get("mask", ""), row.get("lesions", ""), row.get("shape", ""), row.get("spacing", "")]
-        table.add_row(case.id, "accepted" if entry else "rejected", *map(str, cells), why)
-    Console().print(table)
+        status = "rejected" if entry is None else "accepted" if entry.has_mask else "accepted, no mask"
+        lesions = str(len(entry.lesions)) if entry is not None and entry.has_mask else "–"
+        grid = ("", "") if entry is None else (_triple(entry.shape), _triple(entry.spacing))
+        table.add_row(case.id, status, lesions, *grid, why)
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(table)
 
     data.cache.directory.mkdir(parents=True, exist_ok=True)
     report = {
@@ -81,6 +86,10 @@ def preprocess(cfg: DictConfig) -> dict[str, Any]:
     if problems and cfg.data.on_bad_case == "error":
         raise CaseError(problems)
     return report
+
+
+def _triple(values: Sequence[int | float]) -> str:
+    return " × ".join(f"{value:.4g}" for value in values)
 
 
 def main() -> None:

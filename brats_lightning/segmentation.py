@@ -48,7 +48,7 @@ class Segmentation(pl.LightningModule):
         config: Mapping[str, Any],
     ) -> None:
         super().__init__()
-        # Convolutions are faster in this layout on every device we measured; the values are the same.
+        # The layout in which convolutions are fastest, on CPUs and with mixed precision on GPUs.
         self.network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.loss = loss
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
@@ -111,16 +111,16 @@ class Segmentation(pl.LightningModule):
 
     def _begin(self, stage: str) -> None:
         cases = [case.id for case in self.trainer.datamodule.scored_cases(stage)]  # type: ignore[attr-defined]
-        empty = torch.zeros((self.scheme.num_classes,) * 2, dtype=torch.int64)
-        parts = [_loss_name("", part) for part in self._loss_parts]
-        names = [*voxel_scores(empty, self.scheme), *self.lesion_names, *parts]
-        self.case_scores[stage] = CaseScores(cases, names).to(self.device)
+        self.case_scores[stage] = CaseScores(cases, self.score_names).to(self.device)
 
     @property
-    def _loss_parts(self) -> list[str]:
-        # The names are known only once the loss has run; one voxel tells.
+    def score_names(self) -> list[str]:
+        """The scores each whole case gets: of voxels, of lesions, and the loss."""
+        empty = torch.zeros((self.scheme.num_classes,) * 2, dtype=torch.int64)
+        # The loss's parts are known only once it has run; one voxel tells.
         voxel = torch.zeros((1, self.scheme.num_classes, 1, 1, 1), device=self.device)
-        return list(self._loss(voxel, torch.zeros((1, 1, 1, 1), dtype=torch.uint8, device=self.device)))
+        parts = self._loss(voxel, torch.zeros((1, 1, 1, 1), dtype=torch.uint8, device=self.device))
+        return [*voxel_scores(empty, self.scheme), *self.lesion_names, *(_loss_name("", part) for part in parts)]
 
     def _score(self, volume: Volume, stage: str) -> dict[str, Tensor] | None:
         """Score a case on its original grid; the callbacks get each working voxel's most probable class."""

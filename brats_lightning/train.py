@@ -1,5 +1,6 @@
 """Train a network and test its best checkpoint: ``python -m brats_lightning.train model=resunet loss=focal``."""
 
+import difflib
 import json
 import logging
 import math
@@ -37,6 +38,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
     from brats_lightning import composition, distributed
 
+    _check(cfg)
     run_dir = Path(cfg.paths.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     cfg = _with_seed(cfg)
@@ -56,6 +58,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
         data.split.save(run_dir / "split.json")
         log.info("%s", data.summary())
     model = composition.build_segmentation(cfg, data)
+    known = [f"val/{name}" for name in model.score_names]
+    if cfg.objective not in known:
+        near = difflib.get_close_matches(cfg.objective, known, n=3, cutoff=0.4)
+        raise ValueError(f"objective: there is no score {cfg.objective}; near are {', '.join(near) or known[0]}")
     trainer = composition.build_trainer(cfg)
     if first:
         count = sum(p.numel() for p in model.network.parameters()) / 1e6
@@ -82,11 +88,27 @@ def train(cfg: DictConfig) -> dict[str, float]:
     return results
 
 
+def _check(cfg: DictConfig) -> None:
+    # What would otherwise surface after hours of training.
+    if cfg.test_on not in ("test", "val", "train", None):
+        raise ValueError(f"test_on must be test, val, train or null, got {cfg.test_on!r}")
+    for key in ("ckpt_path", "weights"):
+        if cfg[key] is not None and not Path(cfg[key]).is_file():
+            raise ValueError(f"{key}: there is no {cfg[key]}; checkpoints lie in <run folder>/checkpoints")
+    if cfg.objective_mode not in ("max", "min"):
+        raise ValueError(f"objective_mode must be max or min, got {cfg.objective_mode!r}")
+
+
 def _with_seed(cfg: DictConfig) -> DictConfig:
+    import torch
+
     from brats_lightning import distributed
 
     if cfg.seed is not None:
         return cfg
+    if cfg.ckpt_path is not None:  # the batches to come depend on the seed the run began with
+        saved = torch.load(cfg.ckpt_path, map_location="cpu", weights_only=True)["config"]["seed"]
+        return OmegaConf.merge(cfg, {"seed": saved})  # type: ignore[return-value]
     if distributed.started_from_outside():
         raise ValueError("processes started one by one cannot agree on a random seed: set seed=…")
     return OmegaConf.merge(cfg, {"seed": secrets.randbelow(2**31)})  # type: ignore[return-value]
@@ -98,6 +120,7 @@ def _best_checkpoint(trainer: "pl.Trainer", folder: Path) -> tuple[Path, float |
     callback = next((c for c in callbacks if getattr(c, "monitor", None) is not None), None)
     if callback is not None and callback.best_model_score is not None:
         return Path(callback.best_model_path), float(callback.best_model_score)
+    folder = Path(trainer.strategy.broadcast(str(folder)))
     last, best = folder / "last.ckpt", folder / "best.ckpt"
     trainer.save_checkpoint(last, weights_only=False)
     if trainer.is_global_zero:
@@ -118,19 +141,20 @@ def _report(results: dict[str, float], cfg: DictConfig, trainer: "pl.Trainer") -
     from pytorch_lightning.loggers import TensorBoardLogger
 
     run_dir = Path(cfg.paths.run_dir)
-    final = {name: None if math.isnan(value) else value for name, value in results.items()}
-    (run_dir / "metrics.json").write_text(json.dumps(final, indent=1) + "\n")
+    final = {name: value if math.isfinite(value) else None for name, value in results.items()}
+    partial = run_dir / ".metrics.json.partial"
+    partial.write_text(json.dumps(final, indent=1) + "\n")
+    partial.replace(run_dir / "metrics.json")
     if isinstance(trainer.logger, TensorBoardLogger):
         # Their own tags: a curve has no business ending in a point of another checkpoint.
-        shown = {f"hparam/{n}": v for n, v in results.items() if n.startswith(("test/", "best/")) and v == v}
+        shown = {f"hparam/{n}": v for n, v in results.items() if n.startswith(("test/", "best/")) and math.isfinite(v)}
         parts = ("seed", "data", "sampling", "augmentation", "model", "loss", "optimizer", "scheduler", "trainer")
         settings: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(parts)))
         trainer.logger.log_hyperparams(settings, shown, step=trainer.global_step)
         trainer.logger.save()
-    split = {"test": "test"}.get(cfg.test_on, cfg.test_on)
     for name in ("dice_mean", "dice_et", "dice_tc", "dice_wt", "iou_mean", "accuracy", "t1c_threshold_dice_mean"):
         if f"test/{name}" in results:
-            log.info("%-32s %.4f   (%s cases, best.ckpt)", f"test/{name}", results[f"test/{name}"], split)
+            log.info("%-32s %.4f   (%s cases, best.ckpt)", f"test/{name}", results[f"test/{name}"], cfg.test_on)
     log.info("all scores: %s · curves: tensorboard --logdir %s", run_dir / "metrics.json", run_dir)
 
 

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
 from brats_lightning import composition  # noqa: E402
 
+TINY = ["experiment=quick", "model.widths=[8,16,32]", "sampling.size=[24,24,24]", "inference.window=[32,32,32]"]
 Compose = Callable[..., DictConfig]
 
 
@@ -34,7 +35,7 @@ def composed(tmp_path: Path, shared_outputs: Path) -> Compose:
         composition.register_resolvers()
         paths = [] if name == "evaluate" else [f"paths.outputs={tmp_path}", f"paths.cache_dir={shared_outputs}/cache"]
         if name == "train":
-            paths += ["trainer=cpu", "seed=0"] + ([] if plain else ["experiment=quick"])
+            paths += ["trainer=cpu", "seed=0"] + ([] if plain else TINY)
         if name in ("train", "preprocess") and not any(override.startswith("data=") for override in overrides):
             paths.append(f"paths.phantom_dir={shared_outputs}/phantoms")
         with initialize_config_dir(str(composition.config_dir()), version_base="1.3"):

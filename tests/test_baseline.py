@@ -53,5 +53,7 @@ def test_nothing_to_compare_with(tmp_path):
     assert best_threshold([], BRATS_METS) is None
     image = volume(5)
     cases = cached(tmp_path, image, 0 * image)
-    assert best_threshold(cases, BRATS_METS) is None  # no lesion at all
+    empty = best_threshold(cases, BRATS_METS)
+    assert empty is not None
+    assert empty.dice_mean == 0  # no lesion at all: whatever is above the threshold is a false positive
     assert best_threshold(cases, LabelScheme(("lesion",))) is None

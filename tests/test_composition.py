@@ -129,6 +129,37 @@ def test_the_installed_package_carries_its_configs(monkeypatch, tmp_path):
     assert re.search(r'force-include\]\s*conf = "brats_lightning/conf"', pyproject)
 
 
+@pytest.mark.parametrize(("mode", "direction"), [("max", "maximize"), ("min", "minimize")])
+def test_sweeps_go_the_objectives_way(mode, direction):
+    composition.register_resolvers()
+    cfg = OmegaConf.create({"objective_mode": mode, "direction": "${direction:${objective_mode}}"})
+    assert cfg.direction == direction
+    assert "${direction:${objective_mode}}" in (CONF / "hparams_search/optuna.yaml").read_text()
+
+
+def test_the_window_is_the_deepest_block_that_is_drawn(composed):
+    cfg = composed("sampling=slices", "sampling.depth=[16,50]", "sampling.multiple_of=16", plain=True)
+    assert list(cfg.inference.window) == [48, *cfg.sampling.in_plane]
+
+
 def test_resolved_configs_hold_no_references(composed):
     text = OmegaConf.to_yaml(composed())
     assert "${" not in text
+
+
+def test_what_is_wrong_with_settings_is_said_in_one_line(tmp_path):
+    done = command("data=brats_mets", folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "error: these values must be given on the command line: data.root=…"
+
+
+def test_only_our_own_errors_are_shortened():
+    def foreign():
+        raise ValueError("from a library or a bug in the tests")
+
+    with pytest.raises(ValueError, match="library") as caught:
+        foreign()
+    assert not composition._raised_here(caught.value)
+    with pytest.raises(ValueError, match="must be given") as caught:
+        composition.resolved(OmegaConf.create({"a": {"b": "???"}}))
+    assert composition._raised_here(caught.value)

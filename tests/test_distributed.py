@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from brats_lightning import distributed
+from tests.conftest import TINY
 
 # A loss that writes down what its process trains with.
 SPY = """
@@ -52,7 +53,7 @@ def sweep(tmp_path, shared_outputs, composed):
 
     def run(*arguments: str, succeeds: bool = True) -> list[Path]:
         command = [
-            sys.executable, "-m", "brats_lightning.train", *arguments, "experiment=quick", "trainer=ddp_cpu",
+            sys.executable, "-m", "brats_lightning.train", *arguments, *TINY, "trainer=ddp_cpu",
             "loss=spy",
             f"paths.outputs={tmp_path}/out", f"paths.cache_dir={shared_outputs}/cache",
             f"paths.phantom_dir={shared_outputs}/phantoms", f"data.split_file={tmp_path}/split.json",

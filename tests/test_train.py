@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from brats_lightning.train import objective_value, train
+from tests.conftest import TINY
 
 
 def curves(run):
@@ -29,7 +30,7 @@ def trained(tmp_path_factory, request):
     out = tmp_path_factory.mktemp("trained")
     composition.register_resolvers()
     overrides = [
-        "experiment=quick", "trainer=cpu", "seed=0", "trainer.max_steps=7", "trainer.val_check_interval=4",
+        *TINY, "trainer=cpu", "seed=0", "trainer.max_steps=7", "trainer.val_check_interval=4",
         "trainer.log_every_n_steps=1", f"paths.outputs={out}", f"paths.run_dir={out}/run", "name=trained",
     ]  # fmt: skip
     with initialize_config_dir(str(composition.config_dir()), version_base="1.3"):
@@ -140,6 +141,38 @@ def test_starting_from_weights(composed, trained, tmp_path):
     stop = ["trainer.max_steps=1", "optimizer.lr=0", "logger=none", "test_on=null"]
     results = train(composed(*stop, f"weights={best}", f"data.split_file={trained[1]}/split.json"))
     assert results["val/dice_mean"] == pytest.approx(trained[0]["best/val/dice_mean"], abs=1e-6)
+
+
+def test_weights_of_another_network_are_refused(composed, trained):
+    with pytest.raises(ValueError, match="of another network"):
+        train(composed(f"weights={trained[1]}/checkpoints/best.ckpt", "model=resunet", "logger=none"))
+
+
+def test_a_resumed_run_keeps_the_seed_that_was_drawn(composed, tmp_path):
+    short = ["seed=null", "logger=none", "test_on=null", "trainer.val_check_interval=1"]
+    train(composed(*short, "trainer.max_steps=1", run="a"))
+    train(composed(*short, "trainer.max_steps=2", f"ckpt_path={tmp_path}/a/checkpoints/last.ckpt", run="b"))
+    first, second = (OmegaConf.load(tmp_path / run / "config.yaml").seed for run in "ab")
+    assert first == second is not None
+
+
+@pytest.mark.parametrize("override", ["test_on=none", "objective_mode=maximum"])
+def test_mistyped_settings_fail_before_training(composed, override):
+    with pytest.raises(ValueError, match=override.split("=")[0]):
+        train(composed(override))
+
+
+def test_overfitting_sees_the_same_batches_again(composed, monkeypatch):
+    seen = []
+    from brats_lightning.data.datamodule import PatchBatches
+
+    original = PatchBatches.__getitem__
+    monkeypatch.setattr(PatchBatches, "__getitem__", lambda self, key: seen.append(key) or original(self, key))
+    with pytest.warns(UserWarning, match="overfit"):
+        train(
+            composed("debug=overfit", "trainer.max_steps=6", "trainer.overfit_batches=2", "test_on=null", "logger=none")
+        )
+    assert set(seen) == {0, 1}
 
 
 def test_two_channels_and_four_classes_from_the_command_line_alone(composed):

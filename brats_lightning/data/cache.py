@@ -1,5 +1,6 @@
 """The cache of preprocessed cases: which entries are valid, and building the others in parallel."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -7,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from multiprocessing import get_context
@@ -137,7 +139,7 @@ class Cache:
                 todo.append(case)
         if todo:
             self._open_directory()
-            with _progress(progress) as bar:
+            with self._alone(), _progress(progress) as bar:
                 task = bar.add_task("caching", total=len(todo))
                 for case_id, problems in _build_all(self, todo, tuple(modalities), need_mask, workers):
                     rejected |= {case_id: problems} if problems else {}
@@ -171,6 +173,18 @@ class Cache:
         prepared = prepare(examination.images, examination.mask, self.preprocessing)
         write_entry(self.directory, case, prepared, self.scheme, stamps)
         return []
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One process at a time: those of a job that start together would each fill the cache with all cores.
+
+        Whoever waited finds the entries there. Where the file system has no locks all work at once, which only costs
+        time.
+        """
+        with (Path(self.root) / f".{self.key}.lock").open("w") as lock:
+            with suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _open_directory(self) -> None:
         try:

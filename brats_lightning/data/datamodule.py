@@ -119,8 +119,9 @@ class PatchBatches(Dataset[PatchBatch]):
         patches = len(self.cases) * self.loader.patches_per_case
         return max(1, patches // (self.loader.batch_size * self.world_size))
 
-    def __getitem__(self, key: Key) -> PatchBatch:
-        epoch, batch = key
+    def __getitem__(self, key: Key | int) -> PatchBatch:
+        # Lightning's overfit_batches asks by number alone: the same batches in every epoch.
+        epoch, batch = key if isinstance(key, tuple) else (0, key)
         size = self.loader.batch_size
         order = self._cases_of(epoch)
         first = (batch * self.world_size + self.rank) * size

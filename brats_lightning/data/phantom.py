@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import shutil
@@ -22,6 +23,8 @@ from brats_lightning.data.cases import Case, find_cases
 from brats_lightning.data.phantom_anatomy import SIGNAL, Brain, Frame, make_brain, smooth_field
 from brats_lightning.data.phantom_lesions import ET, Lesion, lesion_volumes, place_lesions
 from brats_lightning.labels import MODALITIES
+
+log = logging.getLogger(__name__)
 
 VERSION = 1  # of the generator: phantoms of another version are other phantoms
 SETTINGS_FILE = "phantom.json"
@@ -298,4 +301,7 @@ def phantom_statistics(root: Path | str) -> dict[str, int | float]:
 def phantom_cases(parent: str | Path, **settings: Any) -> list[Case]:
     """The cases of a set with these `PhantomSettings`, made on first use in a folder of its own below ``parent``."""
     wanted = PhantomSettings(**settings)
-    return find_cases(make_phantoms(phantom_folder(Path(parent), wanted), wanted))
+    folder = phantom_folder(Path(parent), wanted)
+    if not folder.exists():
+        log.info("making %d phantoms, once, in %s", wanted.cases, folder)
+    return find_cases(make_phantoms(folder, wanted))

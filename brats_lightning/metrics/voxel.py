@@ -87,7 +87,7 @@ class CaseScores(Metric):
 
     def means(self) -> dict[str, float]:
         """Mean of each score over the cases that have it; NaN if none has."""
-        return dict(zip(self.names, self._table().double().nanmean(0).tolist(), strict=True))
+        return dict(zip(self.names, self._table().cpu().double().nanmean(0).tolist(), strict=True))
 
     def counts(self) -> dict[str, int]:
         """How many cases have each score."""
