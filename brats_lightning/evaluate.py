@@ -17,7 +17,7 @@ from brats_lightning.composition import entry_point
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from brats_lightning.scoring import Evaluation, Scoring
+    from brats_lightning.evaluation.scoring import Evaluation, Scoring
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +38,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         CaseError: there are faulty files, and ``on_bad_case`` is ``error``. Nothing is written then.
     """
     from brats_lightning.data.cases import CaseError
+    from brats_lightning.evaluation.pairing import EvaluationError
+    from brats_lightning.evaluation.scoring import Scoring, case_workers
     from brats_lightning.labels import LabelScheme
-    from brats_lightning.pairing import EvaluationError
-    from brats_lightning.scoring import Scoring, case_workers
 
     for name, known in (("missing", ("score", "error")), ("on_bad_case", ("error", "skip"))):
         if cfg[name] not in known:
@@ -86,7 +86,7 @@ def method_names(folders: Sequence[Path], given: Sequence[str] | None) -> list[s
     Raises:
         EvaluationError: names that are too few, not distinct, or no folder names.
     """
-    from brats_lightning.pairing import EvaluationError
+    from brats_lightning.evaluation.pairing import EvaluationError
 
     if given is None:
         paths = [folder.resolve().parts for folder in folders]
@@ -109,8 +109,8 @@ def _plan(
     name: str, folder: Path, references: Path, scoring: "Scoring", missing: str, pool: "Executor | None"
 ) -> "Evaluation":
     """What is to be scored and what is wrong with the rest; no case is scored yet."""
-    from brats_lightning.pairing import pair_masks
-    from brats_lightning.scoring import Evaluation, over_cases
+    from brats_lightning.evaluation.pairing import pair_masks
+    from brats_lightning.evaluation.scoring import Evaluation, over_cases
 
     pairs, problems = pair_masks(folder, references, missing)
     if same := sum(pair.prediction is not None and pair.prediction.samefile(pair.reference) for pair in pairs):
@@ -124,7 +124,7 @@ def _plan(
 def _scored(plan: "Evaluation", pool: "Executor | None") -> "Evaluation":
     from dataclasses import replace
 
-    from brats_lightning.scoring import over_cases
+    from brats_lightning.evaluation.scoring import over_cases
 
     scored = replace(plan, cases=tuple(over_cases(plan.scoring.score, plan.pairs, pool, f"scoring {plan.name}")))
     if scored.missing:
@@ -136,9 +136,9 @@ def _write_evaluation(evaluation: "Evaluation", folder: Path, cfg: DictConfig) -
     """All files of one method; its summary."""
     from rich.console import Console
 
-    from brats_lightning.pictures import lesion_pictures
-    from brats_lightning.report import evaluation_page, terminal_table
-    from brats_lightning.summary import summary
+    from brats_lightning.evaluation.pictures import lesion_pictures
+    from brats_lightning.evaluation.report import evaluation_page, terminal_table
+    from brats_lightning.evaluation.summary import summary
 
     result = summary(evaluation, cfg.resamples, cfg.seed)
     for protocol in evaluation.scoring.protocols:
@@ -159,8 +159,8 @@ def _write_evaluation(evaluation: "Evaluation", folder: Path, cfg: DictConfig) -
 
 def _write_comparison(evaluations: "Sequence[Evaluation]", folder: Path, cfg: DictConfig) -> dict[str, Any]:
     """Each method's files in a folder of its name, and those of the comparison."""
-    from brats_lightning.comparison import compare, difference_rows, headline_scores
-    from brats_lightning.comparison_report import comparison_page
+    from brats_lightning.evaluation.comparison import compare, difference_rows, headline_scores
+    from brats_lightning.evaluation.comparison_report import comparison_page
 
     comparison = compare(evaluations, cfg.resamples, cfg.seed)
     scores = {

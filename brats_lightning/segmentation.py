@@ -117,9 +117,9 @@ class Segmentation(pl.LightningModule):
     def score_names(self) -> list[str]:
         """The scores each whole case gets: of voxels, of lesions, and the loss."""
         empty = torch.zeros((self.scheme.num_classes,) * 2, dtype=torch.int64)
-        # The loss's parts are known only once it has run; one voxel tells.
-        voxel = torch.zeros((1, self.scheme.num_classes, 1, 1, 1), device=self.device)
-        parts = self._loss(voxel, torch.zeros((1, 1, 1, 1), dtype=torch.uint8, device=self.device))
+        # The loss's parts are known only once it has run; a few voxels tell.
+        logits = torch.zeros((1, self.scheme.num_classes, 8, 8, 8), device=self.device)
+        parts = self._loss(logits, torch.zeros((1, 8, 8, 8), dtype=torch.uint8, device=self.device))
         return [*voxel_scores(empty, self.scheme), *self.lesion_names, *(_loss_name("", part) for part in parts)]
 
     def _score(self, volume: Volume, stage: str) -> dict[str, Tensor] | None:

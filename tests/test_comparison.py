@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
-from brats_lightning.comparison import case_ranks, common_cases, paired_differences, rank_table, signed_rank
-from brats_lightning.pairing import EvaluationError
-from brats_lightning.scoring import CaseScores, Evaluation, Scoring
+from brats_lightning.evaluation.comparison import case_ranks, common_cases, paired_differences, rank_table, signed_rank
+from brats_lightning.evaluation.pairing import EvaluationError
+from brats_lightning.evaluation.scoring import CaseScores, Evaluation, Scoring
 from tests.data.tiny_cases import lesions, save
 from tests.evaluating import run
 

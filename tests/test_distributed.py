@@ -25,8 +25,9 @@ class Spy(torch.nn.Module):
         self.folder, self.record = Path(folder), {"sharpness": sharpness, "seed": torch.initial_seed()}
 
     def forward(self, logits, target):
-        port, rank = os.environ["MASTER_PORT"], os.environ["LOCAL_RANK"]
-        (self.folder / f"{port}_{rank}.json").write_text(json.dumps(self.record | {"rank": rank}))
+        if "MASTER_PORT" in os.environ:  # the processes are up
+            port, rank = os.environ["MASTER_PORT"], os.environ["LOCAL_RANK"]
+            (self.folder / f"{port}_{rank}.json").write_text(json.dumps(self.record | {"rank": rank}))
         return F.cross_entropy(logits.float(), target.long())
 """
 
@@ -108,9 +109,8 @@ def test_optuna_sweep(sweep, tmp_path):
 
 
 def test_a_process_that_fails_stops_the_others(sweep, tmp_path):
-    (tmp_path / "spy.py").write_text(
-        SPY.replace("port, rank =", "1 / (1 - int(os.environ['LOCAL_RANK'])); port, rank =")
-    )
+    failing = "            1 / (1 - int(os.environ['LOCAL_RANK']))\n            port, rank ="
+    (tmp_path / "spy.py").write_text(SPY.replace("            port, rank =", failing))
     runs = sweep("--config-dir", f"{tmp_path}/conf", succeeds=False)
     assert not (runs[0] / "metrics.json").exists()
 

@@ -13,7 +13,7 @@ import pytest
 from brats_lightning import composition
 from brats_lightning.data.cases import CaseError
 from brats_lightning.evaluate import method_names, scores_csv
-from brats_lightning.pairing import EvaluationError, case_name, find_images, find_masks, pair_masks
+from brats_lightning.evaluation.pairing import EvaluationError, case_name, find_images, find_masks, pair_masks
 from tests.data.tiny_cases import LPS, RAS, lesions, save, write_case
 from tests.evaluating import run
 

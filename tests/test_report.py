@@ -5,13 +5,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from brats_lightning.comparison_report import p_value
 from brats_lightning.data.nifti import read_volume
+from brats_lightning.evaluation.comparison_report import p_value
+from brats_lightning.evaluation.page import Cell, interval_cell, number, number_cell, page, table
+from brats_lightning.evaluation.pictures import axial_slice, grey, outline, worst_lesions
+from brats_lightning.evaluation.report import what_went_wrong, worst_first
+from brats_lightning.evaluation.scoring import CaseScores
 from brats_lightning.metrics.lesions import LesionRow
-from brats_lightning.page import Cell, interval_cell, number, number_cell, page, table
-from brats_lightning.pictures import axial_slice, grey, outline, worst_lesions
-from brats_lightning.report import what_went_wrong, worst_first
-from brats_lightning.scoring import CaseScores
 from tests.data.tiny_cases import LPS, RAS, lesions, save, write_case
 from tests.evaluating import run
 

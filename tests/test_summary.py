@@ -3,10 +3,16 @@ import math
 import numpy as np
 import pytest
 
+from brats_lightning.evaluation.scoring import SIZE_FILTERS, CaseScores, EvaluationError, Scoring, operating_points
+from brats_lightning.evaluation.summary import (
+    bootstrap_interval,
+    detection_curve,
+    size_bands,
+    summarise,
+    wilson_interval,
+)
 from brats_lightning.labels import BRATS_METS
 from brats_lightning.metrics.lesions import LesionRow, lesion_table
-from brats_lightning.scoring import SIZE_FILTERS, CaseScores, EvaluationError, Scoring, operating_points
-from brats_lightning.summary import bootstrap_interval, detection_curve, size_bands, summarise, wilson_interval
 
 NAN = math.nan
 

@@ -6,12 +6,12 @@ from html import escape
 from typing import Any
 from urllib.parse import quote
 
-from brats_lightning.comparison import Scores
-from brats_lightning.figures import COLUMN_TITLES, difference_figure
-from brats_lightning.page import Cell, figure, interval_cell, name_cell, number_cell, page, table
-from brats_lightning.report import computation, counted, digits, mean_cell
-from brats_lightning.scoring import Evaluation
-from brats_lightning.summary import HEADLINE
+from brats_lightning.evaluation.comparison import Scores
+from brats_lightning.evaluation.figures import COLUMN_TITLES, difference_figure
+from brats_lightning.evaluation.page import Cell, figure, interval_cell, name_cell, number_cell, page, table
+from brats_lightning.evaluation.report import computation, counted, digits, mean_cell
+from brats_lightning.evaluation.scoring import Evaluation
+from brats_lightning.evaluation.summary import HEADLINE
 
 
 def comparison_page(

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import rankdata, wilcoxon
 
-from brats_lightning.pairing import EvaluationError
-from brats_lightning.scoring import Evaluation
-from brats_lightning.summary import HEADLINE, bootstrap_interval, lower_is_better
+from brats_lightning.evaluation.pairing import EvaluationError
+from brats_lightning.evaluation.scoring import Evaluation
+from brats_lightning.evaluation.summary import HEADLINE, bootstrap_interval, lower_is_better
 
 FEWEST = 6  # with fewer differences not even five of one sign give p < 0.05
 PERMUTATIONS = 10_000

@@ -9,14 +9,14 @@ import numpy as np
 from rich.markup import escape as plain
 from rich.table import Table
 
-from brats_lightning.figures import (
+from brats_lightning.evaluation.figures import (
     COLUMN_TITLES,
     band_title,
     detection_figure,
     score_distribution,
     size_figure,
 )
-from brats_lightning.page import (
+from brats_lightning.evaluation.page import (
     Cell,
     definitions,
     figure,
@@ -27,9 +27,9 @@ from brats_lightning.page import (
     page,
     table,
 )
-from brats_lightning.pictures import PREDICTION_COLOUR, REFERENCE_COLOUR, LesionPicture
-from brats_lightning.scoring import CaseScores, Evaluation
-from brats_lightning.summary import HEADLINE, lower_is_better
+from brats_lightning.evaluation.pictures import PREDICTION_COLOUR, REFERENCE_COLOUR, LesionPicture
+from brats_lightning.evaluation.scoring import CaseScores, Evaluation
+from brats_lightning.evaluation.summary import HEADLINE, lower_is_better
 
 REGION_TITLES = {"et": "enhancing tumour", "tc": "tumour core", "wt": "whole tumour", "rc": "resection cavity"}
 POOR = 0.5  # Dice below which a lesion that was found is worth a word

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from brats_lightning.data.cases import Case, CaseError, Problem, examine
 from brats_lightning.data.nifti import Volume
+from brats_lightning.evaluation.pairing import EvaluationError, Pair, case_name
 from brats_lightning.geometry import Placement
 from brats_lightning.labels import BRATS_METS, LabelScheme
 from brats_lightning.metrics.brats2026 import THRESHOLDS
@@ -32,7 +33,6 @@ from brats_lightning.metrics.lesions import (
     region_mask,
 )
 from brats_lightning.metrics.official import DEFAULT_PROTOCOL, PROTOCOLS, score_case
-from brats_lightning.pairing import EvaluationError, Pair, case_name
 
 # Predicted lesions below each of these volumes (mm³) are left out in turn: the points of the detection curve.
 SIZE_FILTERS = (0, 3, 5, 10, 20, 27, 50, 100, 200, 500, 1000)

@@ -16,11 +16,11 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from brats_lightning.data.nifti import UnreadableFile, Volume, read_volume
+from brats_lightning.evaluation.pairing import Pair, find_images
+from brats_lightning.evaluation.scoring import CaseScores, Evaluation, Scoring
 from brats_lightning.geometry import Grid, Ints, Placement
 from brats_lightning.labels import in_classes
 from brats_lightning.metrics.lesions import LesionRow
-from brats_lightning.pairing import Pair, find_images
-from brats_lightning.scoring import CaseScores, Evaluation, Scoring
 
 REFERENCE_COLOUR, PREDICTION_COLOUR = "#35d0ff", "#ff9a3c"  # told apart by all, on grey
 FIELD = 50.0  # mm, side of the enlarged part

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from brats_lightning.evaluation.scoring import SIZE_FILTERS, CaseScores, Evaluation
 from brats_lightning.metrics.brats2026 import THRESHOLDS
 from brats_lightning.metrics.official import HEADLINES
-from brats_lightning.scoring import SIZE_FILTERS, CaseScores, Evaluation
 
 # What a protocol is mainly read for, its lesion-wise Dice first; the rest is in the files.
 HEADLINE = {protocol: tuple(columns.values()) for protocol, columns in HEADLINES.items()}

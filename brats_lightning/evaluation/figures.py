@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from brats_lightning.summary import HEADLINE, lower_is_better
+from brats_lightning.evaluation.summary import HEADLINE, lower_is_better
 
 # Stand-ins that `_svg` replaces by the page's variables, so that one figure suits a light and a dark page.
 _INK, _FAINT = "#010203", "#010204"
