@@ -6,6 +6,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Float
+from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -26,7 +27,8 @@ class Segmentation(pl.LightningModule):
         network: (b, c, z, y, x) → logits (b, k, z, y, x); in training it may return a list, full resolution first.
         loss: (logits, class indices (b, z, y, x)) → a scalar, or a dict with the scalar under "loss" and its parts.
         optimizer: parameters → optimiser.
-        scheduler: optimiser and number of steps → learning-rate schedule, stepped after every optimiser step.
+        scheduler: optimiser and the share of the run done before a step → learning-rate schedule, stepped after every
+            optimiser step.
         inference: how whole volumes are predicted.
         postprocessing: probabilities to labels.
         scheme: the classes.
@@ -40,7 +42,7 @@ class Segmentation(pl.LightningModule):
         network: nn.Module,
         loss: Callable[..., Any],
         optimizer: Callable[[Any], Optimizer],
-        scheduler: Callable[[Optimizer, int], LRScheduler],
+        scheduler: Callable[[Optimizer, Callable[[int], float]], LRScheduler],
         inference: SlidingWindow,
         postprocessing: Postprocessing,
         scheme: LabelScheme,
@@ -156,15 +158,30 @@ class Segmentation(pl.LightningModule):
     # ---- optimiser and checkpoint
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Build the optimiser and its schedule over all steps of the run."""
-        steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise ValueError("a learning-rate schedule needs an end: set trainer.max_steps or trainer.max_epochs")
+        """Build the optimiser and its schedule over the whole run."""
         optimizer = self.make_optimizer(self.network.parameters())
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer, int(steps)), "interval": "step"},
-        }
+        schedule = self.make_scheduler(optimizer, self._progress())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _progress(self) -> Callable[[int], float]:
+        """Share of the run done before a step: of its steps or, with ``max_time``, of its time if that is further."""
+        steps = self.trainer.estimated_stepping_batches
+        timers = [c for c in self.trainer.callbacks if isinstance(c, Timer) and c.time_remaining() is not None]  # type: ignore[attr-defined]
+        if steps == float("inf") and not timers:
+            raise ValueError(
+                "a learning-rate schedule needs an end: set trainer.max_steps, trainer.max_epochs or trainer.max_time"
+            )
+
+        def progress(step: int) -> float:
+            shares = [step / steps]
+            for timer in timers:
+                elapsed, remaining = timer.time_elapsed(), timer.time_remaining() or 0.0
+                shares.append(elapsed / (elapsed + max(0.0, remaining)) if elapsed else 0.0)
+            share = min(1.0, max(shares))
+            # One clock for all processes: they must take the same step.
+            return self.trainer.strategy.broadcast(share) if timers else share
+
+        return progress
 
     def configure_gradient_clipping(
         self,
