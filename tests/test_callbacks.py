@@ -4,8 +4,9 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 import pytorch_lightning as pl
+import torch
 
-from brats_lightning.callbacks import Overlay, ResumedSteps, ValidateLast
+from brats_lightning.callbacks import AveragedWeights, Overlay, ResumedSteps, ValidateLast
 from brats_lightning.callbacks.overlay import CLASS_COLOURS, draw, outlines
 
 
@@ -71,3 +72,28 @@ def test_without_tensorboard_nothing_is_drawn():
     module, batch = MagicMock(spec=pl.LightningModule), MagicMock()
     Overlay().on_validation_batch_end(MagicMock(spec=pl.Trainer, logger=None), module, {"labels": None}, batch, 0)
     assert not batch.method_calls
+
+
+def test_average_follows_the_weights_with_a_growing_memory():
+    callback = AveragedWeights(decay=0.5)
+    module = pl.LightningModule()
+    module.weight = torch.nn.Parameter(torch.tensor([0.0]))
+    module.register_buffer("count", torch.tensor(0))
+    callback.setup(MagicMock(spec=pl.Trainer), module, "fit")
+    values = []
+    for step, weight in enumerate([8.0, 0.0, 11.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], 1):
+        module.weight.data.fill_(weight)
+        module.count.fill_(step)
+        callback.on_train_batch_end(MagicMock(spec=pl.Trainer, global_step=step), module, None, None, 0)
+        values.append(callback._average_model.module.weight.item())
+    assert values[0] == 8  # the first weights themselves
+    assert values[1] == pytest.approx(8 * 2 / 11)  # keeps (1 + 1) / (10 + 1)
+    assert values[2] == pytest.approx(16 / 11 * 3 / 12 + 11 * 9 / 12)
+    assert values[9] == pytest.approx(values[8] * 0.5)  # from (1 + 8) / (10 + 8) on, the decay
+    assert callback._average_model.module.count == 10
+
+
+@pytest.mark.parametrize("decay", [1.0, -0.1])
+def test_average_needs_a_share(decay):
+    with pytest.raises(ValueError, match="decay"):
+        AveragedWeights(decay)

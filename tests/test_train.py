@@ -201,3 +201,35 @@ def test_score_on_the_training_cases(composed):
 def test_objective(mode, results, expected):
     cfg = OmegaConf.create({"objective": "val/dice_mean", "objective_mode": mode})
     assert objective_value(cfg, results) == expected
+
+
+def test_averaged_weights_are_what_is_validated_tested_saved_and_resumed(composed):
+    options = ("callbacks=averaged", "callbacks.average.decay=0.9", "test_on=val", "trainer.val_check_interval=6")
+    cfg = composed(*options, "trainer.max_steps=6", "scheduler=constant")
+    results = train(cfg)
+    file = f"{cfg.paths.run_dir}/checkpoints/last.ckpt"
+    saved = torch.load(file, weights_only=True)
+    name = "network.head.weight" if "network.head.weight" in saved["state_dict"] else next(iter(saved["state_dict"]))
+    assert not torch.equal(saved["state_dict"][name], saved["current_model_state"][name])
+    # validation during the fit and the test of the saved file see the same weights
+    assert results["test/dice_mean"] == pytest.approx(results["val/dice_mean"], abs=1e-6)
+    assert results["test/loss"] == pytest.approx(results["val/loss"], rel=1e-4)
+
+    more = composed(*options, "trainer.max_steps=8", "scheduler=constant", f"ckpt_path={file}", run="resumed")
+    train(more)
+    whole = composed(*options, "trainer.max_steps=8", "scheduler=constant", run="whole")
+    train(whole)
+    states = [
+        torch.load(f"{c.paths.run_dir}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for c in (more, whole)
+    ]
+    for key, value in states[1].items():
+        torch.testing.assert_close(states[0][key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_time_limit_ends_the_run_and_its_schedule(composed):
+    cfg = composed("trainer.max_steps=-1", "trainer.max_time=00:00:00:02", "trainer.val_check_interval=1000")
+    train(cfg)
+    saved = torch.load(f"{cfg.paths.run_dir}/checkpoints/last.ckpt", weights_only=True)
+    assert saved["global_step"] > 0
+    (rate,) = saved["lr_schedulers"][0]["_last_lr"]
+    assert rate == pytest.approx(cfg.optimizer.lr * cfg.scheduler.final, rel=1e-6)
