@@ -162,9 +162,10 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
     optimizer = cfg.optimizer.copy()
     if str(_precision(cfg)) in ("16", "16-mixed") and cfg.trainer.gradient_clip_val and optimizer.get("fused"):
         optimizer.fused = False  # a fused step unscales the gradients itself, too late to clip them
+    loss = instantiate(weighted(OmegaConf.to_container(cfg.loss)))
     module = Segmentation(
         network=instantiate(cfg.model),
-        loss=DeepSupervision(instantiate(weighted(OmegaConf.to_container(cfg.loss)))),
+        loss=loss if isinstance(loss, DeepSupervision) else DeepSupervision(loss),
         optimizer=instantiate(optimizer),
         scheduler=instantiate(cfg.scheduler),
         inference=instantiate(cfg.inference),
