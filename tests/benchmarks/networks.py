@@ -43,9 +43,8 @@ def measure(network: nn.Module, channels: int) -> tuple[float, float, float]:
 def main() -> None:
     """Print the table."""
     composition.register_resolvers()
-    print(
-        f"| network | size | parameters | TFLOP per step and {SIDE}³ patch | GiB kept per patch |\n|---|---|---|---|---|"
-    )
+    print(f"| network | size | parameters | TFLOP per step and {SIDE}³ patch | GiB kept per patch |")
+    print("|---|---|---|---|---|")
     for name in NETWORKS:
         for size in SIZES:
             with initialize_config_dir(str(composition.config_dir()), version_base="1.3"):
