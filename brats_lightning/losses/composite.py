@@ -33,7 +33,9 @@ class CompositeLoss(nn.Module):
         self._gamma = next((gamma for gamma in gammas if gamma is not None), None)
 
     def forward(
-        self, logits: Float[Tensor, "b k z y x"], target: Integer[Tensor, "b z y x"]
+        self,
+        logits: Float[Tensor, "b k z y x"],
+        target: Integer[Tensor, "b z y x"] | Integer[Tensor, "b k z y x"],
     ) -> dict[str, Float[Tensor, ""]]:
         """The total under ``loss``, and under its name each part without its weight, detached: for the log."""
         shared: dict[float | None, ClassSums] = {}
@@ -51,16 +53,22 @@ class CompositeLoss(nn.Module):
 
 
 class ChannelTarget(nn.Module):
-    """A loss that wants its target with a channel dimension, such as MONAI's with ``to_onehot_y``, as one of ours.
+    """A loss that wants its target with a channel dimension, such as MONAI's, as one of ours.
 
     Args:
-        loss: ``(logits (b, k, z, y, x), target (b, 1, z, y, x)) -> scalar``; gets float32 logits, int64 indices.
+        loss: ``(logits, target) -> scalar``; gets float32 logits (b, k, z, y, x), and int64 class indices (b, 1, z, y,
+            x) (``to_onehot_y`` of MONAI's) or float32 memberships of regions (b, k, z, y, x).
     """
 
     def __init__(self, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
         self.loss = loss
 
-    def forward(self, logits: Float[Tensor, "b k z y x"], target: Integer[Tensor, "b z y x"]) -> Float[Tensor, ""]:
+    def forward(
+        self,
+        logits: Float[Tensor, "b k z y x"],
+        target: Integer[Tensor, "b z y x"] | Integer[Tensor, "b k z y x"],
+    ) -> Float[Tensor, ""]:
         """The wrapped loss."""
-        return self.loss(logits.float(), target.long().unsqueeze(1))
+        exclusive = target.ndim < logits.ndim
+        return self.loss(logits.float(), target.long().unsqueeze(1) if exclusive else target.float())

@@ -32,7 +32,7 @@ class DeepSupervision(nn.Module):
     def forward(
         self,
         logits: Float[Tensor, "b k z y x"] | list[Float[Tensor, "b k _ _ _"]],
-        target: Integer[Tensor, "b z y x"],
+        target: Integer[Tensor, "b z y x"] | Integer[Tensor, "b k z y x"],
     ) -> Float[Tensor, ""] | dict[str, Float[Tensor, ""]]:
         """What the loss returns for the full resolution, its total replaced by the mean over all."""
         if isinstance(logits, Tensor):
@@ -44,27 +44,34 @@ class DeepSupervision(nn.Module):
         return results[0] | {"loss": total} if isinstance(results[0], dict) else total
 
 
-def downsample_target(
-    target: Integer[Tensor, "b z y x"], size: Sequence[int], classes: int
-) -> Integer[Tensor, "b _ _ _"]:
-    """Class indices on a coarser grid: the most frequent foreground class of each block, 0 only without any.
+def downsample_target(target: Integer[Tensor, "*b z y x"], size: Sequence[int], classes: int) -> Integer[Tensor, "..."]:
+    """The target on a coarser grid, where nothing is lost: whatever foreground a block has, the coarse voxel is.
 
-    Picking one voxel of a block would lose seven of eight single-voxel lesions at half the resolution, and teach the
-    coarse heads that there is nothing where there is one. Any foreground therefore beats the background; ties go to
-    the lower index. Blocks are those of adaptive pooling: all voxels count, whatever the size.
+    Of class indices it gets the most frequent foreground class of its block, of equals the lower one, and 0 only
+    without any; of memberships every region that has a voxel in the block. Picking one voxel of a block would lose
+    seven of eight single-voxel lesions at half the resolution, and teach the coarse heads that there is nothing where
+    there is one. Blocks are those of adaptive pooling: all voxels count, whatever the size.
 
     Args:
-        target: class indices, 0 is background.
+        target: class indices (b, z, y, x), 0 being background, or memberships (b, k, z, y, x).
         size: (z, y, x) to come to.
-        classes: their number with the background.
+        classes: channels of the logits; of class indices their number with the background.
     """
-    if target.shape[1:] == torch.Size(size):
-        return target
     depth, height, width = size
+    if target.shape[-3:] == (depth, height, width):
+        return target
+    if target.ndim == 5:
+        return _shares(target, size).gt(0).to(target.dtype)
     result = target.new_zeros(target.shape[0], depth, height, width)
     most = torch.zeros(result.shape, device=target.device)
     for index in range(1, classes):
-        share = functional.adaptive_avg_pool3d((target == index).float(), (depth, height, width))
+        share = _shares(target == index, size)
         result.masked_fill_(share > most, index)
         most = torch.maximum(most, share)
     return result
+
+
+def _shares(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """The share of each block that lies in a mask."""
+    depth, height, width = size
+    return functional.adaptive_avg_pool3d(mask.float(), (depth, height, width))

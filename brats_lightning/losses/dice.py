@@ -13,7 +13,7 @@ class WeightedDiceLoss(ClassSumsLoss):
     """Soft Dice loss (Milletari et al. 2016, with unsquared sums as Drozdzal et al. 2016), weighted by class.
 
     With R voxels of a class in the reference, and false negatives and positives FN and FP as sums of softmax
-    probabilities (Σ 1 - p inside, Σ p outside), a class costs::
+    probabilities (Σ 1 - p inside, Σ p outside), a class costs what follows; of memberships a region, with sigmoids::
 
         present (R > 0):  (FN + FP) / (2R - FN + FP + smooth)   = 1 - 2 Σ p y / (Σ p + Σ y), up to smooth
         absent  (R = 0):  FP / (FP + absent_fraction · V)       V voxels in the sample
@@ -29,9 +29,9 @@ class WeightedDiceLoss(ClassSumsLoss):
     lesions rises strictly with every false positive.
 
     Args:
-        class_weights: one weight per class, background first (unused without ``include_background``); only ratios
-            matter. None: all equal.
-        include_background: whether the background is one of the classes.
+        class_weights: one weight per class, background first (unused without ``include_background``), or per region;
+            only ratios matter. None: all equal.
+        include_background: whether the background is one of the classes; regions have none.
         batch: sums over the whole batch instead of each sample: steadier for tiny lesions, but large ones dominate.
             In distributed training the batch is that of one process.
         smooth: added to the denominator only; in the numerator it would reward empty predictions.
@@ -57,23 +57,20 @@ class WeightedDiceLoss(ClassSumsLoss):
             )
         self.include_background, self.batch = include_background, batch
         self.smooth, self.absent_fraction = smooth, absent_fraction
-        if self.class_weights is not None and self.class_weights[self._first :].sum() == 0:
-            raise ValueError("class_weights of the foreground are all 0; give one a weight or set include_background")
-
-    @property
-    def _first(self) -> int:
-        return 0 if self.include_background else 1
+        self._only_background = self.class_weights is not None and self.class_weights[1:].sum().item() == 0
 
     def from_sums(self, sums: ClassSums) -> Float[Tensor, ""]:
         """The loss, from the class sums of a batch."""
         if self.batch:
-            sums = ClassSums(*(part.sum(0, keepdim=True) for part in sums))
-        voxels = sums.reference.sum(1, keepdim=True)
-        weights = self.weights_of(sums)[self._first :]
+            sums = sums.over_batch()
+        first = 1 if sums.exclusive and not self.include_background else 0
+        if first and self._only_background:
+            raise ValueError("class_weights of the foreground are all 0; give one a weight or set include_background")
+        weights = self.weights_of(sums)[first:]
         weights = weights / weights.sum()
-        reference, negatives, positives, _ = (part[:, self._first :] for part in sums)
+        reference, negatives, positives = (part[:, first:] for part in sums[:3])
         present = reference > 0
-        offset = torch.where(present, self.smooth, self.absent_fraction * voxels)
+        offset = torch.where(present, self.smooth, self.absent_fraction * sums.voxels)
         cost = weights * (negatives + positives) / (2 * reference - negatives + positives + offset)
         weight_present = (weights * present).sum(1).clamp_min(torch.finfo(cost.dtype).tiny)
         return ((cost * present).sum(1) / weight_present + (cost * ~present).sum(1)).mean()

@@ -1,4 +1,4 @@
-"""Categorical focal loss."""
+"""Focal loss of classes and of regions."""
 
 from collections.abc import Sequence
 
@@ -10,18 +10,20 @@ from brats_lightning.losses.sums import ClassSums, ClassSumsLoss
 
 
 class CategoricalFocalLoss(ClassSumsLoss):
-    """Focal loss of a softmax (Lin et al. 2017, https://arxiv.org/abs/1708.02002).
+    """Focal loss (Lin et al. 2017, https://arxiv.org/abs/1708.02002).
 
     With p the softmax probability of a voxel's reference class y, over all voxels of the batch::
 
         loss = α Σ w_y (1 - p)^γ (-log p) / Σ w_y
 
-    γ = 0 and α = 1 is the cross-entropy, with weights as ``torch.nn.functional.cross_entropy`` weighs.
+    γ = 0 and α = 1 is the cross-entropy, with weights as ``torch.nn.functional.cross_entropy`` weighs. Of memberships
+    the sums run over all pairs of a voxel and a region, w being the region's and p the sigmoid's probability of what
+    is right, inside or outside; γ = 0 and α = 1 is then the mean binary cross-entropy.
 
     Args:
         gamma: how strongly well-classified voxels are discounted, 0 or more.
         alpha: factor of the whole loss; of use in a sum with others.
-        class_weights: one weight per class, background first; only ratios matter. None: all equal.
+        class_weights: one weight per class, background first, or per region; only ratios matter. None: all equal.
 
     Raises:
         ValueError: weights that are negative, all zero or of another number than the classes; settings out of range.
@@ -40,5 +42,5 @@ class CategoricalFocalLoss(ClassSumsLoss):
     def from_sums(self, sums: ClassSums) -> Float[Tensor, ""]:
         """The loss, from the class sums of a batch."""
         weights = self.weights_of(sums)
-        voxels = (weights * sums.reference).sum().clamp_min(torch.finfo(weights.dtype).tiny)
-        return self.alpha * (weights * sums.focal).sum() / voxels
+        voxels = weights * (sums.reference if sums.exclusive else sums.voxels)
+        return self.alpha * (weights * sums.focal).sum() / voxels.sum().clamp_min(torch.finfo(weights.dtype).tiny)

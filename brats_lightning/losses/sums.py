@@ -1,4 +1,4 @@
-"""Sums over voxels by class: all that Dice and focal losses need of a batch, from one pass over its logits."""
+"""Sums over voxels by channel: all that Dice and focal losses need of a batch, from one pass over its logits."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -6,25 +6,39 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
+from torch.nn import functional
 
 # Voxels worked on at a time. On a CPU the temporaries of a chunk stay in the cache; on a GPU few launches matter more.
 _CHUNK_CPU, _CHUNK_GPU = 1 << 17, 1 << 22
 
 
 class ClassSums(NamedTuple):
-    """Sums over the voxels of each sample, by class, of the softmax p; y is a voxel's reference class.
+    """Sums over the voxels of each sample, by channel c, of its probabilities p.
 
-    Written with what is wrong rather than what is right, so that a perfect prediction gives exact zeros.
+    Of class indices p is a softmax, and y marks the voxels of class c; of memberships p is a sigmoid, and y marks the
+    voxels of region c. Written with what is wrong rather than what is right, so that a perfect prediction gives exact
+    zeros.
     """
 
-    reference: Float[Tensor, "b k"]  # voxels with y = c
-    false_negatives: Float[Tensor, "b k"]  # Σ 1 - p_c where y = c
-    false_positives: Float[Tensor, "b k"]  # Σ p_c where y ≠ c
-    focal: Float[Tensor, "b k"]  # Σ -(1 - p_c)^γ log p_c where y = c; 0 without γ
+    reference: Float[Tensor, "b k"]  # Σ y
+    false_negatives: Float[Tensor, "b k"]  # Σ 1 - p where y
+    false_positives: Float[Tensor, "b k"]  # Σ p where not y
+    # -(1 - q)^γ log q, q being the probability of what is right: Σ where y of a softmax, over all voxels of a sigmoid;
+    # 0 without γ
+    focal: Float[Tensor, "b k"]
+    voxels: Float[Tensor, "b 1"]
+    exclusive: bool  # whether the channels are those of a softmax, the first one of the background
+
+    def over_batch(self) -> "ClassSums":
+        """The sums of all samples as of one."""
+        *sums, exclusive = self
+        return ClassSums._make([*(part.sum(0, keepdim=True) for part in sums), exclusive])
 
 
 def class_sums(
-    logits: Float[Tensor, "b k z y x"], target: Integer[Tensor, "b z y x"], gamma: float | int | None = None
+    logits: Float[Tensor, "b k z y x"],
+    target: Integer[Tensor, "b z y x"] | Integer[Tensor, "b k z y x"],
+    gamma: float | int | None = None,
 ) -> ClassSums:
     """Class sums of a batch, differentiable with respect to the logits.
 
@@ -32,42 +46,46 @@ def class_sums(
     once more in the backward pass instead of being stored: the memory needed beyond the gradient is that of a chunk.
 
     Args:
-        logits: scores of k classes.
-        target: class index of each voxel, 0 … k - 1.
+        logits: scores of k classes, or of k regions.
+        target: class index of each voxel, 0 … k - 1; or, with as many dimensions as the logits, memberships of the
+            regions, 0 or 1.
         gamma: exponent of the focal sum, None to leave it out.
 
     Raises:
-        ValueError: shapes that do not match; on a CPU also a class index the logits have no channel for.
+        ValueError: shapes that do not match; on a CPU also values the target cannot have.
     """
-    if logits.shape[:1] + logits.shape[2:] != target.shape:
+    exclusive = target.ndim < logits.ndim
+    if target.shape != logits.shape and (logits.shape[:1] + logits.shape[2:] != target.shape):
         raise ValueError(
             f"logits (b, k, z, y, x) and target (b, z, y, x) must agree, got {tuple(logits.shape)} and "
-            f"{tuple(target.shape)}; the target holds class indices without a channel"
+            f"{tuple(target.shape)}; the target holds class indices without a channel, or memberships, one channel a "
+            "region"
         )
+    values = logits.shape[1] if exclusive else 2
     # Not on a GPU, which the check would stall; there a class without a channel counts as none.
-    if logits.device.type == "cpu" and not 0 <= int(target.min()) <= int(target.max()) < logits.shape[1]:
+    if logits.device.type == "cpu" and not 0 <= int(target.min()) <= int(target.max()) < values:
         raise ValueError(
             f"the target holds classes {target.unique().tolist()}, the logits have channels for 0 … "
-            f"{logits.shape[1] - 1}; name every label in data.labels or map it with data.label_map"
+            f"{values - 1}; name every label in data.labels or map it with data.label_map"
+            if exclusive
+            else f"the target holds {target.unique().tolist()}, but memberships of regions are 0 or 1"
         )
-    return ClassSums(*_ClassSums.apply(logits, target, gamma))
+    reference, negatives, positives, focal = _ClassSums.apply(logits, target, gamma)
+    voxels = reference.new_full((len(logits), 1), logits[0, 0].numel())
+    return ClassSums(reference, negatives, positives, focal, voxels, exclusive)
 
 
 class _ClassSums(torch.autograd.Function):
-    """Forward and backward of ``class_sums``; within a chunk tensors are (k, n) by class or (n,) by voxel."""
+    """Forward and backward of ``class_sums``; within a chunk tensors are (k, n) by channel or (n,) by voxel."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, gamma: float | None) -> tuple[Tensor, ...]:
+        sums_of = _softmax_sums if target.ndim < logits.ndim else _sigmoid_sums
         sums = torch.zeros(4, *logits.shape[:2], dtype=_computing_dtype(logits), device=logits.device)
         for sample, slab in _chunks(logits):
-            p, log_p, y = _softmax(logits[sample, :, slab], target[sample, slab], sums.dtype)
-            others = p.sub_(p * y)
-            miss = others.sum(0)  # 1 - p of the reference class, exact where that rounds to 1
-            sums[0, sample] += y.sum(1)
-            sums[1, sample] += (miss * y).sum(1)
-            sums[2, sample] += others.sum(1)
-            if gamma is not None:
-                sums[3, sample] -= (miss.pow_(gamma).mul_(log_p) * y).sum(1)
+            x, y = _flat(logits[sample, :, slab], sums.dtype), target[sample, ..., slab, :, :]
+            for total, part in zip(sums[:, sample], sums_of(x, y, gamma), strict=False):  # without γ no focal sum
+                total += part
         ctx.save_for_backward(logits, target)
         ctx.gamma = gamma
         results = sums.unbind()
@@ -78,22 +96,13 @@ class _ClassSums(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         logits, target = ctx.saved_tensors
-        _, by_negatives, by_positives, by_focal = (gradient.unsqueeze(2) for gradient in gradients)  # (b, k, 1)
+        gradient_of = _softmax_gradient if target.ndim < logits.ndim else _sigmoid_gradient
+        by_sums = torch.stack(gradients[1:]).unsqueeze(-1)  # (3, b, k, 1)
         result = torch.empty_like(logits)
         for sample, slab in _chunks(logits):
-            p, log_p, y = _softmax(logits[sample, :, slab], target[sample, slab], by_positives.dtype)
-            # Through the softmax a gradient g by p becomes p (g - Σ p g), and one h by log p_y becomes h (y - p).
-            g = by_positives[sample] - y * (by_positives[sample] + by_negatives[sample])
-            if ctx.gamma is None:
-                g.sub_((p * g).sum(0)).mul_(p)
-            else:
-                hit = p * y
-                # h: γ (1 - p)^(γ-1) p log p - (1 - p)^γ
-                miss = (p - hit).sum(0).clamp_min_(torch.finfo(p.dtype).tiny)
-                h = log_p.mul_(hit.sum(0)).mul_(ctx.gamma).sub_(miss).mul_(miss.pow(ctx.gamma - 1))
-                h.mul_((y * by_focal[sample]).sum(0))
-                g.sub_((p * g).sum(0).add_(h)).mul_(p).add_(y.mul_(h))
-            result[sample, :, slab].copy_(g.view_as(result[sample, :, slab]))
+            x, y = _flat(logits[sample, :, slab], by_sums.dtype), target[sample, ..., slab, :, :]
+            gradient = gradient_of(x, y, ctx.gamma, *by_sums[:, sample])
+            result[sample, :, slab].copy_(gradient.view_as(result[sample, :, slab]))
         return result, None, None
 
 
@@ -109,14 +118,44 @@ def _chunks(logits: Tensor) -> list[tuple[int, slice]]:
     return [(sample, slice(z, z + step)) for sample in range(batch) for z in range(0, depth, step)]
 
 
-def _softmax(logits: Tensor, target: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Probabilities (k, n), log-probability of the reference class (n,), one-hot reference (k, n) as numbers.
+def _flat(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy (k, n)."""
+    return torch.empty(logits.shape, dtype=dtype, device=logits.device).copy_(logits).view(len(logits), -1)
+
+
+# ---- of a softmax
+
+
+def _softmax_sums(x: Tensor, target: Tensor, gamma: float | None) -> tuple[Tensor, ...]:
+    p, log_p, y = _softmax(x, target)
+    others = p.sub_(p * y)
+    miss = others.sum(0)  # 1 - p of the reference class, exact where that rounds to 1
+    sums = y.sum(1), (miss * y).sum(1), others.sum(1)
+    return sums if gamma is None else (*sums, (miss.pow_(gamma).mul_(log_p) * y).sum(1).neg_())
+
+
+def _softmax_gradient(
+    x: Tensor, target: Tensor, gamma: float | None, by_negatives: Tensor, by_positives: Tensor, by_focal: Tensor
+) -> Tensor:
+    p, log_p, y = _softmax(x, target)
+    # Through the softmax a gradient g by p becomes p (g - Σ p g), and one h by log p_y becomes h (y - p).
+    g = by_positives - y * (by_positives + by_negatives)
+    if gamma is None:
+        return g.sub_((p * g).sum(0)).mul_(p)
+    hit = p * y
+    # h: γ (1 - p)^(γ-1) p log p - (1 - p)^γ
+    miss = (p - hit).sum(0).clamp_min_(torch.finfo(p.dtype).tiny)
+    h = log_p.mul_(hit.sum(0)).mul_(gamma).sub_(miss).mul_(miss.pow(gamma - 1))
+    h.mul_((y * by_focal).sum(0))
+    return g.sub_((p * g).sum(0).add_(h)).mul_(p).add_(y.mul_(h))
+
+
+def _softmax(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Probabilities (k, n) in place of x, log-probability of the reference class (n,), one-hot reference (k, n).
 
     One-hot numbers, since operations on booleans and indices take several times as long on a CPU.
     """
-    classes = logits.shape[0]
-    x = torch.empty(logits.shape, dtype=dtype, device=logits.device).copy_(logits).view(classes, -1)
-    y = target.reshape(-1).to(dtype).repeat(classes, 1).eq_(torch.arange(classes, device=x.device).unsqueeze(1))
+    y = target.reshape(-1).to(x.dtype).repeat(len(x), 1).eq_(torch.arange(len(x), device=x.device).unsqueeze(1))
     x.sub_(x.amax(0))
     log_p = (x * y).sum(0)
     p = x.exp_()
@@ -124,11 +163,47 @@ def _softmax(logits: Tensor, target: Tensor, dtype: torch.dtype) -> tuple[Tensor
     return p.div_(total), log_p.sub_(total.log()), y
 
 
+# ---- of sigmoids: with m = σ(x) where y is 0 and σ(-x) where it is 1, the probability of what is wrong
+
+
+def _sigmoid_sums(x: Tensor, target: Tensor, gamma: float | None) -> tuple[Tensor, ...]:
+    y, _, wrong = _signed(x, target)
+    miss = wrong.sigmoid()
+    negatives = (miss * y).sum(1)
+    sums = y.sum(1), negatives, miss.sum(1).sub_(negatives)
+    return sums if gamma is None else (*sums, miss.pow_(gamma).mul_(_softplus(wrong)).sum(1))
+
+
+def _sigmoid_gradient(
+    x: Tensor, target: Tensor, gamma: float | None, by_negatives: Tensor, by_positives: Tensor, by_focal: Tensor
+) -> Tensor:
+    y, sign, wrong = _signed(x, target)
+    miss = wrong.sigmoid()
+    hit = 1 - miss
+    g = y.mul_(by_negatives - by_positives).add_(by_positives).mul_(miss).mul_(hit)
+    if gamma is not None:
+        # of m^γ softplus: m^γ (m + γ (1 - m) softplus)
+        g.add_(_softplus(wrong).mul_(hit).mul_(gamma).add_(miss).mul_(miss.pow_(gamma)).mul_(by_focal))
+    return g.mul_(sign)
+
+
+def _signed(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Memberships as numbers, 1 - 2y, and in place of x the logit (1 - 2y) x of what is wrong; (k, n) each."""
+    y = target.reshape(len(x), -1).to(x.dtype)
+    sign = 1 - 2 * y
+    return y, sign, x.mul_(sign)
+
+
+def _softplus(x: Tensor) -> Tensor:
+    return functional.softplus(x, threshold=40)  # above, the difference is beyond float64
+
+
 class ClassSumsLoss(nn.Module):
     """A loss that is a function of the class sums alone, so that several can share one pass over the voxels.
 
     Args:
-        class_weights: one non-negative weight per class, background first; only their ratios matter. None: all equal.
+        class_weights: one non-negative weight per class, background first, or per region; only their ratios matter.
+            None: all equal.
     """
 
     gamma: float | None = None  # of the focal sum, for losses that read it
@@ -140,13 +215,17 @@ class ClassSumsLoss(nn.Module):
         if weights is not None and not (weights.isfinite().all() and weights.min() >= 0 and weights.sum() > 0):
             raise ValueError(
                 f"class_weights must be finite, none negative and not all 0, got {weights.tolist()}; "
-                "give one per class, background first"
+                "give one per class, background first, or one per region"
             )
         # Not in the state dict: a checkpoint must load under other weights.
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def forward(self, logits: Float[Tensor, "b k z y x"], target: Integer[Tensor, "b z y x"]) -> Float[Tensor, ""]:
-        """The loss of a batch of logits and class indices."""
+    def forward(
+        self,
+        logits: Float[Tensor, "b k z y x"],
+        target: Integer[Tensor, "b z y x"] | Integer[Tensor, "b k z y x"],
+    ) -> Float[Tensor, ""]:
+        """The loss of a batch of logits and class indices, or memberships of regions."""
         return self.from_sums(class_sums(logits, target, self.gamma))
 
     def from_sums(self, sums: ClassSums) -> Float[Tensor, ""]:
@@ -154,13 +233,13 @@ class ClassSumsLoss(nn.Module):
         raise NotImplementedError
 
     def weights_of(self, sums: ClassSums) -> Float[Tensor, " k"]:
-        """Weights of the classes, ones if none were given."""
+        """Weights of the channels, ones if none were given."""
         classes = sums.reference.shape[1]
         if self.class_weights is None:
             return sums.reference.new_ones(classes)
         if len(self.class_weights) != classes:
             raise ValueError(
                 f"class_weights has {len(self.class_weights)} entries, the logits have {classes} channels; "
-                "give one per class, background first"
+                "give one per class, background first, or with target=regions one per region"
             )
         return self.class_weights.to(sums.reference)

@@ -9,15 +9,19 @@ def one_hot(target, classes):
 
 
 def dice(logits, target, weights=None, include_background=False, batch=False, smooth=1e-5, absent_fraction=1e-3):
+    """Of class indices, or of memberships of regions."""
     classes = logits.shape[1]
-    p, y = logits.softmax(1), one_hot(target, classes).to(logits)
+    if target.ndim == 5:
+        p, y, include_background = logits.sigmoid(), target.to(logits), True
+    else:
+        p, y = logits.softmax(1), one_hot(target, classes).to(logits)
     w = torch.ones(classes, dtype=logits.dtype) if weights is None else torch.tensor(weights, dtype=logits.dtype)
     first = 0 if include_background else 1
     w = w[first:] / w[first:].sum()
     groups = [range(len(p))] if batch else [[b] for b in range(len(p))]
     losses = []
     for samples in groups:
-        volume = target[list(samples)].numel()
+        volume = p[list(samples), 0].numel()
         mean, share, charge = 0.0, 0.0, 0.0
         for c in range(first, classes):
             p_c, y_c, w_c = p[list(samples), c], y[list(samples), c], w[c - first]
@@ -36,3 +40,11 @@ def focal(logits, target, gamma=2.0, alpha=0.25, weights=None):
     w = torch.ones(classes, dtype=logits.dtype) if weights is None else torch.tensor(weights, dtype=logits.dtype)
     w = w.view(1, -1, 1, 1, 1) * y
     return -alpha * (w * (1 - log_p.exp()) ** gamma * log_p).sum() / w.sum()
+
+
+def region_focal(logits, target, gamma=2.0, alpha=0.25, weights=None):
+    y = target.to(logits)
+    right = logits * (2 * y - 1)  # the logit of what is right
+    w = torch.ones(logits.shape[1], dtype=logits.dtype) if weights is None else torch.tensor(weights).to(logits)
+    w = w.view(1, -1, 1, 1, 1).expand_as(y)
+    return -alpha * (w * right.neg().sigmoid() ** gamma * functional.logsigmoid(right)).sum() / w.sum()

@@ -171,7 +171,6 @@ def test_parity_with_monai(include_background):
         ({"class_weights": [1, -1]}, "none negative"),
         ({"class_weights": [0, 0]}, "not all 0"),
         ({"class_weights": [1, math.nan]}, "finite"),
-        ({"class_weights": [1, 0, 0]}, "foreground are all 0"),
         ({"smooth": -1}, "smooth"),
         ({"absent_fraction": 0}, "absent_fraction"),
     ],
@@ -184,6 +183,13 @@ def test_settings_out_of_range(settings, words):
 def test_other_number_of_weights_than_classes():
     with pytest.raises(ValueError, match=r"2 entries.*3 channels.*background first"):
         WeightedDiceLoss([1, 2])(torch.zeros(1, 3, 1, 1, 1), torch.zeros(1, 1, 1, 1, dtype=torch.uint8))
+
+
+def test_weight_of_the_background_alone():
+    logits, target = torch.zeros(1, 3, 1, 1, 1), torch.zeros(1, 1, 1, 1, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="foreground are all 0"):
+        WeightedDiceLoss([1, 0, 0])(logits, target)
+    assert WeightedDiceLoss([1, 0, 0], include_background=True)(logits, target).isfinite()
 
 
 def test_weights_are_not_part_of_a_checkpoint():
