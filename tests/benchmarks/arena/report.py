@@ -1,0 +1,153 @@
+"""What an arena's results say: means, paired differences with intervals, a table and a figure."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from brats_lightning.evaluation.summary import bootstrap_interval
+
+Result = dict[str, Any]
+# The scores that are shown, by their title; all others are in the results file.
+SCORES = {
+    "Dice WT": "dice_wt",
+    "Dice TC": "dice_tc",
+    "Dice ET": "dice_et",
+    "Dice mean": "dice_mean",
+    "lesion Dice": "brats2024/lesion_dice_mean",
+    "small F1": "brats2026/small_f1_mean",
+    "FP per case": "false_positives",
+}
+LEGEND = (
+    "Dice: of voxels. lesion Dice: lesion-wise, `brats2024`. small F1: lesions under 20 mm³, `brats2026`. FP: predicted "
+    "lesions without a match. These three and *mean* are means over WT, TC and ET. Everything is a mean over the cases "
+    "that have the score, then over seeds."
+)
+
+
+def case_table(results: Sequence[Result], score: str) -> np.ndarray:
+    """(seeds, cases) of one contestant's score, NaN where it is undefined; cases in the results' order."""
+    cases = list(results[0]["scores"])
+    rows = [[result["scores"][case].get(score) for case in cases] for result in results]
+    return np.array(rows, dtype=np.float64)  # None becomes NaN
+
+
+def mean_without_nan(values: np.ndarray, axis: int | None = None) -> Any:
+    """numpy's nanmean without its warning where there is nothing: NaN."""
+    counts = (~np.isnan(values)).sum(axis=axis)
+    return np.where(counts > 0, np.nansum(values, axis=axis) / np.maximum(counts, 1), np.nan)
+
+
+def paired_difference(ours: np.ndarray, peer: np.ndarray, resamples: int) -> tuple[float, float, float]:
+    """Mean of ours − peer over the cases and its 95 % bootstrap interval over cases; seeds are averaged before.
+
+    Args:
+        ours: (seeds, cases).
+        peer: likewise, of as many cases.
+        resamples: of the cases, with replacement.
+    """
+    differences = mean_without_nan(ours, axis=0) - mean_without_nan(peer, axis=0)
+    has = ~np.isnan(differences)
+    sums = np.where(has, differences, 0.0)[:, None]
+    low, high = bootstrap_interval(sums, has.astype(np.float64)[:, None], resamples, seed=0)
+    return float(mean_without_nan(differences)), float(low[0]), float(high[0])
+
+
+def run_line(result: Result) -> str:
+    """One run in one line."""
+    scores = [f"{title} {number(mean_of([result], score))}" for title, score in SCORES.items() if "Dice" in title]
+    return f"{result['contestant']}, seed {result['seed']}: {result['steps']} steps · " + " · ".join(scores)
+
+
+def mean_of(results: Sequence[Result], score: str) -> float:
+    """Mean over seeds of the mean over cases."""
+    return float(mean_without_nan(mean_without_nan(case_table(results, score), axis=1)))
+
+
+def number(value: float) -> str:
+    """Three decimals; a dash for what is undefined."""
+    return "–" if math.isnan(value) else f"{value:.3f}"
+
+
+def write_report(results: Sequence[Result], contestants: Sequence[str], output: Path, resamples: int) -> str:
+    """Write ``table.md`` and ``figure.png`` below ``output``; the text of the table. The first contestant is ours."""
+    by_contestant = {name: [r for r in results if r["contestant"] == name] for name in contestants}
+    lines = ["| contestant | seed | steps | " + " | ".join(SCORES) + " |", "|---" * (3 + len(SCORES)) + "|"]
+    for name, own in by_contestant.items():
+        for result in own:
+            lines.append(table_line(name, str(result["seed"]), [result]))
+        if len(own) > 1:
+            lines.append(table_line(name, "mean", own))
+    ours, *peers = contestants
+    differences = {
+        peer: {
+            title: paired_difference(
+                case_table(by_contestant[ours], score), case_table(by_contestant[peer], score), resamples
+            )
+            for title, score in SCORES.items()
+        }
+        for peer in peers
+    }
+    if peers:
+        lines += ["", f"{ours} minus … with 95 % interval (bootstrap over cases, seeds averaged first)", ""]
+        lines += ["| peer | " + " | ".join(SCORES) + " |", "|---" * (1 + len(SCORES)) + "|"]
+        for peer, scores in differences.items():
+            cells = [f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" for mean, low, high in scores.values()]
+            lines.append(f"| {peer} | " + " | ".join(cells) + " |")
+    key = results[0]["key"]
+    cases = f"{len(key['train'])} train, {len(key['test'])} test cases"
+    setting = f"{cases}, {key['minutes']:g} minutes, {key['threads']} threads, {key['processor']}"
+    text = "\n".join([*lines, "", LEGEND, "", setting]).replace("nan", "–") + "\n"
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "table.md").write_text(text)
+    draw(by_contestant, differences, output / "figure.png")
+    return text
+
+
+def table_line(name: str, seed: str, results: Sequence[Result]) -> str:
+    """A row of the table: the mean over the given runs of one contestant."""
+    steps = round(sum(result["steps"] for result in results) / len(results))
+    cells = [number(mean_of(results, score)) for score in SCORES.values()]
+    return f"| {name} | {seed} | {steps} | " + " | ".join(cells) + " |"
+
+
+def draw(
+    by_contestant: dict[str, list[Result]], differences: dict[str, dict[str, tuple[float, float, float]]], path: Path
+) -> None:
+    """Each case's scores, lines joining the same case; below, ours minus each peer with its interval."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = {title: score for title, score in SCORES.items() if title != "FP per case"}
+    names = list(by_contestant)
+    figure = Figure(figsize=(2.3 * len(shown), 5.6 if differences else 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    heights = [2, 1] if differences else [1]
+    axes = figure.subplots(len(heights), len(shown), squeeze=False, height_ratios=heights)
+    for column, (title, score) in enumerate(shown.items()):
+        top = axes[0, column]
+        values = np.array([mean_without_nan(case_table(own, score), axis=0) for own in by_contestant.values()])
+        top.plot(range(len(names)), values, color="0.8", linewidth=0.8, zorder=1)
+        for x, (own, cases) in enumerate(zip(by_contestant.values(), values, strict=True)):
+            colour = "C0" if x == 0 else "0.45"
+            top.scatter(np.full(len(cases), x), cases, s=12, color=colour, zorder=2)
+            top.hlines(mean_of(own, score), x - 0.3, x + 0.3, color=colour, linewidth=2.5, zorder=3)
+        top.set(title=title, ylim=(-0.03, 1.03), xlim=(-0.5, len(names) - 0.5))
+        top.set_xticks(range(len(names)), names, rotation=30, ha="right")
+        top.tick_params(labelleft=column == 0)
+        top.grid(axis="y", color="0.92")
+        if not differences:
+            continue
+        bottom = axes[1, column]
+        for y, scores in enumerate(differences.values()):
+            mean, low, high = scores[title]
+            if not math.isnan(mean):
+                bottom.plot(mean, y, "o", color="C0")
+                bottom.plot([low, high], [y, y], color="C0")
+        bottom.axvline(0, color="0.6", linewidth=0.8)
+        bottom.set(ylim=(len(differences) - 0.5, -0.5), xlabel=f"{names[0]} − peer")
+        bottom.set_yticks(range(len(differences)), list(differences) if column == 0 else [""] * len(differences))
+        bottom.margins(x=0.2)
+    figure.savefig(path, dpi=130)
