@@ -47,9 +47,10 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
 
     if cfg.on_bad_case not in ("error", "skip"):
         raise ValueError(f"on_bad_case must be error or skip, got {cfg.on_bad_case!r}")
-    postprocess = instantiate(cfg.postprocessing)
+    rules = instantiate(cfg.postprocessing)
     cases = find_inputs(cfg.input)
     ensemble = load_ensemble(cfg)
+    postprocess = rules.decoding(ensemble.decode)
     tolerance = affine_tolerance(cfg, ensemble)
     output = Path(cfg.output)
     output.mkdir(parents=True, exist_ok=True)
@@ -115,7 +116,9 @@ def load_ensemble(cfg: DictConfig) -> "Ensemble":
     """The models of ``ckpt`` with ``inference``'s overrides, on the ``device`` and at the ``precision`` of a config."""
     from brats_lightning.checkpoint import load_model
     from brats_lightning.inference import Ensemble
+    from brats_lightning.memory import keep_freed_memory
 
+    keep_freed_memory()
     paths = [cfg.ckpt] if isinstance(cfg.ckpt, str) else cfg.ckpt
     overrides: Any = OmegaConf.to_container(cfg.inference)
     models = [load_model(path, tuple(cfg.trust), overrides) for path in paths]

@@ -37,8 +37,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
     import pytorch_lightning as pl
 
     from brats_lightning import composition, distributed
+    from brats_lightning.memory import keep_freed_memory
 
     _check(cfg)
+    keep_freed_memory()
     run_dir = Path(cfg.paths.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     cfg = _with_seed(cfg)
@@ -148,7 +150,18 @@ def _report(results: dict[str, float], cfg: DictConfig, trainer: "pl.Trainer") -
     if isinstance(trainer.logger, TensorBoardLogger):
         # Their own tags: a curve has no business ending in a point of another checkpoint.
         shown = {f"hparam/{n}": v for n, v in results.items() if n.startswith(("test/", "best/")) and math.isfinite(v)}
-        parts = ("seed", "data", "sampling", "augmentation", "model", "loss", "optimizer", "scheduler", "trainer")
+        parts = (
+            "seed",
+            "target",
+            "data",
+            "sampling",
+            "augmentation",
+            "model",
+            "loss",
+            "optimizer",
+            "scheduler",
+            "trainer",
+        )
         settings: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(parts)))
         trainer.logger.log_hyperparams(settings, shown, step=trainer.global_step)
         trainer.logger.save()

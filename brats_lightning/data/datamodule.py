@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from brats_lightning.data.augmentation import Augmentation
 from brats_lightning.data.cache import Cache, CachedCase
 from brats_lightning.data.cases import Case, CaseError, Problem
+from brats_lightning.data.copy_paste import CopyPaste
 from brats_lightning.data.sampling import PatchSampler, read_patch
 from brats_lightning.data.splits import Split, SplitError, SplitSettings
 from brats_lightning.data.standardisation import Standardiser
@@ -110,8 +111,10 @@ class PatchBatches(Dataset[PatchBatch]):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        copy_paste: CopyPaste | None = None,
     ) -> None:
         self.cases, self.sampler, self.standardiser, self.loader = cases, sampler, standardiser, loader
+        self.copy_paste = copy_paste
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, dtype=np.int64))
 
@@ -137,6 +140,10 @@ class PatchBatches(Dataset[PatchBatch]):
             start = self.sampler.draw_start(case, shape, rng)
             read_patch(case.image(), start, shape, out=image, channels=case.channels(self.standardiser.sources))
             read_patch(case.mask(), start, shape, out=mask)
+        if self.copy_paste is not None:  # draws of its own: the patches are the same with and without it
+            rng = np.random.default_rng((*seed, 2))
+            for case, image, mask in zip(chosen, images, masks, strict=True):
+                self.copy_paste(image, mask, case, self.standardiser.sources, rng)
         numbers = np.stack([self.standardiser.numbers(case.intensities) for case in chosen])
         return PatchBatch(
             torch.from_numpy(images),
@@ -227,6 +234,7 @@ class CaseData(pl.LightningDataModule):
         loader: how batches are made.
         sampler: which patch; only for training.
         augmentation: of the training batches, on the device.
+        copy_paste: of lesions of other training cases into the patches, as they are read.
         cache_workers: processes that fill the cache.
         seed: of the batches and their augmentation.
     """
@@ -242,6 +250,7 @@ class CaseData(pl.LightningDataModule):
         loader: LoaderSettings | None = None,
         sampler: PatchSampler | None = None,
         augmentation: Augmentation | None = None,
+        copy_paste: CopyPaste | None = None,
         cache_workers: int = 1,
         seed: int = 0,
     ) -> None:
@@ -251,7 +260,7 @@ class CaseData(pl.LightningDataModule):
         self.source, self.cache, self.standardiser, self.scheme = source, cache, standardiser, scheme
         self.split_settings, self.on_bad_case = split, on_bad_case
         self.loader = loader or LoaderSettings()
-        self.sampler, self.augmentation, self.seed = sampler, augmentation, seed
+        self.sampler, self.augmentation, self.copy_paste, self.seed = sampler, augmentation, copy_paste, seed
         self.cache_workers = cache_workers
         self.test_on = "test"
         self.cases: dict[str, CachedCase] = {}
@@ -292,6 +301,13 @@ class CaseData(pl.LightningDataModule):
                 f"none of the {len(found)} cases has a usable reference mask: there is nothing to train on"
             )
         self.split = self.split_settings.split(list(self.cases.values()))
+        for part in (self.sampler, self.copy_paste):
+            if part is not None:
+                part.prepare(self._train_cases)
+
+    @property
+    def _train_cases(self) -> list[CachedCase]:
+        return [self.cases[name] for name in self.split.train]
 
     def summary(self) -> str:
         """How many cases there are and what becomes of them, in one line."""
@@ -311,7 +327,7 @@ class CaseData(pl.LightningDataModule):
 
         The root tempers what would otherwise be a ratio of thousands between a rare class and the background.
         """
-        voxels = np.sum([self.cases[name].class_voxels for name in self.split.train], axis=0, dtype=np.float64)
+        voxels = np.sum([case.class_voxels for case in self._train_cases], axis=0, dtype=np.float64)
         weights = 1 / np.sqrt(np.maximum(voxels, 1))
         return [float(weight) for weight in weights / weights.sum()]
 
@@ -321,11 +337,17 @@ class CaseData(pl.LightningDataModule):
         """Batches of patches, the same for the same seed however many workers read them."""
         if self.sampler is None:
             raise ValueError("this data module was built without a sampler and cannot train")
-        cases = [self.cases[name] for name in self.split.train]
         trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         batches = PatchBatches(
-            cases, self.sampler, self.standardiser, self.loader, self.seed, rank=rank, world_size=world_size
+            self._train_cases,
+            self.sampler,
+            self.standardiser,
+            self.loader,
+            self.seed,
+            rank=rank,
+            world_size=world_size,
+            copy_paste=self.copy_paste,
         )
 
         def done() -> int:
@@ -365,4 +387,4 @@ class CaseData(pl.LightningDataModule):
             # A sequence of numbers to one well-mixed 63-bit seed.
             seed = int(np.random.SeedSequence((*batch.seed, 1)).generate_state(1, np.uint64)[0] >> 1)
             image, mask = self.augmentation(image, mask, torch.Generator().manual_seed(seed), batch.spacing)
-        return replace(batch, image=image.contiguous(memory_format=torch.channels_last_3d), mask=mask)
+        return replace(batch, image=image, mask=mask)

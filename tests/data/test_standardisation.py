@@ -98,12 +98,12 @@ def test_padding_and_an_absent_brain_are_zero():
     assert torch.isfinite(image).all()
 
 
-def test_half_precision_is_only_the_result():
-    standardiser = Standardiser(["t1n"])
-    codes, numbers = batch(standardiser, coded(t1n=noise(0)))
-    half = standardiser(codes, numbers, torch.bfloat16)
-    assert half.dtype == torch.bfloat16
-    assert torch.equal(half, standardiser(codes, numbers).bfloat16())
+def test_chunks_make_no_difference(monkeypatch):
+    standardiser = Standardiser(["t1c", "t1c-t1n"], "percentile")
+    codes, numbers = batch(standardiser, coded(t1n=noise(0), t1c=noise(1)))
+    whole = standardiser(codes, numbers)
+    monkeypatch.setattr("brats_lightning.data.standardisation._CHUNK_CPU", 1)
+    assert torch.equal(standardiser(codes, numbers), whole)
 
 
 def test_errors_name_the_channel_and_the_modality():

@@ -1,0 +1,31 @@
+import resource
+import subprocess
+import sys
+
+import pytest
+
+# Page faults of making and dropping a block of 16 MiB ten times, after the first.
+FAULTS = """
+import resource, numpy as np
+from brats_lightning.memory import keep_freed_memory
+if {keep}:
+    keep_freed_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+np.ones(1 << 24, np.uint8)
+before = faults()
+for _ in range(10):
+    np.ones(1 << 24, np.uint8)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+def test_freed_blocks_are_used_again():
+    taken = [
+        int(subprocess.run([sys.executable, "-c", FAULTS.format(keep=keep)], capture_output=True, text=True).stdout)
+        for keep in (False, True)
+    ]
+    pages = 10 * (1 << 24) // resource.getpagesize()
+    assert taken[1] < 0.01 * pages
+    assert taken[0] > taken[1]
