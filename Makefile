@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: help setup train test coverage lint format oracle tensorboard wheel clean
+.PHONY: help setup train test coverage lint format oracle bench tensorboard wheel clean
 
 help: ## list these targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -37,11 +37,22 @@ format: setup ## rewrite the sources in the project's style
 oracle: setup ## compare the brats2026 scores with the official program, in an environment of its own
 	$(BIN)/python -m tests.oracle.brats2026
 
+# The peers want torchvision for what is not measured here, and its wheel doesn't load beside a CPU build of torch.
+.venv-bench/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --upgrade pip
+	.venv-bench/bin/python -m pip install --quiet -e '.[dev,codecs,bench]'
+	.venv-bench/bin/python -m pip uninstall --quiet --yes torchvision
+	@touch $@
+
+bench: .venv-bench/installed ## time data, training, inference and start against MONAI and nnU-Net; BENCH="patches --cases DIR"
+	.venv-bench/bin/python -m tests.benchmarks $(BENCH)
+
 tensorboard: setup ## dashboards of all runs below outputs/
 	$(BIN)/tensorboard --logdir outputs
 
 wheel: setup ## build the package
 	$(BIN)/python -m build --wheel
 
-clean: ## remove the environment and build products; outputs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage
+clean: ## remove the environments and build products; outputs/ stays
+	rm -rf $(VENV) .venv-bench build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage
