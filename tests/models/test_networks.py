@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
@@ -12,7 +13,7 @@ from brats_lightning.models import AttentionUNet, NetworkSettingError, ResUNet, 
 from brats_lightning.models.blocks import AttentionGate
 
 NETWORKS = [UNet, AttentionUNet, ResUNet]
-CONF = Path(__file__).parents[2] / "conf" / "model"
+CONF = Path(__file__).parents[2] / "conf"
 
 
 def parameters(network):
@@ -56,7 +57,9 @@ def test_blocks_per_level(network):
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("size", [(16, 16, 16), (17, 13, 9), (5, 3, 1), (1, 1, 1)])
-@pytest.mark.parametrize("settings", [{}, {"upsampling": "trilinear", "norm": "group", "strides": [[1, 2, 2], 2, 3]}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"upsampling": "trilinear", "norm": "group", "strides": [[1, 2, 2], 2, 3]}, {"stem": [1, 2, 3]}]
+)
 def test_any_size_comes_out_as_it_went_in(network, size, settings):
     if size == (1, 1, 1) and settings:
         size = (1, 1, 2)
@@ -72,6 +75,19 @@ def test_deep_supervision_lists_resolutions_in_training_only(network):
     out = model(x)
     assert [tuple(level.shape[2:]) for level in out] == [(7, 8, 9), (7, 4, 5), (4, 2, 3)]
     torch.testing.assert_close(model.eval()(x), out[0])
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_stem_halves_every_level_but_the_result(network):
+    model = network(2, 3, (4, 8, 8), stem=2, deep_supervision=1)
+    sizes = []
+    model.encoder[0].register_forward_hook(lambda module, inputs, output: sizes.append(tuple(output.shape[1:])))
+    full, half = model(torch.randn(1, 2, 9, 8, 7))
+    assert sizes == [(4, 5, 4, 4)]
+    assert full.shape == (1, 3, 9, 8, 7)
+    assert half.shape == (1, 3, 3, 2, 2)
+    # each of the 2³ voxels under one of level 0 has weights of its own
+    assert model.heads[0].weight.shape == (4, 3, 2, 2, 2)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -222,12 +238,18 @@ def test_settings_no_network_can_be_built_from(settings, words):
         UNet(**{"in_channels": 1, "out_channels": 2, "widths": (4, 4, 4)} | settings)
 
 
-@pytest.mark.parametrize(("name", "network"), [("unet", UNet), ("attention_unet", AttentionUNet), ("resunet", ResUNet)])
+NAMED = [("unet", UNet), ("attention_unet", AttentionUNet), ("resunet", ResUNet)]
+
+
+def configured(*overrides):
+    with initialize_config_dir(str(CONF.absolute()), version_base="1.3"):
+        config = compose(overrides=[f"+{override}" for override in overrides])
+    return instantiate(OmegaConf.merge({"data": {"in_channels": 4, "out_channels": 4}}, config).model)
+
+
+@pytest.mark.parametrize(("name", "network"), NAMED)
 def test_config_has_every_setting_and_its_default(name, network):
-    config = OmegaConf.create(
-        {"data": {"in_channels": 4, "out_channels": 4}, "model": OmegaConf.load(CONF / f"{name}.yaml")}
-    )
-    model = instantiate(config.model)
+    model = configured(f"model={name}")
     assert type(model) is network
     default = network(4, 4)
     assert [(n, p.shape) for n, p in model.named_parameters()] == [(n, p.shape) for n, p in default.named_parameters()]
@@ -235,9 +257,19 @@ def test_config_has_every_setting_and_its_default(name, network):
     pickle.dumps(model)
 
 
+@pytest.mark.parametrize(("name", "network"), NAMED)
+def test_sizes_are_presets_of_every_network(name, network):
+    with torch.device("meta"):
+        base, large = (configured(f"model={name}", f"model/size={size}") for size in ("base", "large"))
+    assert type(base) is network
+    assert [level[0].conv1.out_channels for level in base.encoder] == [32, 64, 128, 256, 320, 320]
+    assert [len(level) for level in base.encoder] == [1] * 6
+    assert [len(level) for level in large.encoder] == [1, 3, 4, 6, 6, 6]
+
+
 def test_config_of_an_outside_network():
     pytest.importorskip("monai")
     config = OmegaConf.create(
-        {"data": {"in_channels": 2, "out_channels": 3}, "model": OmegaConf.load(CONF / "monai_segresnet.yaml")}
+        {"data": {"in_channels": 2, "out_channels": 3}, "model": OmegaConf.load(CONF / "model/monai_segresnet.yaml")}
     )
     assert instantiate(config.model).eval()(torch.randn(1, 2, 8, 8, 16)).shape == (1, 3, 8, 8, 16)
