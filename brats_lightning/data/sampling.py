@@ -22,6 +22,10 @@ class LesionCase(Protocol):
     """What the samplers need to know of a case; ``brats_lightning.data.cache.CachedCase`` has it."""
 
     @property
+    def id(self) -> str:
+        """Of the case."""
+
+    @property
     def shape(self) -> Triple:
         """(z, y, x) in voxels."""
 
@@ -54,6 +58,9 @@ class PatchSampler(ABC):
         and its start is negative.
         """
 
+    def prepare(self, cases: Sequence[Any]) -> None:  # noqa: B027
+        """Learn what there is to know of the training cases before anything is drawn; for most samplers nothing."""
+
     def case_weights(self, cases: Sequence[LesionCase]) -> Float64[np.ndarray, " cases"] | None:  # noqa: ARG002
         """Probability of each case to be drawn next, or None when an epoch goes once through the shuffled cases."""
         return None
@@ -75,7 +82,7 @@ class UniformPatches(PatchSampler):
 
     def draw_start(self, case: LesionCase, size: Triple, rng: np.random.Generator) -> Triple:
         """See `PatchSampler.draw_start`."""
-        return _uniform_start(case.shape, size, rng)
+        return uniform_start(case.shape, size, rng)
 
 
 class LesionBalanced(PatchSampler):
@@ -97,7 +104,7 @@ class LesionBalanced(PatchSampler):
         self, size: Sequence[int], ratio: float | int = 0.67, margin: int = 8, across_cases: bool = False
     ) -> None:
         self.size = _positive("size", size, 3)
-        self.ratio = _ratio("ratio", ratio)
+        self.ratio = as_ratio("ratio", ratio)
         self.margin = _margin(margin)
         self.across_cases = across_cases
 
@@ -109,7 +116,7 @@ class LesionBalanced(PatchSampler):
         """See `PatchSampler.draw_start`."""
         if rng.random() < self.ratio and case.lesions:
             return _lesion_start(case, size, self.margin, rng)
-        return _uniform_start(case.shape, size, rng)
+        return uniform_start(case.shape, size, rng)
 
     def case_weights(self, cases: Sequence[LesionCase]) -> Float64[np.ndarray, " cases"] | None:
         """Proportional to the lesions of each case if ``across_cases``, else None."""
@@ -144,7 +151,7 @@ class SliceBlocks(PatchSampler):
                 f"sampling.depth: no multiple of {step} slices lies in [{least}, {most}]; "
                 "give [least, most] with least <= most, or change sampling.multiple_of"
             )
-        self.lesion_ratio = _ratio("lesion_ratio", lesion_ratio)
+        self.lesion_ratio = as_ratio("lesion_ratio", lesion_ratio)
 
     def draw_size(self, rng: np.random.Generator) -> Triple:
         """A random depth and the configured in-plane size."""
@@ -154,7 +161,7 @@ class SliceBlocks(PatchSampler):
         """See `PatchSampler.draw_start`."""
         if rng.random() < self.lesion_ratio and case.lesions:
             return _lesion_start(case, size, 0, rng)
-        return _uniform_start(case.shape, size, rng)
+        return uniform_start(case.shape, size, rng)
 
 
 def read_patch(
@@ -206,7 +213,7 @@ def read_patch(
     return out
 
 
-def _uniform_start(shape: Triple, size: Triple, rng: np.random.Generator) -> Triple:
+def uniform_start(shape: Triple, size: Triple, rng: np.random.Generator) -> Triple:
     """Uniform over the positions inside the volume, centred where the volume is smaller than the patch."""
     z, y, x = (
         int(rng.integers(room + 1)) if room >= 0 else room // 2
@@ -217,10 +224,22 @@ def _uniform_start(shape: Triple, size: Triple, rng: np.random.Generator) -> Tri
 
 def _lesion_start(case: LesionCase, size: Triple, margin: int, rng: np.random.Generator) -> Triple:
     """Uniform over the patches that hold a random voxel of a random lesion."""
-    lesion = case.lesions[int(rng.integers(len(case.lesions)))]
-    voxel = case.positions()[int(rng.integers(lesion.start, lesion.stop)), 2:]
+    voxel = lesion_voxel(case, int(rng.integers(len(case.lesions))), rng)
+    return start_around(voxel, case.shape, size, margin, rng)
+
+
+def lesion_voxel(case: LesionCase, index: int, rng: np.random.Generator) -> Int16[np.ndarray, "3"]:
+    """A random voxel (z, y, x) of ``case.lesions[index]``, of those stored."""
+    lesion = case.lesions[index]
+    return case.positions()[int(rng.integers(lesion.start, lesion.stop)), 2:]
+
+
+def start_around(
+    voxel: Int16[np.ndarray, "3"], shape: Triple, size: Triple, margin: int, rng: np.random.Generator
+) -> Triple:
+    """Uniform over the patches inside the volume that hold a voxel, ``margin`` voxels from their faces if possible."""
     start = []
-    for extent, length, v in zip(case.shape, size, voxel.tolist(), strict=True):
+    for extent, length, v in zip(shape, size, voxel.tolist(), strict=True):
         room = extent - length
         if room < 0:
             start.append(room // 2)
@@ -241,7 +260,8 @@ def _positive(key: str, values: Sequence[int], count: int) -> Any:
     return tuple(int(value) for value in values)
 
 
-def _ratio(key: str, value: float | int) -> float:
+def as_ratio(key: str, value: float | int) -> float:
+    """``value``, or a ValueError that names the key."""
     if not 0 <= value <= 1:
         raise ValueError(f"sampling.{key} is a probability in [0, 1], got {value}")
     return float(value)

@@ -16,6 +16,7 @@ class FakeCase:
 
     shape: tuple[int, int, int]
     voxels: tuple = ()
+    id: str = "case"
 
     def __post_init__(self):
         stops = np.cumsum([len(lesion) for lesion in self.voxels]).tolist()
