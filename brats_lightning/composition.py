@@ -134,6 +134,7 @@ def build_data(cfg: DictConfig) -> "CaseData":
         loader=LoaderSettings(data.batch_size, data.patches_per_case, data.workers),
         sampler=instantiate(cfg.sampling) if "sampling" in cfg else None,
         augmentation=instantiate(cfg.augmentation) if "augmentation" in cfg else None,
+        copy_paste=instantiate(cfg.copy_paste) if cfg.get("copy_paste") else None,
         cache_workers=data.cache_workers,
         seed=cfg.get("seed") or 0,
     )
