@@ -243,13 +243,13 @@ NAMED = [("unet", UNet), ("attention_unet", AttentionUNet), ("resunet", ResUNet)
 
 def configured(*overrides):
     with initialize_config_dir(str(CONF.absolute()), version_base="1.3"):
-        config = compose(overrides=[f"+{override}" for override in overrides])
+        config = compose(overrides=list(overrides))
     return instantiate(OmegaConf.merge({"data": {"in_channels": 4, "out_channels": 4}}, config).model)
 
 
 @pytest.mark.parametrize(("name", "network"), NAMED)
 def test_config_has_every_setting_and_its_default(name, network):
-    model = configured(f"model={name}")
+    model = configured(f"+model={name}")
     assert type(model) is network
     default = network(4, 4)
     assert [(n, p.shape) for n, p in model.named_parameters()] == [(n, p.shape) for n, p in default.named_parameters()]
@@ -260,7 +260,7 @@ def test_config_has_every_setting_and_its_default(name, network):
 @pytest.mark.parametrize(("name", "network"), NAMED)
 def test_sizes_are_presets_of_every_network(name, network):
     with torch.device("meta"):
-        base, large = (configured(f"model={name}", f"model/size={size}") for size in ("base", "large"))
+        base, large = (configured(f"+model={name}", f"model/size={size}") for size in ("base", "large"))
     assert type(base) is network
     assert [level[0].conv1.out_channels for level in base.encoder] == [32, 64, 128, 256, 320, 320]
     assert [len(level) for level in base.encoder] == [1] * 6
