@@ -17,6 +17,7 @@ from brats_lightning.data.preprocessing import Preprocessing
 from brats_lightning.data.standardisation import Standardiser
 from brats_lightning.inference import SlidingWindow, TrainedModel
 from brats_lightning.labels import LabelScheme
+from brats_lightning.targets import make_target
 
 # Whose networks any checkpoint may build, and what else of ours: how it is applied, and where its cases were.
 _NETWORKS = ("brats_lightning", "torch.nn", "monai.networks")
@@ -67,7 +68,7 @@ def load_model(path: Path | str, trust: Sequence[str] = (), inference: Mapping[s
             network=network.eval().requires_grad_(False).to(memory_format=torch.channels_last_3d),  # type: ignore[call-overload]
             standardiser=Standardiser(data["modalities"], **data["normalisation"]),
             preprocessing=Preprocessing(**data["preprocessing"]),
-            scheme=LabelScheme(tuple(data["labels"])),
+            target=make_target(config.get("target", "classes"), LabelScheme(tuple(data["labels"]))),
             inference=sliding,
             config=config,
         )

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,8 @@ def config_dir() -> Path:
 def register_resolvers() -> None:
     """Make the counts that follow from other values known to OmegaConf."""
     OmegaConf.register_new_resolver("channel_count", len, replace=True)
-    OmegaConf.register_new_resolver("class_count", lambda labels: len(labels) + 1, replace=True)
+    OmegaConf.register_new_resolver("output_count", _output_count, replace=True)
+    OmegaConf.register_new_resolver("equal", lambda one, other: one == other, replace=True)
     OmegaConf.register_new_resolver("cpu_count", _cpu_count, replace=True)
     OmegaConf.register_new_resolver("patch_size", _patch_size, replace=True)
     OmegaConf.register_new_resolver("direction", {"max": "maximize", "min": "minimize"}.__getitem__, replace=True)
@@ -43,6 +44,11 @@ def register_resolvers() -> None:
 def _cpu_count() -> int:
     # What this process may use, which in a container or a SLURM job is less than the machine has.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _output_count(labels: Sequence[str], target: str) -> int:
+    """Channels a network returns: classes with the background; or regions, of which there are as many as labels."""
+    return len(labels) + (target == "classes")
 
 
 def _patch_size(sampling: DictConfig) -> list[int]:
@@ -148,17 +154,20 @@ def _source_identity(data: DictConfig) -> Path:
 
 
 def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
-    """Network, loss, optimiser and schedule of a config, for the classes of ``data``."""
+    """Network, loss, optimiser and schedule of a config, for the classes or regions of ``data``."""
     import torch
 
     from brats_lightning.losses import DeepSupervision
     from brats_lightning.segmentation import Segmentation
+    from brats_lightning.targets import make_target
+
+    target = make_target(cfg.target, data.scheme)
 
     def weighted(node: Any) -> Any:
-        """The loss's config with the word ``balanced`` replaced by the training set's class weights."""
+        """The loss's config with the word ``balanced`` replaced by weights from the training set."""
         if isinstance(node, dict):
             return {name: weighted(value) for name, value in node.items()}
-        return data.balanced_class_weights() if node == "balanced" else node
+        return target.weights(data.balanced_class_weights()) if node == "balanced" else node
 
     optimizer = cfg.optimizer.copy()
     if str(_precision(cfg)) in ("16", "16-mixed") and cfg.trainer.gradient_clip_val and optimizer.get("fused"):
@@ -170,8 +179,8 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
         optimizer=instantiate(optimizer),
         scheduler=instantiate(cfg.scheduler),
         inference=instantiate(cfg.inference),
-        postprocessing=instantiate(cfg.postprocessing),
-        scheme=data.scheme,
+        postprocessing=instantiate(cfg.postprocessing).decoding(target.decode),
+        target=target,
         protocols=cfg.protocols,
         config=OmegaConf.to_container(cfg),  # type: ignore[arg-type]
     )

@@ -18,6 +18,7 @@ from brats_lightning.data.preprocessing import Prepared, Preprocessing, prepare
 from brats_lightning.data.standardisation import Standardiser
 from brats_lightning.geometry import Placement
 from brats_lightning.labels import LabelScheme, source_modalities
+from brats_lightning.targets import Target
 
 Network = Callable[[Tensor], Tensor]
 Advance = Callable[[float], None]  # told the share of the work done since the last call
@@ -73,14 +74,18 @@ class SlidingWindow:
             raise ValueError(f"inference.mirror_axes may hold 0 (z), 1 (y) and 2 (x), got {list(self.mirror_axes)}")
 
     def __call__(
-        self, network: Network, image: Shaped[Tensor, "c z y x"], advance: Advance | None = None
+        self,
+        network: Network,
+        image: Shaped[Tensor, "c z y x"],
+        advance: Advance | None = None,
+        background: Sequence[int | float] | None = None,
     ) -> Float32[Tensor, "k z y x"]:
         """Blended logits of a volume, on the volume's device; besides them one float32 per voxel is held.
 
         The network gets windows of whatever type the image is, so that codes can be standardised window by window.
 
         Windows in which every channel is 0 (nothing of the brain) are not computed; a voxel that only such windows
-        cover gets the logit 0 for the background (class 0) and -1000 for all other classes.
+        cover gets the logits ``background``; None: 0 for the first channel and -1000 for all others.
 
         A volume smaller than the window is padded with zeros on both sides, as far as needed.
         """
@@ -111,12 +116,13 @@ class SlidingWindow:
                 weight[place] += importance
             if advance is not None:
                 advance(len(group) / len(places))
-        if total is None:  # no brain anywhere: one forward pass tells how many classes there are
-            classes = network(torch.zeros((1, image.shape[0], *self.window), device=image.device)).shape[1]
-            total = torch.zeros((classes, *padded), dtype=torch.float32, device=image.device)
+        if total is None:  # no brain anywhere: one forward pass tells how many channels there are
+            channels = network(torch.zeros((1, image.shape[0], *self.window), device=image.device)).shape[1]
+            total = torch.zeros((channels, *padded), dtype=torch.float32, device=image.device)
         unseen = weight == 0
         total /= weight.clamp_(min=1e-3)
-        total[1:].masked_fill_(unseen, -1000.0)
+        for channel, logit in zip(total, background or (0, *[-1000] * (len(total) - 1)), strict=True):
+            channel.masked_fill_(unseen, logit)
         return total[(slice(None), *(slice(b, b + n) for b, n in zip(before, size, strict=True)))]
 
     def _mirrored(self, network: Network, windows: Shaped[Tensor, "b c z y x"]) -> Float[Tensor, "b k z y x"]:
@@ -140,7 +146,7 @@ class TrainedModel:
         network: in evaluation mode: (b, c, z, y, x) → logits (b, k, z, y, x).
         standardiser: codes to network input.
         preprocessing: volumes to codes.
-        scheme: the classes.
+        target: what the logits mean.
         inference: how whole volumes are predicted.
         config: of the run, plain containers.
     """
@@ -149,9 +155,14 @@ class TrainedModel:
     network: nn.Module
     standardiser: Standardiser
     preprocessing: Preprocessing
-    scheme: LabelScheme
+    target: Target
     inference: SlidingWindow
     config: Mapping[str, Any]
+
+    @property
+    def scheme(self) -> LabelScheme:
+        """The classes."""
+        return self.target.scheme
 
 
 @dataclass(frozen=True)
@@ -167,9 +178,10 @@ class Probabilities:
 
 
 class Ensemble:
-    """Mean of the softmax probabilities of one or more models; each sees a case as it was trained to.
+    """Mean of the class probabilities of one or more models; each sees a case as it was trained to.
 
-    Members may differ in architecture, modalities, preprocessing, normalisation and windows, but not in the classes.
+    Members may differ in architecture, target, modalities, preprocessing, normalisation and windows, but not in the
+    classes. ``decode`` says how the probabilities are best decoded: as the first member's target is.
 
     Memory: a case takes 2 bytes per voxel and modality, 4 per voxel and class of the running mean, as much again for
     the member at work, and 4 per voxel.
@@ -188,7 +200,7 @@ class Ensemble:
     ) -> None:
         if not models:
             raise ValueError("an ensemble needs at least one model")
-        self.scheme = models[0].scheme
+        self.scheme, self.decode = models[0].scheme, models[0].target.decode
         for model in models:
             if model.scheme != self.scheme:
                 raise ValueError(
@@ -249,10 +261,8 @@ class Ensemble:
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
                 return model.network(image.contiguous(memory_format=torch.channels_last_3d))
 
-        total = model.inference(logits, codes, advance)
-        for plane in total.unbind(1):  # in place: the logits of a large volume are the largest array there is
-            plane.copy_(plane.softmax(0))
-        return total.cpu().numpy()
+        total = model.inference(logits, codes, advance, model.target.background)
+        return model.target.probabilities(total).cpu().numpy()
 
 
 def transfer(

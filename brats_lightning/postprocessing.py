@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, UInt8
 from omegaconf import OmegaConf
 from scipy import ndimage
@@ -14,6 +15,7 @@ from scipy import ndimage
 from brats_lightning.components import NEIGHBOURS_26, label_components
 from brats_lightning.data.nifti import nonzero_box
 from brats_lightning.labels import LabelScheme, in_classes
+from brats_lightning.targets import decode_regions
 
 Number = int | float
 Box = tuple[slice, slice, slice]
@@ -28,14 +30,15 @@ class PostprocessingError(ValueError):
 
 @dataclass(frozen=True)
 class Postprocessing:
-    """The rules, applied in this order; without any, each voxel gets its most probable class.
+    """The rules, applied in this order. Labels are classes, so ET ⊂ TC ⊂ WT holds whatever is done.
 
-    Softmax classes make ET ⊂ TC ⊂ WT hold by construction, so nothing is done about it.
+    *Decoding*: ``argmax`` gives each voxel its most probable class; ``regions`` the class of the innermost region
+    whose probability is at least ½ (`brats_lightning.targets.decode_regions`).
 
     *Hysteresis*, with ``low`` and ``high``: foreground are the 26-connected components of the voxels whose foreground
     probability ``1 - p(background)`` is above ``low``, if it is above ``high`` in at least one voxel of the component.
-    Inside, a voxel gets its most probable foreground class. It keeps a small lesion that is seen faintly but with one
-    clear peak, which a size or mean-confidence filter would lose.
+    Inside, a voxel decoded as background gets its most probable foreground class. It keeps a small lesion that is seen
+    faintly but with one clear peak, which a size or mean-confidence filter would lose.
 
     *Holes*: background that tumour core encloses (6-connected background that doesn't reach the volume's border)
     becomes NETC, and what remains enclosed by the whole tumour becomes SNFH.
@@ -45,10 +48,11 @@ class Postprocessing:
     others background. Regions are taken in the order ET, TC, WT, then the rest.
 
     Args:
-        low: probability; None decodes by the most probable class.
+        low: probability; None leaves hysteresis out.
         high: probability, at least ``low``; given together with it.
         fill_holes: whether to fill them; needs the classes netc and snfh.
         min_volume: in mm³: one for every region, or by region name.
+        decode: ``argmax`` or ``regions``; None leaves it to the network's target (`decoding`), and is else ``argmax``.
 
     Raises:
         PostprocessingError: impossible settings.
@@ -58,6 +62,7 @@ class Postprocessing:
     high: Number | None = None
     fill_holes: bool = False
     min_volume: Number | Mapping[str, Number] | None = None
+    decode: str | None = None
 
     def __post_init__(self) -> None:
         if (self.low is None) != (self.high is None):
@@ -69,6 +74,12 @@ class Postprocessing:
         sizes = self.min_volume.values() if isinstance(self.min_volume, Mapping) else [self.min_volume or 0]
         if not all(size >= 0 for size in sizes):
             raise PostprocessingError(f"postprocessing.min_volume is in mm³, at least 0, got {self.min_volume}")
+        if self.decode not in ("argmax", "regions", None):
+            raise PostprocessingError(f"postprocessing.decode must be argmax, regions or null, got {self.decode!r}")
+
+    def decoding(self, decode: str) -> "Postprocessing":
+        """These rules, with their ``decode`` set where it was left open."""
+        return replace(self, decode=self.decode or decode)
 
     def __call__(
         self, probabilities: Float[np.ndarray, "k z y x"], spacing: Sequence[Number], scheme: LabelScheme
@@ -82,15 +93,23 @@ class Postprocessing:
 
         Raises:
             PostprocessingError: a rule needs a class or region that the scheme lacks.
+            ValueError: decoding by regions that do not tell the classes apart.
         """
-        labels = most_probable(probabilities) if self.low is None else self._hysteresis(probabilities)
+        labels = self._decode(probabilities, scheme) if self.low is None else self._hysteresis(probabilities, scheme)
         if self.fill_holes:
             _fill_holes(labels, scheme)
         for region, volume in self._min_volumes(scheme).items():
             _remove_small(labels, region, volume / math.prod(spacing), scheme)
         return labels
 
-    def _hysteresis(self, probabilities: Float[np.ndarray, "k z y x"]) -> UInt8[np.ndarray, "z y x"]:
+    def _decode(self, probabilities: Float[np.ndarray, "k z y x"], scheme: LabelScheme) -> UInt8[np.ndarray, "z y x"]:
+        if self.decode == "regions":
+            return decode_regions(torch.from_numpy(probabilities), scheme).numpy()
+        return most_probable(probabilities)
+
+    def _hysteresis(
+        self, probabilities: Float[np.ndarray, "k z y x"], scheme: LabelScheme
+    ) -> UInt8[np.ndarray, "z y x"]:
         assert self.low is not None and self.high is not None  # noqa: PT018 — checked together above
         labels = np.zeros(probabilities.shape[1:], np.uint8)
         candidates = 1 - probabilities[0] > self.low
@@ -101,7 +120,9 @@ class Postprocessing:
             peaks = ndimage.maximum(1 - part[0], components, np.arange(n + 1))
             kept = np.asarray(peaks) > self.high
             kept[0] = False
-            labels[box] = np.where(kept[components], most_probable(part[1:]) + 1, 0)
+            decoded = self._decode(part, scheme)
+            foreground = np.where(decoded == 0, most_probable(part[1:]) + 1, decoded)
+            labels[box] = np.where(kept[components], foreground, 0)
         return labels
 
     def _min_volumes(self, scheme: LabelScheme) -> dict[str, float]:

@@ -14,10 +14,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from brats_lightning.data.datamodule import PatchBatch, Volume
 from brats_lightning.inference import SlidingWindow, transfer
-from brats_lightning.labels import LabelScheme
 from brats_lightning.metrics import headline_names, headline_scores, score_case
 from brats_lightning.metrics.voxel import CaseScores, confusion_matrix, voxel_scores
 from brats_lightning.postprocessing import Postprocessing
+from brats_lightning.targets import Target
 
 
 class Segmentation(pl.LightningModule):
@@ -25,13 +25,13 @@ class Segmentation(pl.LightningModule):
 
     Args:
         network: (b, c, z, y, x) → logits (b, k, z, y, x); in training it may return a list, full resolution first.
-        loss: (logits, class indices (b, z, y, x)) → a scalar, or a dict with the scalar under "loss" and its parts.
+        loss: (logits, what the target makes of a mask) → a scalar, or a dict with it under "loss" and its parts.
         optimizer: parameters → optimiser.
         scheduler: optimiser and the share of the run done before a step → learning-rate schedule, stepped after every
             optimiser step.
         inference: how whole volumes are predicted.
         postprocessing: probabilities to labels.
-        scheme: the classes.
+        target: what the logits mean.
         protocols: of the challenge's evaluators, whose lesion-wise scores are computed beside the voxels'.
         config: the run's resolved config as plain containers; saved in each checkpoint, which thereby carries all that
             prediction needs.
@@ -45,7 +45,7 @@ class Segmentation(pl.LightningModule):
         scheduler: Callable[[Optimizer, Callable[[int], float]], LRScheduler],
         inference: SlidingWindow,
         postprocessing: Postprocessing,
-        scheme: LabelScheme,
+        target: Target,
         protocols: Sequence[str],
         config: Mapping[str, Any],
     ) -> None:
@@ -55,8 +55,8 @@ class Segmentation(pl.LightningModule):
         self.loss = loss
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.inference, self.postprocessing = inference, postprocessing
-        self.scheme, self.protocols = scheme, tuple(protocols)
-        self.lesion_names = [name for protocol in self.protocols for name in headline_names(scheme, protocol)]
+        self.target, self.scheme, self.protocols = target, target.scheme, tuple(protocols)
+        self.lesion_names = [name for protocol in self.protocols for name in headline_names(self.scheme, protocol)]
         self.config = config
         self.case_scores: dict[str, CaseScores] = {}
 
@@ -75,14 +75,14 @@ class Segmentation(pl.LightningModule):
         # Counting voxels makes a GPU wait; only the points that are drawn pay for it.
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             full = logits[0] if isinstance(logits, list | tuple) else logits
-            confusion = confusion_matrix(batch.mask, full.detach().argmax(1), self.scheme.num_classes)
+            confusion = confusion_matrix(batch.mask, self.target.decide(full.detach()), self.scheme.num_classes)
             scores = voxel_scores(confusion, self.scheme)
             names = ["accuracy", *(name for name in scores if name.startswith("dice_"))]
             self.log_dict({f"train/patch_{name}": scores[name] for name in names if scores[name] == scores[name]})
         return parts["loss"]
 
     def _loss(self, logits: Any, mask: Tensor) -> dict[str, Tensor]:
-        parts = self.loss(logits, mask)
+        parts = self.loss(logits, self.target.encode(mask))
         return parts if isinstance(parts, dict) else {"loss": parts}
 
     # ---- validation and test: whole volumes
@@ -120,19 +120,20 @@ class Segmentation(pl.LightningModule):
         """The scores each whole case gets: of voxels, of lesions, and the loss."""
         empty = torch.zeros((self.scheme.num_classes,) * 2, dtype=torch.int64)
         # The loss's parts are known only once it has run; a few voxels tell.
-        logits = torch.zeros((1, self.scheme.num_classes, 8, 8, 8), device=self.device)
+        logits = torch.zeros((1, self.target.channels, 8, 8, 8), device=self.device)
         parts = self._loss(logits, torch.zeros((1, 8, 8, 8), dtype=torch.uint8, device=self.device))
         return [*voxel_scores(empty, self.scheme), *self.lesion_names, *(_loss_name("", part) for part in parts)]
 
     def _score(self, volume: Volume, stage: str) -> dict[str, Tensor] | None:
-        """Score a case on its original grid; the callbacks get each working voxel's most probable class."""
+        """Score a case on its original grid; the callbacks get each working voxel's class, before post-processing."""
         if not volume.counted:  # fills up this process's share so that all processes take equally many steps
             self.case_scores[stage].update(volume.case.id, None)
             return None
-        logits = self.inference(self.network, volume.image)
+        logits = self.inference(self.network, volume.image, background=self.target.background)
         parts = self._loss(logits[None], volume.mask[None])
+        decided = self.target.decide(logits[None])[0]
         placement = volume.case.placement
-        probabilities = logits.softmax(0).cpu().numpy()
+        probabilities = self.target.probabilities(logits).cpu().numpy()
         if not placement.exact:  # decoded on original voxels, as in prediction
             probabilities = transfer(probabilities, placement, volume.case.brain)
             placement = volume.case.brain
@@ -145,7 +146,7 @@ class Segmentation(pl.LightningModule):
             scores |= headline_scores(official, self.scheme, protocol)
         scores |= {_loss_name("", part): value.item() for part, value in parts.items()}
         self.case_scores[stage].update(volume.case.id, scores)
-        return {"labels": logits.argmax(0).to(torch.uint8)}
+        return {"labels": decided}
 
     def _finish(self, stage: str) -> None:
         table = self.case_scores[stage]

@@ -63,7 +63,7 @@ def tune(cfg: DictConfig) -> dict[str, Any]:
     validated = _validation_cases(models)
     cases = _find(cfg, models, sorted(set().union(*validated)))
     label_map = models[0].config["data"]["label_map"]
-    rules = _candidates(cfg)
+    rules = _candidates(cfg, ensemble.decode)
     log.info("%d combinations on %d validation cases, %s", len(rules), len(cases), cfg.protocol)
 
     scores: dict[str, list[dict[str, float]]] = {}
@@ -139,7 +139,7 @@ def _find(cfg: DictConfig, models: Sequence["TrainedModel"], wanted: Sequence[st
     return [by_id[name] for name in wanted]
 
 
-def _candidates(cfg: DictConfig) -> list["Postprocessing"]:
+def _candidates(cfg: DictConfig, decode: str) -> list["Postprocessing"]:
     """The simplest first."""
     from brats_lightning.postprocessing import Postprocessing
 
@@ -147,7 +147,8 @@ def _candidates(cfg: DictConfig) -> list["Postprocessing"]:
     pairs += [(low, high) for low, high in itertools.product(cfg.grid.low, cfg.grid.high) if low <= high]
     sizes = sorted({0, *cfg.grid.min_volume})
     return [
-        Postprocessing(low, high, cfg.fill_holes, size or None) for size, (low, high) in itertools.product(sizes, pairs)
+        Postprocessing(low, high, cfg.fill_holes, size or None, decode)
+        for size, (low, high) in itertools.product(sizes, pairs)
     ]
 
 

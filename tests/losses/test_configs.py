@@ -5,7 +5,10 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from brats_lightning import composition
+from brats_lightning.labels import BRATS_METS
 from brats_lightning.losses import CategoricalFocalLoss, CompositeLoss, WeightedDiceLoss
+from brats_lightning.targets import make_target
 
 CONF = Path(__file__).parents[2] / "conf" / "loss"
 
@@ -31,10 +34,22 @@ def test_weights_from_a_config():
     assert loss.class_weights.tolist() == [1, 2, 3, 4]
 
 
-def test_monai_loss_from_a_config():
-    pytest.importorskip("monai")
-    logits = torch.randn(2, 4, 3, 4, 5).requires_grad_()
-    loss = loss_of("monai_dice_focal")(logits, torch.zeros(2, 3, 4, 5, dtype=torch.uint8))
+@pytest.mark.parametrize("target", ["classes", "regions"])
+def test_monai_loss_from_a_config(target):
+    losses = pytest.importorskip("monai.losses")
+    composition.register_resolvers()
+    config = OmegaConf.create({"target": target, "loss": OmegaConf.load(CONF / "monai_dice_focal.yaml")})
+    what = make_target(target, BRATS_METS)
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.randint(0, 4, (2, 3, 4, 5), generator=generator, dtype=torch.uint8)
+    logits = torch.randn(2, what.channels, 3, 4, 5, generator=generator).requires_grad_()
+    loss = instantiate(config.loss)(logits, what.encode(mask))
     loss.backward()
-    assert loss.isfinite()
     assert logits.grad.isfinite().all()
+    smooth = {"smooth_nr": 0, "smooth_dr": 1e-5}
+    if target == "regions":
+        expected = losses.DiceFocalLoss(sigmoid=True, **smooth)(logits, what.encode(mask).float())
+    else:
+        settings = {"softmax": True, "to_onehot_y": True, "include_background": False}
+        expected = losses.DiceFocalLoss(**settings, **smooth)(logits, mask[:, None].long())
+    torch.testing.assert_close(loss, expected)
