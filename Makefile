@@ -41,7 +41,7 @@ oracle: setup ## compare the brats2026 scores with the official program, in an e
 .venv-bench/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --upgrade pip
-	.venv-bench/bin/python -m pip install --quiet -e '.[dev,codecs,bench]'
+	.venv-bench/bin/python -m pip install --quiet -e '.[dev,sweep,codecs,bench]'
 	.venv-bench/bin/python -m pip uninstall --quiet --yes torchvision
 	@touch $@
 

@@ -48,7 +48,7 @@ def rows(options: Options) -> Iterator[Row]:
         dataset, worst, least = monai.dataset(), 0.0, 1.0
         for i, case in enumerate(cases):
             entry = ours.cache.read(case)
-            codes, numbers = torch.from_numpy(entry.image()[:]), ours.standardiser.numbers(entry.intensities)
+            codes, numbers = torch.from_numpy(np.array(entry.image())), ours.standardiser.numbers(entry.intensities)
             image = ours.standardiser(codes[None], torch.from_numpy(numbers)[None])[0].numpy()
             theirs, labels = (dataset[i][key].numpy().transpose(0, 3, 2, 1) for key in ("image", "mask"))
             data, seg = (array[:] for array in nnunet.load(case))
@@ -90,7 +90,7 @@ def rows(options: Options) -> Iterator[Row]:
         {name: (lambda folder=folder: bytes_below(folder) / n / 1e6) for name, folder in folders.items()},
         goals=[Goal(at_most=32)],
         repeats=1,
-        note="ours 16-bit, without loss; MONAI float32; nnU-Net float32, compressed",
+        note="ours 16-bit, without loss; MONAI float32, of the volume before the crop, too; nnU-Net float32, compressed",
     )
 
 

@@ -1,5 +1,6 @@
 """The reporting half of the benchmark: stored results, one table, one figure."""
 
+import io
 import json
 import os
 import statistics
@@ -7,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.measure import Goal, Result
 
+PEER, LIMIT, MET, MISSED = "#2f6db3", "0.55", "#2a9d5c", "#d1495b"
 COLUMNS = ("row", "contender", "median", "spread", "ratio", "goal", "met", "outputs")
 
 
@@ -80,11 +83,54 @@ def write_report(output: Path, stored: Sequence[Mapping[str, Any]]) -> str:
         _figure(results, output / "ratios.png")
     table = Table(*COLUMNS)
     for line in table_lines(results):
-        table.add_row(*line, end_section=False)
-    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115
-    console.print(table)
-    return console.export_text()
+        table.add_row(*line)
+    console = Console(width=200, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
 
 
 def _figure(results: Sequence[Result], path: Path) -> None:
     """How many times better than each contender ours is, and the goals, on one logarithmic axis."""
+    figure = Figure(layout="constrained")
+    axes = figure.subplots()
+    labels: list[tuple[int, str, bool]] = []
+    y = 0
+    for result in results:
+        others = [name for name in result.values if name != "ours"]
+        if not others:
+            continue
+        ours = f"ours {number(result.median('ours'))} {result.unit}"
+        alone = [goal for goal in result.goals if goal.against is None]
+        ours += "".join(
+            f", goal {goal_text(goal, result.unit)}{'' if result.met(goal) else ' missed'}" for goal in alone
+        )
+        labels.append((y, f"{result.title}: {ours}", True))
+        for name in others:
+            y += 1
+            labels.append((y, name, False))
+            better = result.times_better(name)
+            colour = LIMIT if name.startswith("limit") else PEER
+            axes.plot([min(better), max(better)], [y, y], color=colour, linewidth=2, alpha=0.5)
+            axes.plot(statistics.median(better), y, "o", color=colour, markersize=6)
+            for goal in (goal for goal in result.goals if goal.against == name):
+                bound = goal.at_least if goal.at_least is not None else 1 / (goal.at_most or 1)
+                axes.plot(bound, y, "|", color=MET if result.met(goal) else MISSED, markersize=14, markeredgewidth=2.5)
+        y += 2
+    figure.set_size_inches(10, 0.21 * y + 1.2)
+    axes.axvline(1, color="0.4", linewidth=1)
+    axes.set(xscale="log", xlabel="times better than (right of 1: ours is ahead)", ylim=(y, -1))
+    axes.set_yticks([at for at, _, _ in labels], [label for _, label, _ in labels])
+    for tick, (_, _, heading) in zip(axes.get_yticklabels(), labels, strict=True):
+        tick.set_fontweight("bold" if heading else "normal")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
+    axes.tick_params(axis="y", length=0, labelsize=8)
+    axes.grid(axis="x", which="major", color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    marks = [("o", PEER, "against a peer"), ("o", LIMIT, "against a limit")]
+    marks += [("|", MET, "goal, reached"), ("|", MISSED, "goal, missed")]
+    for mark, colour, label in marks:
+        axes.plot([], [], mark, color=colour, label=label, markersize=9, markeredgewidth=2)
+    figure.legend(loc="outside upper right", ncols=4, fontsize=8, frameon=False)
+    figure.savefig(path, dpi=150)
