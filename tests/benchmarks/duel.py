@@ -34,54 +34,55 @@ def duel(cfg: DictConfig, data: Sequence[str]) -> list[dict[str, Any]]:
         cfg: resolved, as ``duel.yaml`` composes it.
         data: the overrides that chose the data.
     """
-    contestants = {entry.split()[0] if plain(cfg.contestants, entry) else entry: entry for entry in cfg.contestants}
-    results = carry_out(contestants, cfg, data)
+    experiments = [entry.split()[0] for entry in cfg.contestants]
+    # An experiment that competes once needs no overrides in its name.
+    contestants = {
+        experiment if experiments.count(experiment) == 1 else entry: entry
+        for experiment, entry in zip(experiments, cfg.contestants, strict=True)
+    }
+    results = [finish(run, Path(cfg.output)) for run in plan(contestants, cfg, data)]
     print(write_report(results, list(contestants), Path(cfg.output), cfg.resamples))
     return results
 
 
-def plain(entries: Sequence[str], entry: str) -> bool:
-    """Whether the first word of an entry is enough to name it."""
-    return [other.split()[0] for other in entries].count(entry.split()[0]) == 1
+def plan(contestants: Mapping[str, str], cfg: DictConfig, data: Sequence[str]) -> list[Run]:
+    """The runs of all contestants (name → experiment and overrides) and seeds.
 
-
-def carry_out(contestants: Mapping[str, str], cfg: DictConfig, data: Sequence[str]) -> list[dict[str, Any]]:
-    """Results of all contestants (name → experiment and overrides) and seeds, those that are known from the file."""
+    All are composed before the first is trained: what is wrong with the last is known at once.
+    """
     from hydra.utils import instantiate
 
     check_contestants(contestants.values())
     cases = choose_cases(instantiate(cfg.data.source), cfg)
     seeds = list(cfg.seed) if isinstance(cfg.seed, ListConfig) else [cfg.seed]
-    output = Path(cfg.output)
-    overrides = [*data, *cfg.common]
-    # All are composed before the first is trained: what is wrong with the last is known at once.
-    runs = [
-        make_run(name, contestant, seed, overrides, cases, cfg.minutes, cfg.threads, output)
+    return [
+        make_run(name, contestant, seed, [*data, *cfg.common], cases, cfg.minutes, cfg.threads, Path(cfg.output))
         for seed in seeds
         for name, contestant in contestants.items()
     ]
-    print(
-        f"{len(cases['train'])} train, {len(cases['test'])} test cases; {cfg.minutes:g} minutes, {cfg.threads} threads"
-    )
-    results = []
-    for run in runs:
-        result = known_result(output, run)
-        if result is None:
-            print(f"{time.strftime('%H:%M:%S')} {run.contestant}, seed {run.seed} …", flush=True)
-            result = run.carry_out()
-            with (output / "results.jsonl").open("a") as file:
-                file.write(json.dumps(result) + "\n")
-        result = result | {"contestant": run.contestant}
-        print(run_line(result), flush=True)
-        results.append(result)
-    return results
 
 
-def known_result(output: Path, run: Run) -> dict[str, Any] | None:
-    """The stored result of a run, if there is one."""
+def finish(run: Run, output: Path) -> dict[str, Any]:
+    """The result of a run, from the results file if it is known."""
+    result = next((result for result in stored_results(output, run) if result["seed"] == run.seed), None)
+    if result is None:
+        key = run.key
+        cases = f"{len(key['train'])} train, {len(key['test'])} test cases"
+        start = f"{time.strftime('%H:%M:%S')} {run.contestant}, seed {run.seed}"
+        print(f"{start}: {key['minutes']:g} minutes, {key['threads']} threads, {cases} …", flush=True)
+        result = run.carry_out()
+        with (output / "results.jsonl").open("a") as file:
+            file.write(json.dumps(result) + "\n")
+    print(run_line(result), flush=True)
+    return result
+
+
+def stored_results(output: Path, run: Run) -> list[dict[str, Any]]:
+    """Results of a run, and of others that only differ in the seed, under its present name."""
     file = output / "results.jsonl"
-    lines = file.read_text().splitlines() if file.is_file() else []
-    return next((result for result in map(json.loads, lines) if result["key"] == run.key), None)
+    results = map(json.loads, file.read_text().splitlines() if file.is_file() else [])
+    alike = [result for result in results if result["key"] | {"seed": run.seed} == run.key]
+    return sorted((result | {"contestant": run.contestant} for result in alike), key=lambda result: result["seed"])
 
 
 def check_contestants(contestants: Sequence[str]) -> None:

@@ -21,8 +21,8 @@ SCORES = {
     "FP per case": "false_positives",
 }
 LEGEND = (
-    "Dice: of voxels. lesion Dice: lesion-wise, `brats2024`. small F1: lesions under 20 mm³, `brats2026`. FP: predicted "
-    "lesions without a match. These three and *mean* are means over WT, TC and ET. Everything is a mean over the cases "
+    "Dice: of voxels. lesion Dice: lesion-wise, `brats2024`. small F1: lesions under 20 mm³, `brats2026`. FP: found "
+    "lesions that are none. These three and *mean* are means over WT, TC and ET. Everything is a mean over the cases "
     "that have the score, then over seeds."
 )
 
@@ -135,12 +135,13 @@ def draw(
             top.scatter(np.full(len(cases), x), cases, s=12, color=colour, zorder=2)
             top.hlines(mean_of(own, score), x - 0.3, x + 0.3, color=colour, linewidth=2.5, zorder=3)
         top.set(title=title, ylim=(-0.03, 1.03), xlim=(-0.5, len(names) - 0.5))
-        top.set_xticks(range(len(names)), names, rotation=30, ha="right")
+        top.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names], rotation=90, fontsize=8)
         top.tick_params(labelleft=column == 0)
         top.grid(axis="y", color="0.92")
         if not differences:
             continue
         bottom = axes[1, column]
+        peers = [name.replace(" ", "\n") for name in differences]
         for y, scores in enumerate(differences.values()):
             mean, low, high = scores[title]
             if not math.isnan(mean):
@@ -148,6 +149,7 @@ def draw(
                 bottom.plot([low, high], [y, y], color="C0")
         bottom.axvline(0, color="0.6", linewidth=0.8)
         bottom.set(ylim=(len(differences) - 0.5, -0.5), xlabel=f"{names[0]} − peer")
-        bottom.set_yticks(range(len(differences)), list(differences) if column == 0 else [""] * len(differences))
-        bottom.margins(x=0.2)
+        bottom.set_yticks(range(len(differences)), peers if column == 0 else [""] * len(peers), fontsize=8)
+        reach = max([0.05, *(abs(end) for scores in differences.values() for end in scores[title] if end == end)])
+        bottom.set_xlim(-1.1 * reach, 1.1 * reach)
     figure.savefig(path, dpi=130)
