@@ -13,7 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from tests.benchmarks.measure import Options, measure
+from tests.benchmarks.growth import requirements
+from tests.benchmarks.measure import Options, Result, measure
 from tests.benchmarks.report import store, write_report
 
 MODULES = ("preprocessing", "patches", "loss", "step", "trainer", "inference", "start", "memory", "growth")
@@ -52,7 +53,9 @@ def main() -> None:
             if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode:
                 failed.append(name)
                 print(f"{name} failed; see {log.name}", file=sys.stderr)
-    print(write_report(output, json.loads(results.read_text()) if results.is_file() else []))
+    stored = json.loads(results.read_text()) if results.is_file() else []
+    print(write_report(output, stored))
+    print(requirements({values["name"]: Result.from_dict(values) for values in stored}))
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 

@@ -1,15 +1,15 @@
 """How time and memory grow with the number of cases, and what a large run therefore needs."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from brats_lightning.data.cases import find_cases
-from tests.benchmarks.measure import Options, Row
+from tests.benchmarks.measure import Options, Result, Row
 from tests.benchmarks.workload import case_data, probed_training, tiny_cases
 
 COUNTS = (1300, 100, 10)
 CASES, GPUS = 1300, 8  # of the run that `requirements` describes
-STEPS = 20
+WORKERS = 2  # per GPU, the default
 
 
 def rows(options: Options) -> Iterator[Row]:
@@ -50,6 +50,8 @@ def rows(options: Options) -> Iterator[Row]:
     yield Row(
         "held", title + "memory after the first step", "MB", each(lambda n: runs[n]["memory"]), repeats=1, note=note
     )
+    worker = each(lambda count: runs[count]["worker"])
+    yield Row("worker", title + "memory of each worker", "MB", worker, repeats=1, note=note)
     sidecars = {n: case_data(roots[n], cache).cache.directory for n in COUNTS}
     yield Row(
         "sidecars",
@@ -58,4 +60,25 @@ def rows(options: Options) -> Iterator[Row]:
         each(lambda n: sum(file.stat().st_size for file in sidecars[n].glob("*") if file.suffix != ".tif") / 1e6),
         repeats=1,
         note="sidecars and positions",
+    )
+
+
+def requirements(results: Mapping[str, Result]) -> str:
+    """What a run of `CASES` cases on `GPUS` GPUs needs, in a paragraph, from the rows measured; empty without them."""
+    wanted = ("cache", "patches read", "index", "open", "start", "held", "worker")
+    if any(name not in results for name in wanted):
+        return ""
+    size, rate, index, opened, start, held, worker = (results[name].median("ours") for name in wanted)
+    disk = CASES * size / 1e3
+    patch = 128**3 * (4 * 2 + 1) / 1e6  # codes of four modalities and a mask, in MB
+    memory = GPUS * (held + WORKERS * 2 * 2 * patch) / 1e3  # a worker keeps two batches of two patches ready
+    return (
+        f"**{CASES:,} cases on {GPUS} GPUs**, from these measurements: {disk:.0f} GB of disk for the cache "
+        f"({size:.1f} MB a case), which the page cache should hold for crops at memory speed; from disk a patch 128³×4 "
+        f"is {patch:.0f} MB. Listing the files takes {index:.2g} s, opening the warm cache {opened:.2g} s, the first "
+        f"step comes after {start:.1f} s. A process with {WORKERS} workers holds {held / 1e3:.1f} GB besides its "
+        f"network and batches, each further worker {worker / 1e3:.2f} GB: {memory:.0f} GB for {GPUS} GPUs. A worker "
+        f"reads {rate:.0f} patches 128³×4 a second (normalisation and augmentation are the GPU's), so the default of "
+        f"{WORKERS} per GPU sustains {WORKERS * rate:.0f}, {GPUS * WORKERS * rate:.0f} on all, with "
+        f"{GPUS * (WORKERS + 1)} CPU cores."
     )

@@ -18,8 +18,28 @@ def rows(options: Options) -> Iterator[Row]:
     monai, nnunet = Monai(options, cases), NnUnet(options, cases)
     monai.fill()
     nnunet.fill()
+    yield _reading(options)
     for augment in (False, True):
         yield _row(options, augment, nnunet, monai)
+
+
+def _reading(options: Options) -> Row:
+    """What a worker does; the rest is done on the device."""
+    ours = Ours(options, augment=False)
+    codes, copies = torch.ones(4, PATCH, PATCH, PATCH, dtype=torch.uint16), 8
+    used = torch.empty_like(codes)
+    return Row(
+        "patches read",
+        "patches 128³×4, crop as 16-bit codes: a worker's part",
+        "patches/s",
+        {
+            "ours": rate(lambda: [next(ours.batches) for _ in range(CROPS // BATCH)], CROPS),
+            "limit: copy to a used buffer": rate(lambda: [used.copy_(codes) for _ in range(copies)], copies),
+            "limit: copy to a new tensor": rate(lambda: [codes.clone() for _ in range(copies)], copies),
+        },
+        higher_is_better=True,
+        threads=1,
+    )
 
 
 def _row(options: Options, augment: bool, nnunet: NnUnet, monai: Monai) -> Row:
@@ -32,8 +52,8 @@ def _row(options: Options, augment: bool, nnunet: NnUnet, monai: Monai) -> Row:
     contenders = {name: rate(lambda feed=feed: _take(feed, patches), patches) for name, feed in feeds.items()}
     if not augment:
         source, target = torch.rand(4, PATCH, PATCH, PATCH), torch.empty(4, PATCH, PATCH, PATCH)
-        contenders["limit: copy to a used buffer"] = rate(lambda: target.copy_(source))
-        contenders["limit: copy to a new tensor"] = rate(lambda: source.clone())
+        contenders["limit: copy to a used buffer"] = rate(lambda: [target.copy_(source) for _ in range(8)], 8)
+        contenders["limit: copy to a new tensor"] = rate(lambda: [source.clone() for _ in range(8)], 8)
     return Row(
         "patches augmented" if augment else "patches",
         "patches 128³×4, " + ("nnU-Net's augmentation" if augment else "crop only"),

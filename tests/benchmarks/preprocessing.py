@@ -90,7 +90,7 @@ def rows(options: Options) -> Iterator[Row]:
         {name: (lambda folder=folder: bytes_below(folder) / n / 1e6) for name, folder in folders.items()},
         goals=[Goal(at_most=32)],
         repeats=1,
-        note="ours 16-bit, without loss; MONAI float32, of the volume before the crop, too; nnU-Net float32, compressed",
+        note="ours 16-bit, without loss; MONAI float32, with the volume that the crop is a view of; nnU-Net compressed",
     )
 
 

@@ -11,10 +11,10 @@ import pytorch_lightning as pl
 
 
 class Probe(pl.Callback):
-    """After ``step`` optimiser steps writes ``{"time": …, "memory": …}`` to ``file`` and ends the process.
+    """After ``step`` optimiser steps writes ``{"time": …, "memory": …, "worker": …}`` to ``file`` and ends the process.
 
-    The time is that of `time.time`; the memory is that of the process and its workers in MB (PSS: pages that several
-    processes share are counted once).
+    The time is that of `time.time`; the memory is that of the process and its workers, and that of one worker, in MB
+    (PSS: a page that several processes share counts once).
     """
 
     def __init__(self, file: str, step: int = 1) -> None:
@@ -25,8 +25,9 @@ class Probe(pl.Callback):
             return
         now = time.time()
         workers = multiprocessing.active_children()
-        processes = [os.getpid(), *(worker.pid for worker in workers)]
-        self.file.write_text(json.dumps({"time": now, "memory": sum(map(_pss, processes)), "workers": len(workers)}))
+        held = [_pss(worker.pid) for worker in workers]
+        each = sum(held) / max(len(held), 1)
+        self.file.write_text(json.dumps({"time": now, "memory": _pss(os.getpid()) + sum(held), "worker": each}))
         for worker in workers:
             worker.kill()
         os._exit(0)

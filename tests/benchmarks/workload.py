@@ -112,7 +112,7 @@ def elsewhere(function: Callable[..., Result], *arguments: Any) -> Result:
 
 
 def probed_training(options: Options, root: Path, *overrides: str, step: int = 1) -> dict[str, float]:
-    """A training of tiny patches, ended after some steps: ``seconds`` from its start, and ``memory`` in MB.
+    """A training of tiny patches, ended after ``step`` steps: see `Probe`, but with the ``seconds`` since its start.
 
     What it prints goes to ``probed.log`` in the scratch folder.
     """
@@ -127,4 +127,4 @@ def probed_training(options: Options, root: Path, *overrides: str, step: int = 1
         start = time.time()
         subprocess.run(command, cwd=options.scratch, env=environment, stdout=log, stderr=subprocess.STDOUT, check=True)
     values = json.loads(file.read_text())
-    return {"seconds": values["time"] - start, "memory": values["memory"]}
+    return {"seconds": values["time"] - start, "memory": values["memory"], "worker": values["worker"]}
