@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 from tests.benchmarks.growth import requirements
@@ -34,9 +35,10 @@ def main() -> None:
     if unknown := set(chosen) - set(MODULES):
         parser.error(f"unknown rows {', '.join(sorted(unknown))}; there are {', '.join(MODULES)}")
     output = arguments.output.resolve()
-    scratch = output / "scratch"
-    scratch.mkdir(parents=True, exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
     cases = (arguments.cases or _phantoms(output)).resolve()
+    scratch = output / f"scratch-{zlib.crc32(str(cases).encode()):08x}"  # of these cases alone
+    scratch.mkdir(exist_ok=True)
     results = output / "results.json"
 
     if arguments.here:
@@ -61,9 +63,10 @@ def main() -> None:
 
 
 def _phantoms(output: Path) -> Path:
-    from brats_lightning.data.phantom import make_phantoms
+    from brats_lightning.data.phantom import PhantomSettings, make_phantoms, phantom_folder
 
-    return make_phantoms(output / "cases", cases=PHANTOM_CASES, shape=(240, 240, 155))
+    settings = PhantomSettings(cases=PHANTOM_CASES, shape=(240, 240, 155))
+    return make_phantoms(phantom_folder(output, settings), settings)
 
 
 if __name__ == "__main__":

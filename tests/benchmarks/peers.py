@@ -190,4 +190,4 @@ class Monai:
         from monai.data import DataLoader
 
         random = self.crop(patch) + (self.augmentation() if augment else [])
-        return DataLoader(self.dataset(*random), batch_size=batch, shuffle=True, num_workers=0)
+        return DataLoader(self.dataset(*random), batch_size=batch, shuffle=True, drop_last=True, num_workers=0)

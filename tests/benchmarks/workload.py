@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning import composition
 from brats_lightning.data.cases import Case, find_cases
-from brats_lightning.data.phantom import make_phantoms
+from brats_lightning.data.phantom import PhantomSettings, make_phantoms, phantom_folder
 from brats_lightning.labels import MODALITIES
 from tests.benchmarks.measure import Options
 
@@ -87,7 +87,8 @@ def tiny_cases(scratch: Path, count: int) -> Path:
     root = scratch / f"tiny-{count}"
     if root.is_dir():
         return root
-    phantoms = find_cases(make_phantoms(scratch / "tiny", cases=12, shape=(40, 48, 32)))
+    settings = PhantomSettings(cases=12, shape=(40, 48, 32))
+    phantoms = find_cases(make_phantoms(phantom_folder(scratch, settings), settings))
     partial = scratch / f"tiny-{count}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     for i in range(count):
