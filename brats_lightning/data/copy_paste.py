@@ -184,14 +184,15 @@ def cut_out(case: CachedCase, lesion: Lesion, modalities: Sequence[str], reach: 
 
     # No other lesion's voxels of these classes touch the lesion: that is what a component is.
     core = _components_at(np.isin(classes, np.unique(rows[lesion.start : lesion.stop, 1])), here)
-    region, fade = core, np.ones(core.shape)
+    tumour, fade = core, np.ones(core.shape)
     if rows[0, 0] == 0:  # the oedema around lesions comes first
         fade = np.clip(2 - 2 * ndimage.distance_transform_edt(~core) / reach, 0, 1)
-        region = core | (_components_at(classes > 0, here) & (classes == rows[0, 1]) & (fade > 0))
+        tumour = core | (_components_at(classes > 0, here) & (classes == rows[0, 1]))
 
-    box = _grown(nonzero_box(region))
+    box = _grown(nonzero_box(tumour & (fade > 0)))
     low = low + [part.start for part in box]
-    classes, core, region, fade = classes[box], core[box], region[box], fade[box]
+    classes, core, tumour, fade = classes[box], core[box], tumour[box], fade[box]
+    region = tumour & (fade > 0)
     codes = read_patch(case.image(), low.tolist(), classes.shape, channels=case.channels(modalities))
     inside = (codes > 0).all(axis=0)
     distance = ndimage.distance_transform_edt(~region)
@@ -200,7 +201,7 @@ def cut_out(case: CachedCase, lesion: Lesion, modalities: Sequence[str], reach: 
         return None
 
     alpha = np.clip(1 - distance / (FEATHER + 1), 0, 1) * fade
-    others = (classes > 0) & ~region
+    others = (classes > 0) & ~tumour
     if others.any():
         alpha *= np.clip((ndimage.distance_transform_edt(~others) - 1) / FEATHER, 0, 1)
     alpha[core] = 1
@@ -212,7 +213,7 @@ def cut_out(case: CachedCase, lesion: Lesion, modalities: Sequence[str], reach: 
         background=background * scales + offsets,
         labels=np.where(region & (alpha >= 0.5), classes, 0).astype(np.uint8),
         alpha=alpha.astype(np.float32),
-        footprint=distance <= FEATHER,
+        footprint=distance <= FEATHER + 1,
         surroundings=surroundings,
     )
 
@@ -256,7 +257,7 @@ def find_place(
     cost = difference.sum(axis=0)
     in_brain = ((codes > 0).all(axis=0) & (mask[at] == 0)).mean(axis=1) > 0.5
     for index in np.argsort(cost, kind="stable"):
-        place = _box(starts[index], graft.labels.shape)
+        place = _box(starts[index].tolist(), graft.labels.shape)
         if in_brain[index] and not mask[place][graft.footprint].any() and image[:, *place][:, graft.labels > 0].all():
             return place
     return None

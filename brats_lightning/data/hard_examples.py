@@ -38,7 +38,7 @@ class Difficulty:
     """
 
     missed: list[bool]
-    negatives: list[Int16[np.ndarray, "voxels 3"]]
+    negatives: list[Int16[np.ndarray, "_ 3"]]
 
 
 class HardExamples(LesionBalanced):
@@ -142,7 +142,7 @@ def _difficulty(case: CachedCase, path: Path) -> Difficulty:
 
 def _false_positives(
     predicted: UInt8[np.ndarray, "z y x"], mask: UInt8[np.ndarray, "z y x"], seed: int
-) -> list[Int16[np.ndarray, "voxels 3"]]:
+) -> list[Int16[np.ndarray, "_ 3"]]:
     box = nonzero_box(predicted)
     labels, n = label_components(predicted[box] > 0)
     false = np.ones(n + 1, dtype=bool)

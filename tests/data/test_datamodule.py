@@ -78,6 +78,33 @@ def test_workers_change_nothing(build, workers):
     assert found == expected
 
 
+def test_copy_paste_adds_lesions_of_training_cases_to_the_same_patches(build, root):
+    shape = (32, 34, 30)  # room enough for a lesion and its surroundings
+    for number in range(6):
+        images = {name: brain(4 * number + i, shape) for i, name in enumerate(("t1n", "t1c", "t2w", "t2f"))}
+        write_case(root, f"BraTS-MET-{number:05d}-000", seg=lesions(shape), **images)
+    settings = ["data.val_share=0.3", "data.test_share=0.3", "sampling.size=[24,24,24]", "data.patches_per_case=8"]
+    plain = build(*settings).train_dataloader().dataset
+    never = build(*settings, "copy_paste=lesions", "copy_paste.probability=0").train_dataloader().dataset
+    data = build(*settings, "copy_paste=lesions", "copy_paste.probability=1", "data.workers=2")
+    loader = data.train_dataloader()
+    donors = {case.id for group in data.copy_paste.donors.values() for case, _ in group.lesions}
+    assert donors == set(data.split.train)
+    assert data.split.test
+    changed = 0
+    for number, batch in enumerate(loader):
+        before = plain[0, number]
+        assert torch.equal(never[0, number].image, before.image)
+        assert torch.equal(never[0, number].mask, before.mask)
+        again = loader.dataset[0, number]  # read in this process
+        assert torch.equal(again.image, batch.image)
+        assert torch.equal(again.mask, batch.mask)
+        own = before.mask > 0
+        assert torch.equal(batch.mask[own], before.mask[own])
+        changed += not torch.equal(batch.mask, before.mask)
+    assert changed
+
+
 def test_an_epoch_goes_evenly_through_the_cases(build):
     data = build("data.val_share=0", "data.test_share=0", "data.patches_per_case=4", "data.batch_size=3")
     batches = data.train_dataloader().dataset
