@@ -121,8 +121,8 @@ class SlidingWindow:
             total = torch.zeros((channels, *padded), dtype=torch.float32, device=image.device)
         unseen = weight == 0
         total /= weight.clamp_(min=1e-3)
-        for channel, logit in zip(total, background or (0, *[-1000] * (len(total) - 1)), strict=True):
-            channel.masked_fill_(unseen, logit)
+        for channel, logit in enumerate(background or (0, *[-1000] * (len(total) - 1))):
+            total[channel].masked_fill_(unseen, logit)
         return total[(slice(None), *(slice(b, b + n) for b, n in zip(before, size, strict=True)))]
 
     def _mirrored(self, network: Network, windows: Shaped[Tensor, "b c z y x"]) -> Float[Tensor, "b k z y x"]:

@@ -60,6 +60,15 @@ def test_every_choice_composes(composed, override):
     assert composed(override, plain=True).data.in_channels == 4
 
 
+@pytest.mark.parametrize("labels", [["netc", "snfh", "et"], ["netc", "snfh", "et", "rc"]])
+def test_channels_follow_from_the_target(composed, labels):
+    chosen = f"data.labels=[{','.join(labels)}]"
+    assert composed(chosen, "target=classes").model.out_channels == len(labels) + 1
+    cfg = composed(chosen, "target=regions", "model=resunet", "loss=monai_dice_focal")
+    assert cfg.model.out_channels == cfg.data.out_channels == len(labels)
+    assert (cfg.loss.loss.softmax, cfg.loss.loss.sigmoid, cfg.loss.loss.to_onehot_y) == (False, True, False)
+
+
 def test_mandatory_values_are_named(composed):
     with pytest.raises(ValueError, match=r"data\.root"):
         composed("data=brats_mets")
@@ -102,6 +111,9 @@ def test_balanced_weights_replace_their_word(composed):
     model = composition.build_segmentation(cfg, Data())
     weights = dict(model.loss.named_buffers())
     assert any(w is not None and w.numel() >= 3 for w in weights.values())
+    model = composition.build_segmentation(composed("target=regions", "loss.parts.dice.class_weights=balanced"), Data())
+    (weights,) = dict(model.loss.named_buffers()).values()
+    assert weights.tolist() == pytest.approx([0.3, (0.4**-2 + 0.3**-2) ** -0.5, (0.4**-2 + 0.2**-2 + 0.3**-2) ** -0.5])
     assert cfg.loss.parts.dice.class_weights == "balanced"
 
 

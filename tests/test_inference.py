@@ -90,6 +90,15 @@ def test_windows_without_brain_are_not_computed():
     assert (out[..., 8:].argmax(0) == 0).all()
 
 
+def test_what_no_window_covers_gets_the_targets_background():
+    image = torch.zeros(1, 8, 8, 24)
+    image[0, 2, 3, 1] = 5.0
+    out = SlidingWindow((8, 8, 8), overlap=0.0)(nn.Conv3d(1, 3, 1), image, background=(-1000.0, -7.0, 3.0))
+    assert (out[:, :, :, 8:] == torch.tensor([-1000.0, -7.0, 3.0]).reshape(3, 1, 1, 1)).all()
+    empty = SlidingWindow((4, 4, 4))(nn.Conv3d(1, 2, 1), torch.zeros(1, 5, 6, 7), background=(-1000.0, -1000.0))
+    assert (empty == -1000).all()
+
+
 def test_an_empty_volume_is_background():
     out = SlidingWindow((4, 4, 4))(nn.Conv3d(1, 3, 1), torch.zeros(1, 5, 6, 7))
     assert out.shape == (3, 5, 6, 7)

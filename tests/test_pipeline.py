@@ -9,10 +9,15 @@ from brats_lightning.predict import predict
 from brats_lightning.train import train
 
 
-@pytest.mark.parametrize("preprocessing", [[], ["data.preprocessing.spacing=[2,1.5,1.5]"]], ids=["native", "resampled"])
-def test_scores_of_written_masks_are_those_of_the_run(composed, tmp_path, shared_outputs, preprocessing):
-    cfg = composed("trainer.max_steps=30", "trainer.precision=32-true", "logger=none", *preprocessing)
+@pytest.mark.parametrize(
+    "settings",
+    [[], ["data.preprocessing.spacing=[2,1.5,1.5]"], ["target=regions", "model.deep_supervision=1"]],
+    ids=["native", "resampled", "regions"],
+)
+def test_scores_of_written_masks_are_those_of_the_run(composed, tmp_path, shared_outputs, settings):
+    cfg = composed("trainer.max_steps=30", "trainer.precision=32-true", "logger=none", *settings)
     results = train(cfg)
+    assert results["test/dice_wt"] > 0
 
     split = json.loads((tmp_path / "run/split.json").read_text())
     root = next(path for path in (shared_outputs / "phantoms").iterdir() if (path / split["test"][0]).is_dir())

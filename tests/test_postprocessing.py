@@ -55,6 +55,36 @@ def test_hysteresis_takes_the_foreground_of_all_classes_and_the_most_probable_of
     assert flat(Postprocessing(0.25, 0.5)(probabilities, MM, BRATS_METS)) == [2, 1]
 
 
+def test_decoding_by_regions():
+    #           the background is the most probable class | shared by netc and et | snfh in the core's favour | nothing
+    probabilities = line((0.25, 0.25, 0.125), (0.25, 0.125, 0.25), (0.25, 0.5, 0.25), (0.125, 0.125, 0.125))
+    assert flat(Postprocessing(decode="regions")(probabilities, MM, BRATS_METS)) == [2, 1, 1, 0]
+    assert flat(Postprocessing(decode="argmax")(probabilities, MM, BRATS_METS)) == [0, 0, 2, 0]
+    cavity = np.array([0.25, 0.0, 0.25, 0.0, 0.5], np.float32).reshape(5, 1, 1, 1)
+    assert flat(Postprocessing(decode="regions")(cavity, MM, LabelScheme(("netc", "snfh", "et", "rc")))) == [4]
+
+
+def test_hysteresis_keeps_what_regions_decode_and_fills_in_the_most_probable_class():
+    rules = Postprocessing(0.25, 0.7, decode="regions")
+    #       netc, as TC is 0.5, though snfh is the most probable | below ½, in the component | a component without peak
+    probabilities = line((0.25, 0.375, 0.25), (0.0, 0.25, 0.125), 0.0, 0.625)
+    assert flat(rules(probabilities, MM, BRATS_METS)) == [1, 2, 0, 0]
+    assert flat(Postprocessing(0.25, 0.7)(probabilities, MM, BRATS_METS)) == [2, 2, 0, 0]
+    # what is decoded as foreground but not above low goes
+    assert flat(Postprocessing(0.7, 0.8, decode="regions")(probabilities, MM, BRATS_METS)) == [1, 0, 0, 0]
+
+
+def test_regions_that_cannot_be_decoded():
+    two = np.array([0.5, 0.5, 0.0], np.float32).reshape(3, 1, 1, 1)
+    with pytest.raises(ValueError, match=r"data\.labels=\[netc,snfh\]"):
+        Postprocessing(decode="regions")(two, MM, LabelScheme(("netc", "snfh")))
+
+
+def test_decoding_follows_the_target_unless_it_is_chosen():
+    assert Postprocessing(0.1, 0.5).decoding("regions") == Postprocessing(0.1, 0.5, decode="regions")
+    assert Postprocessing(decode="argmax").decoding("regions") == Postprocessing(decode="argmax")
+
+
 def test_components_that_touch_by_a_corner_are_one():
     labels = np.zeros((3, 3, 3), np.uint8)
     probabilities = volume(labels)
@@ -160,6 +190,7 @@ def test_holes_become_what_encloses_them():
         ({"low": 0.1, "high": 1}, "low ≤ high"),
         ({"min_volume": -1}, "at least 0"),
         ({"min_volume": {"et": -1}}, "at least 0"),
+        ({"decode": "softmax"}, "decode must be argmax, regions or null, got 'softmax'"),
     ],
 )
 def test_impossible_settings(settings, message):
@@ -198,6 +229,7 @@ def test_the_configs_build_the_rules(composed, tmp_path):
 
     assert chosen() == Postprocessing()
     assert chosen("postprocessing=hysteresis") == Postprocessing(0.25, 0.7)
+    assert chosen("postprocessing.decode=regions") == Postprocessing(decode="regions")
     rules = chosen("postprocessing.min_volume={et:3}", "postprocessing.fill_holes=true")
     assert rules(volume(np.full((1, 1, 2), 3, np.uint8)), MM, BRATS_METS).sum() == 0
     tuned_file(tmp_path / "a.ckpt").write_text("chosen: {min_volume: 3}")

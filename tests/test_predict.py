@@ -194,6 +194,24 @@ def test_an_ensemble_averages_probabilities_not_logits(run, tmp_path):
     np.testing.assert_allclose(values, [0.65, 0, 0, 0.35], atol=1e-5)
 
 
+def test_members_of_both_targets(run, tmp_path):
+    write_case(tmp_path / "in", seg=None)
+
+    def logits(*probabilities):
+        return [float(np.log(p / (1 - p))) for p in probabilities]
+
+    # one says ET 0.25, TC 0.5, WT 0.875; the other background 0.6, snfh 0.2, et 0.2
+    voxelwise(tmp_path / "regions.ckpt", [[0.0]] * 3, logits(0.25, 0.5, 0.875), target="regions")
+    voxelwise(tmp_path / "classes.ckpt", [[0.0]] * 4, [float(np.log(3)), -99.0, 0.0, 0.0])
+    for first, second, label in (("regions", "classes", 2), ("classes", "regions", 0)):
+        run("probabilities=true", "overwrite=true", ckpt=f"[{tmp_path}/{first}.ckpt,{tmp_path}/{second}.ckpt]")
+        values = written(tmp_path, "BraTS-MET-00001-000_probabilities").get_fdata()[6, 6, 5]
+        # background (0.125 + 0.6) / 2, netc (0.25 + 0) / 2, snfh (0.375 + 0.2) / 2, et (0.25 + 0.2) / 2
+        np.testing.assert_allclose(values, [0.3625, 0.125, 0.2875, 0.225], atol=1e-5)
+        # decoded as the first was trained: WT 0.6375 but TC 0.35; or the most probable class
+        assert np.asanyarray(written(tmp_path).dataobj)[6, 6, 5] == label
+
+
 def test_members_see_the_case_as_each_was_trained(run, tmp_path):
     image, truth = marked()
     other = np.where(truth, 1, image).astype(np.int16)  # dark where t1c is bright
@@ -412,7 +430,8 @@ def test_predicted_as_validated(composed, tmp_path):
     case = data.scored_cases("val")[0]
     volume = data.on_after_batch_transfer(Volumes([case], data.standardiser)[0], 0)
     with torch.no_grad():
-        expected = module.inference(module.network, volume.image).softmax(0)
+        logits = module.inference(module.network, volume.image, background=module.target.background)
+        expected = module.target.probabilities(logits)
     found = entry.infer(next(c for c in data.source() if c.id == case.id), Ensemble([load_model(path)]), 0.1)
     assert found.placement == case.placement
     np.testing.assert_allclose(found.values, expected.numpy(), atol=1e-5)

@@ -72,7 +72,7 @@ def run(composed):
 def test_the_rules_that_score_best_are_chosen(run, runs):
     result = run(runs[0], "protocol=brats2023")
     # Only hysteresis finds the whole lesion; only its peak tells it from the look-alike, and its size from the speck.
-    assert Postprocessing(**result["chosen"]) == Postprocessing(0.25, 0.9, min_volume=2)
+    assert Postprocessing(**result["chosen"]) == Postprocessing(0.25, 0.9, min_volume=2, decode="argmax")
     assert result["score"] == 1
     assert result["cases"] == NAMES[1:3]
     tried = {(row["low"], row["high"], row["min_volume"]): row["score"] for row in result["tried"]}
@@ -104,12 +104,24 @@ def test_the_choice_is_written_beside_the_checkpoint_and_used(run, runs, compose
     content = OmegaConf.to_container(OmegaConf.load(file))
     assert content == result
     assert sorted(path.name for path in runs[0].parent.iterdir()) == ["best.ckpt", "best_postprocessing.yaml"]
-    assert tuned(runs[0]) == Postprocessing(0.25, 0.9, min_volume=2)
+    assert tuned(runs[0]) == Postprocessing(0.25, 0.9, min_volume=2, decode="argmax")
     common = ["device=cpu", "precision=32", f"input={tmp_path}/in/{NAMES[5]}", f"output={tmp_path}/out"]
     predict(composed(f"ckpt={runs[0]}", "postprocessing=tuned", *common, name="predict"))
     import nibabel as nib
 
     assert np.array_equal(np.asanyarray(nib.load(tmp_path / f"out/{NAMES[5]}.nii.gz").dataobj), scan()[1])
+
+
+def test_rules_decode_as_the_network_was_trained(run, runs):
+    regions = [[[0.0], [0.0], [8.0]], [99.0, 99.0, -8 * 0.45]]  # WT as ET before; ET and TC wherever WT is
+    split = (runs[0].parent.parent / "split.json").read_text()
+    path = voxelwise(runs[0].parent.parent.parent / "r/checkpoints/best.ckpt", *regions, target="regions")
+    (path.parent.parent / "split.json").write_text(split)
+    source = str(runs[0].parent.parent.parent / "in")
+    result = run(path, f"input={source}")
+    expected = run(runs[0])
+    assert result["chosen"] == expected["chosen"] | {"decode": "regions"}
+    assert result["score"] == expected["score"]
 
 
 def test_test_and_training_cases_are_never_opened(run, runs, tmp_path, monkeypatch):

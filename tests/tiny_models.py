@@ -12,7 +12,9 @@ class Ours(nn.Conv3d):
     """A network of a package that nobody trusts unasked."""
 
 
-def save_checkpoint(path: Path, network: nn.Module, model: dict, *, labels=("netc", "snfh", "et"), **settings) -> Path:
+def save_checkpoint(
+    path: Path, network: nn.Module, model: dict, *, labels=("netc", "snfh", "et"), target="classes", **settings
+) -> Path:
     """A checkpoint as a run leaves it; ``settings`` replace the data settings' defaults or the window's."""
     window = {"window": [8, 8, 8], "overlap": 0.25, "batch_size": 1, "mirror_axes": []}
     data = {
@@ -25,6 +27,7 @@ def save_checkpoint(path: Path, network: nn.Module, model: dict, *, labels=("net
     assert set(settings) <= {*window, *data, "source"}
     config = {
         "model": model,
+        "target": target,
         "inference": {"_target_": "brats_lightning.inference.SlidingWindow"}
         | {name: settings.get(name, value) for name, value in window.items()},
         "data": data | {name: v for name, v in settings.items() if name not in window} | {"labels": list(labels)},
