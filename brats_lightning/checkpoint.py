@@ -22,7 +22,11 @@ from brats_lightning.targets import make_target
 # Whose networks any checkpoint may build, and what else of ours: how it is applied, and where its cases were.
 _NETWORKS = ("brats_lightning", "torch.nn", "monai.networks")
 SETTINGS = ("brats_lightning.inference.SlidingWindow",)
-SOURCES = ("brats_lightning.data.cases.find_cases", "brats_lightning.data.phantom.phantom_cases")
+SOURCES = (
+    "brats_lightning.data.cases.find_cases",
+    "brats_lightning.data.phantom.phantom_cases",
+    "brats_lightning.data.implant.implanted_cases",
+)
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
 _DIRECTIVES = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
