@@ -1,40 +1,31 @@
 """Synthetic metastasis cases on disk, in the layout of BraTS-METS: data to develop, test and demonstrate with."""
 
-import gzip
-import hashlib
-import json
 import logging
-import multiprocessing
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 from jaxtyping import Float32, Int16, UInt8
+from scipy import ndimage
 
 from brats_lightning.components import label_components
 from brats_lightning.data.cases import Case, find_cases
 from brats_lightning.data.phantom_anatomy import SIGNAL, Brain, Frame, make_brain, smooth_field
 from brats_lightning.data.phantom_lesions import ET, Lesion, lesion_volumes, place_lesions
+from brats_lightning.data.phantom_set import PhantomError, Progress, make_once, own_folder, write_nifti
 from brats_lightning.labels import MODALITIES
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of the generator: phantoms of another version are other phantoms
-SETTINGS_FILE = "phantom.json"
+VERSION = 2  # of the generator: phantoms of another version are other phantoms
 _FIRST_PATIENT = 90001
 _ET_SIGNAL, _NETC_SIGNAL, _SNFH_SIGNAL = (0.84, 0.82, 1.00, 1.10), (0.62, 0.50, 1.05, 0.85), (0.84, 0.70, 1.30, 1.50)
+_BLUR = 0.55  # the scanner's point spread: standard deviation of a Gaussian, in voxels
 _SCANNER_UNITS = {"t1n": 420.0, "t1c": 330.0, "t2w": 700.0, "t2f": 380.0}
-
-
-class PhantomError(ValueError):
-    """Settings that make no phantoms, or a folder that holds something else."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +77,7 @@ class PhantomSettings:
 
 def phantom_folder(parent: Path | str, settings: PhantomSettings) -> Path:
     """A folder of these settings' own under ``parent``: its name carries their hash."""
-    digest = hashlib.sha256(json.dumps(settings.to_dict(), sort_keys=True).encode()).hexdigest()
-    return Path(parent) / f"phantom-{digest[:10]}"
+    return own_folder(parent, "phantom", settings.to_dict())
 
 
 def make_phantoms(
@@ -95,13 +85,12 @@ def make_phantoms(
     settings: PhantomSettings | None = None,
     *,
     workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     **fields: Any,
 ) -> Path:
     """Writes a set of synthetic cases into ``root``, once, and returns ``root``.
 
-    The set is built in a folder beside ``root`` and moved there whole, so an interrupted run leaves no half set and two
-    processes may make the same one at once. If ``root`` holds the set already it is left as it is.
+    If ``root`` holds the set already it is left as it is; otherwise it appears whole or not at all.
 
     Args:
         root: folder to make: ``BraTS-MET-90001-000/BraTS-MET-90001-000-t1n.nii.gz`` … and ``phantom.json``.
@@ -113,64 +102,9 @@ def make_phantoms(
     Raises:
         PhantomError: bad settings, or ``root`` holds anything else.
     """
-    root, settings = Path(root), replace(settings or PhantomSettings(), **fields)
-    if _is_made(root, settings):
-        return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    try:
-        _write_cases(building, settings, workers, progress)
-        (building / SETTINGS_FILE).write_text(json.dumps(settings.to_dict(), indent=2) + "\n")
-        building.chmod(0o755)  # mkdtemp's folders are private
-        try:
-            building.replace(root)
-        except OSError:  # not empty: another process was faster
-            if not _is_made(root, settings):
-                raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return root
-
-
-def _is_made(root: Path, settings: PhantomSettings) -> bool:
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return False
-    file = root / SETTINGS_FILE
-    if not file.is_file():
-        raise PhantomError(f"{root} exists and holds no phantoms (no {SETTINGS_FILE}); name another folder")
-    found, wanted = json.loads(file.read_text()), settings.to_dict()
-    differences = [
-        f"{name} {found.get(name)!r} instead of {wanted.get(name)!r}"
-        for name in sorted(found.keys() | wanted.keys())
-        if found.get(name) != wanted.get(name)
-    ]
-    if differences:
-        raise PhantomError(
-            f"{root} holds phantoms of other settings ({'; '.join(differences)}); "
-            "name another folder, or remove this one to make them anew"
-        )
-    return True
-
-
-def _write_cases(
-    folder: Path, settings: PhantomSettings, workers: int | None, progress: Callable[[int, int], None] | None
-) -> None:
-    if workers is None:
-        workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
-    workers = min(workers, settings.cases)
-    if workers <= 1:
-        for case in range(settings.cases):
-            _write_case(folder, settings, case)
-            if progress:
-                progress(case + 1, settings.cases)
-        return
-    # spawn: forking a process that already runs torch's threads can deadlock
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        jobs = [pool.submit(_write_case, folder, settings, case) for case in range(settings.cases)]
-        for done, job in enumerate(as_completed(jobs), 1):
-            job.result()
-            if progress:
-                progress(done, settings.cases)
+    settings = replace(settings or PhantomSettings(), **fields)
+    write = partial(_write_case, settings=settings)
+    return make_once(Path(root), settings.to_dict(), settings.cases, write, workers, progress)
 
 
 def case_name(case: int) -> str:
@@ -217,7 +151,7 @@ def _acquire(
     cavity: Float32[np.ndarray, "z y x"],
     modality: str,
 ) -> Int16[np.ndarray, "z y x"]:
-    """One sequence's image: tissues, lesions, coil shading, Rician noise, the scanner's own units."""
+    """One sequence's image: tissues, lesions, the scanner's blur, coil shading, Rician noise, the scanner's units."""
     channel = MODALITIES.index(modality)
     white = SIGNAL["white"][channel]
     image = np.full(brain.frame.shape, white, np.float32)
@@ -228,17 +162,20 @@ def _acquire(
         image += cavity * (np.float32(SIGNAL["csf"][channel] * 1.2) - image)
     for lesion in lesions:
         view = image[lesion.box]
-        view += lesion.halo * np.float32(rng.uniform(0.65, 1.0)) * (np.float32(_SNFH_SIGNAL[channel]) - view)
+        strength = np.float32(lesion.oedema * rng.uniform(0.8, 1.0))
+        view += lesion.halo * strength * (np.float32(_SNFH_SIGNAL[channel]) - view)
     for lesion in lesions:
         view = image[lesion.box]
-        solid = _ET_SIGNAL[channel] * rng.uniform(0.92, 1.08) + lesion.enhancement * (modality == "t1c")
+        solid = white + lesion.density * (_ET_SIGNAL[channel] * rng.uniform(0.92, 1.08) - white)
+        solid += lesion.enhancement * (modality == "t1c")
         core = _NETC_SIGNAL[channel] * rng.uniform(0.85, 1.15) + 0.9 * lesion.core_t2 * (modality == "t2w")
         view += lesion.whole * (np.float32(solid) - view)
         view += lesion.core * (np.float32(core) - view)
-    shading = np.float32(rng.uniform(0.04, 0.12)) * smooth_field(rng, brain.frame, 150 * brain.frame.scale)
-    shading += np.float32(0.025) * smooth_field(rng, brain.frame, 10.0)  # tissue is not quite even either
+    image = ndimage.gaussian_filter(image, _BLUR)
+    shading = np.float32(rng.uniform(0.06, 0.18)) * smooth_field(rng, brain.frame, 150 * brain.frame.scale)
+    shading += np.float32(0.03) * smooth_field(rng, brain.frame, 10.0)  # tissue is not quite even either
     voxels = image[brain.inside] * np.exp(shading[brain.inside])
-    noise = np.float32(rng.uniform(0.03, 0.05) * white)
+    noise = np.float32(rng.uniform(0.04, 0.08) * white)
     voxels += noise * rng.standard_normal(voxels.size, dtype=np.float32)
     voxels = np.hypot(voxels, noise * rng.standard_normal(voxels.size, dtype=np.float32))
     units = np.float32(_SCANNER_UNITS[modality] * np.exp(rng.normal(0, 0.5)))
@@ -247,7 +184,7 @@ def _acquire(
     return scanned
 
 
-def _write_case(folder: Path, settings: PhantomSettings, case: int) -> None:
+def _write_case(folder: Path, case: int, settings: PhantomSettings) -> None:
     images, labels = make_case(settings, case)
     name = case_name(case)
     (folder / name).mkdir()
@@ -265,15 +202,15 @@ def _write_nifti(path: Path, volume: np.ndarray, spacing: Sequence[float], ras: 
     affine[1, 3] = (volume.shape[1] - 1) * spacing[1]
     image = nib.Nifti1Image(voxels, affine)
     image.header.set_xyzt_units("mm")
-    path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))  # the same bytes every time
+    write_nifti(path, image)
 
 
 def phantom_statistics(root: Path | str) -> dict[str, int | float]:
     """What the masks under ``root`` hold: 26-connected components of ET, volumes in mm³.
 
     Returns:
-        ``cases``, ``lesions``, ``lesions_per_case``, ``most_lesions``, ``cases_without``, ``median_volume``,
-        ``mean_volume``, ``share_under_27``, ``share_over_275``; the last four NaN without any lesion.
+        ``cases``, ``lesions``, ``lesions_per_case``, ``most_lesions``, ``cases_without``, ``cases_with_one``,
+        ``median_volume``, ``mean_volume``, ``share_under_27``, ``share_over_275``; these four NaN without any lesion.
     """
     counts: list[int] = []
     volumes: list[float] = []
@@ -291,6 +228,7 @@ def phantom_statistics(root: Path | str) -> dict[str, int | float]:
         "lesions_per_case": sum(counts) / len(counts),
         "most_lesions": max(counts),
         "cases_without": counts.count(0),
+        "cases_with_one": counts.count(1),
         "median_volume": float(np.median(sizes)),
         "mean_volume": float(sizes.mean()),
         "share_under_27": float((sizes < 27).mean()) if volumes else float("nan"),

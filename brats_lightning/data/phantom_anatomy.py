@@ -91,7 +91,11 @@ def smooth_field(
 
 
 def stamp(
-    volume: Volume, frame: Frame, points: Float[np.ndarray, "n 3"], radii: Float[np.ndarray, " n"], height: float = 1.0
+    volume: Volume,
+    frame: Frame,
+    points: Float[np.ndarray, "n 3"],
+    radii: Float[np.ndarray, " n"],
+    height: float | Float[np.ndarray, " n"] = 1.0,
 ) -> None:
     """Raises ``volume`` to the coverage (times ``height``) of small balls at (z, y, x) points in mm."""
     if not len(points):
@@ -102,7 +106,7 @@ def stamp(
     index = points / spacing + (np.asarray(frame.shape) - 1) / 2
     voxels = np.rint(index).astype(int)[:, None] + offsets
     distance = np.sqrt((((voxels - index[:, None]) * spacing) ** 2).sum(-1))
-    coverage = height * ramp((radii[:, None] - distance) / frame.voxel_mm)
+    coverage = np.reshape(height, (-1, 1)) * ramp((radii[:, None] - distance) / frame.voxel_mm)
     inside = (coverage > 0) & ((voxels >= 0) & (voxels < frame.shape)).all(-1)
     flat = np.ravel_multi_index(tuple(voxels[inside].T), frame.shape)
     np.maximum.at(volume.reshape(-1), flat, coverage[inside].astype(np.float32))
@@ -175,7 +179,7 @@ SIGNAL = {
     "csf": (0.32, 0.30, 2.10, 0.24),
     "plexus": (0.50, 1.60, 1.60, 0.80),
     "dura": (0.60, 1.50, 0.70, 0.70),
-    "vessel": (0.62, 2.00, 0.42, 0.45),  # flow leaves no T2 signal
+    "vessel": (0.82, 1.80, 0.62, 0.75),  # finer than a voxel, most blend their flow void with the fluid around
     "t1spot": (1.75, 1.55, 0.75, 0.85),  # blood, melanin, fat: bright before contrast too
 }
 
@@ -299,7 +303,11 @@ def _paint_vessels(rng: np.random.Generator, frame: Frame, vessel: Volume) -> No
             walked.append(position)
         paths = np.stack(walked, 1)  # vessel, step, zyx
         fade = np.linspace(1, 0.75, paths.shape[1])
-        stamp(vessel, frame, paths.reshape(-1, 3), (radii[:, None] * fade).reshape(-1))
+        filling = np.repeat(rng.uniform(0.35, 1.0, n), paths.shape[1])  # with contrast medium: arteries less than veins
+        stamp(vessel, frame, paths.reshape(-1, 3), (radii[:, None] * fade).reshape(-1), filling)
+        cut = rng.integers(0, paths.shape[1] - 3, n)[:, None] + np.arange(3)  # where one dives: a dot in most slices
+        bulge = paths[np.arange(n)[:, None], cut][: n // 3]
+        stamp(vessel, frame, bulge.reshape(-1, 3), np.repeat(rng.uniform(1.0, 1.8, n // 3), 3), 0.8)
         picks = rng.integers(0, len(paths), n)
         start = paths[picks, rng.integers(0, paths.shape[1], n)]
         radii = np.maximum(radii[picks] * rng.uniform(0.6, 0.9, n), 0.5)

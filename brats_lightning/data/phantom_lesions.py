@@ -70,6 +70,8 @@ class Lesion:
     core: Float32[np.ndarray, "z y x"]  # NETC
     halo: Float32[np.ndarray, "z y x"]  # SNFH, ET and NETC
     enhancement: float  # of T1c over white matter, where white matter is 0.82
+    density: float  # how far solid tumour differs from white matter before contrast, as a share
+    oedema: float  # how far SNFH differs from the tissue it spreads in, as a share
     core_t2: float  # the core's brightness in T2w, as a share between solid tissue and fluid
 
 
@@ -143,7 +145,7 @@ def _lesion(
     if dead:
         # The deepest voxels, so that a rim of ET stays all around, here thicker and there thinner.
         deep = ndimage.distance_transform_edt(mask, sampling=frame.spacing)
-        deep *= np.exp(0.25 * smooth_field(rng, frame, 12.0, mask.shape))
+        deep *= np.exp(0.35 * smooth_field(rng, frame, 12.0, mask.shape))
         cut = np.partition(deep[mask], -dead)[-dead]
         core = (ramp((deep - cut) / frame.voxel_mm) * mask).astype(np.float32)
     et = mask & (core < 0.5)
@@ -154,17 +156,30 @@ def _lesion(
     halo = np.zeros_like(whole)
     if halo_mm:
         # Oedema spreads in white matter and stops at fluid.
-        reach = inner + np.float32(4.0) * (brain.pia[box] < GREY_MM * frame.fine_scale)
+        reach = inner + np.float32(6.0) * (brain.pia[box] < GREY_MM * frame.fine_scale)
         reach -= np.float32(0.35 * halo_mm) * smooth_field(rng, frame, 12.0, mask.shape)
         solid = brain.room[box] & (brain.layers["csf"][box] < 0.5) & (view != RC)
         halo = np.maximum(ramp((halo_mm - reach) / frame.voxel_mm) * solid, whole).astype(np.float32)
+        halo *= _touching(halo > 0, mask)
     view[(halo >= 0.5) & (view == 0)] = SNFH
     view[mask] = ET
     view[mask & ~et] = NETC
     _keep_off(free, mask, box)
-    faint = 0.45 if rng.random() < 0.12 else 1.0
-    enhancement = faint * rng.uniform(0.45, 1.0) * (1 - 0.35 * np.exp(-volume / 40))
-    return Lesion(box, whole, core, halo, float(enhancement), float(rng.uniform(0.2, 1.0)))
+    # What is small leaks little contrast medium and may show in T1c alone: its signal falls to vessels' and noise's.
+    small = np.exp(-volume / 60)
+    enhancement = np.clip(0.7 * np.exp(0.4 * rng.standard_normal()), 0.25, 1.3) * (1 - 0.5 * small)
+    density = rng.uniform(0.5, 1.0) * (1 - small * rng.uniform(0.0, 0.9))
+    oedema = rng.uniform(0.3, 0.9)
+    return Lesion(box, whole, core, halo, float(enhancement), float(density), float(oedema), float(rng.uniform(0.2, 1)))
+
+
+def _touching(region: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The components of ``region`` that reach the mask."""
+    components, n = label_components(region)
+    keep = np.zeros(n + 1, bool)
+    keep[components[mask]] = True
+    keep[0] = False
+    return keep[components]
 
 
 def _halo_width(rng: np.random.Generator, volume: float) -> float:
@@ -197,10 +212,10 @@ def _grow(
     stretch = rotation * rng.uniform(0.8, 1.25, (3, 1))
     offset = [grid - np.float32(c) for grid, c in zip(frame.axes(box), centre, strict=True)]
     distance = np.sqrt(sum(sum(np.float32(w) * d for w, d in zip(row, offset, strict=True)) ** 2 for row in stretch))
-    for amplitude, wavelength in ((0.13, 2.0 * radius), (0.06, 0.8 * radius)):
+    for amplitude, wavelength in ((0.15, 2.0 * radius), (0.07, 0.8 * radius)):
         distance *= np.exp(np.float32(amplitude) * smooth_field(rng, frame, max(wavelength, 4.0), distance.shape))
     surface = np.partition(distance[room], voxels - 1)[voxels - 1]
-    if surface > 1.45 * radius + 0.5:
+    if surface > 1.2 * radius + 0.5:  # wrapped around what it may not enter
         return None
     inner = (distance - surface).astype(np.float32)
     whole = ramp(-inner / frame.voxel_mm + 1e-3).astype(np.float32) * room

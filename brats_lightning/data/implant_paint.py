@@ -1,0 +1,73 @@
+"""How a metastasis changes a scan: a difference image per modality, relative to the healthy tissue around it."""
+
+import numpy as np
+from jaxtyping import Float32
+from scipy import ndimage
+
+from brats_lightning.data.implant_scan import Scan
+from brats_lightning.data.phantom_anatomy import smooth_field
+from brats_lightning.data.phantom_lesions import Lesion
+from brats_lightning.labels import MODALITIES
+
+# Grey levels as multiples of the healthy tissue's around, in T1n, T1c, T2w and T2-FLAIR.
+_SOLID = (0.92, 1.0, 1.5, 1.45)  # solid tumour before contrast medium
+_CORE = (0.78, 0.68, 2.3, 1.45)  # necrosis: between tissue and fluid
+_OEDEMA = (0.9, 0.92, 1.75, 1.9)
+_T1C_WHITE = 0.82  # the unit of `Lesion.enhancement`
+# Standard deviations in mm of the blur at the edges: partial volume, and oedema that thins out.
+_EDGE = {"t1n": 0.6, "t1c": 0.6, "t2w": 0.7, "t2f": 0.9}
+_OEDEMA_EDGE = 1.3
+_REACH_MM = 5.0  # further than this from a lesion's box nothing changes
+
+
+def paint(scan: Scan, lesions: list[Lesion], modality: str, rng: np.random.Generator) -> np.ndarray:
+    """The scan's image of one modality with the lesions in it, in the file's own type.
+
+    Inside a lesion the smooth part of the image gives way to the lesion's level and the fine part stays, so noise looks
+    as everywhere else. Voxels without signal, and all that no lesion reaches, keep their value bit for bit.
+    """
+    stored = scan.images[modality]
+    before = stored.astype(np.float32)
+    image = before.copy()
+    frame, channel = scan.brain.frame, MODALITIES.index(modality)
+    for lesion in lesions:
+        box, inner = _wider(lesion.box, scan)
+        view, tissue, detail = image[box], scan.tissue[modality][box], scan.detail[modality][box]
+        strength = np.float32(lesion.oedema * rng.uniform(0.8, 1.0))
+        uneven = 1 + np.float32(0.15) * smooth_field(rng, frame, 14.0, view.shape)
+        oedema = tissue * (1 + strength * uneven * np.float32(_OEDEMA[channel] - 1))
+        _blend(view, oedema + detail, _soft(lesion.halo, inner, view.shape, _OEDEMA_EDGE, scan))
+    for lesion in lesions:
+        box, inner = _wider(lesion.box, scan)
+        view, tissue, detail = image[box], scan.tissue[modality][box], scan.detail[modality][box]
+        solid = 1 + lesion.density * (_SOLID[channel] * rng.uniform(0.95, 1.05) - 1)
+        solid += 1.2 * lesion.enhancement / _T1C_WHITE * (modality == "t1c")
+        uneven = np.exp(np.float32(0.12 if modality == "t1c" else 0.05) * smooth_field(rng, frame, 7.0, view.shape))
+        core = _CORE[channel] * rng.uniform(0.85, 1.15) * (1 + (lesion.core_t2 - 0.5) * (modality == "t2w"))
+        whole, dead = (_soft(part, inner, view.shape, _EDGE[modality], scan) for part in (lesion.whole, lesion.core))
+        _blend(view, tissue * np.float32(solid) * uneven + detail, whole)
+        _blend(view, tissue * np.float32(core) + detail, dead)
+    changed = (image != before) & (stored != 0) & scan.brain.inside
+    if stored.dtype.kind in "iu":
+        image = np.clip(np.rint(image), 1, np.iinfo(stored.dtype).max)  # 0 is outside the brain
+    return np.where(changed, image, stored).astype(stored.dtype)
+
+
+def _wider(box: tuple[slice, ...], scan: Scan) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """A box with ``_REACH_MM`` around it, as far as there is room, and the first box within the second."""
+    pads = [int(np.ceil(_REACH_MM / step)) for step in scan.brain.frame.spacing]
+    wide = tuple(slice(max(0, s.start - pad), s.stop + pad) for s, pad in zip(box, pads, strict=True))
+    return wide, tuple(slice(s.start - w.start, s.stop - w.start) for s, w in zip(box, wide, strict=True))
+
+
+def _soft(
+    coverage: Float32[np.ndarray, "z y x"], inner: tuple[slice, ...], shape: tuple[int, ...], mm: float, scan: Scan
+) -> Float32[np.ndarray, "z y x"]:
+    """A coverage in its wider box, blurred."""
+    wide = np.zeros(shape, np.float32)
+    wide[inner] = coverage
+    return ndimage.gaussian_filter(wide, [mm / step for step in scan.brain.frame.spacing], mode="constant", truncate=3)
+
+
+def _blend(view: np.ndarray, target: np.ndarray, share: np.ndarray) -> None:
+    view += share * (target - view)
