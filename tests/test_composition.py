@@ -50,14 +50,25 @@ def choices(group):
     "override",
     [
         f"{group}={choice}"
-        for group in ("sampling", "augmentation", "optimizer", "scheduler", "callbacks", "logger", "trainer", "model")
+        for group in (
+            "sampling",
+            "augmentation",
+            "copy_paste",
+            "optimizer",
+            "scheduler",
+            "callbacks",
+            "logger",
+            "trainer",
+            "model",
+        )
         for choice in choices(group)
     ]
     + [f"debug={choice}" for choice in choices("debug")]
     + [f"experiment={choice}" for choice in choices("experiment")],
 )
 def test_every_choice_composes(composed, override):
-    assert composed(override, plain=True).data.in_channels == 4
+    mandatory = ["sampling.predictions=masks"] if override == "sampling=hard" else []
+    assert composed(override, *mandatory, plain=True).data.in_channels == 4
 
 
 @pytest.mark.parametrize("labels", [["netc", "snfh", "et"], ["netc", "snfh", "et", "rc"]])
