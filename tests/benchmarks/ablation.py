@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from omegaconf import DictConfig, ListConfig
 
 from tests.benchmarks.arena.report import Result, case_table, mean_without_nan, number
@@ -82,7 +83,7 @@ def table(results: Sequence[Result], parts: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def seed_means(results: Sequence[Result], score: str):
+def seed_means(results: Sequence[Result], score: str) -> np.ndarray:
     """Mean over the cases, for each seed."""
     return mean_without_nan(case_table(results, score), axis=1)
 

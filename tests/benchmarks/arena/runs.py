@@ -30,6 +30,8 @@ PROJECT = Path(__file__).parents[3]
 PACKAGES = ("brats-lightning", "torch", "pytorch-lightning", "monai", "numpy", "scipy")
 # What only prediction looks at: contestants that differ in nothing else share one training.
 PREDICTION = ("inference", "postprocessing")
+# Names and places, at the top of a config and in its data: the cases' fingerprint stands for them.
+PLACES = ("paths", "seed", "name", "description", "root", "source", "background", "cache_workers")
 
 
 class ArenaError(ValueError):
@@ -113,10 +115,8 @@ def make_run(
     cfg.trainer.max_time = str_time(minutes)
     cfg = resolved(cfg)
     plain: Any = OmegaConf.to_container(cfg)
-    for name_of_place in ("paths", "seed", "name"):
-        del plain[name_of_place]
-    for name_of_place in ("description", "root", "source", "cache_workers"):
-        del plain["data"][name_of_place]
+    plain = {part: values for part, values in plain.items() if part not in PLACES}
+    plain["data"] = {setting: value for setting, value in plain["data"].items() if setting not in PLACES}
     prediction = {part: plain.pop(part) for part in PREDICTION}
     key = {
         "data": fingerprint([case for part in cases.values() for case in part]),
@@ -185,7 +185,8 @@ def carry_out_here(folder: Path, threads: int) -> dict[str, Any]:
     if not checkpoint.exists():
         train(cfg)
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    return {"steps": saved["global_step"], "scores": score_cases(cfg, checkpoint, folder / "masks")}
+    masks = folder / f"masks_{_hash({part: OmegaConf.to_container(cfg[part]) for part in PREDICTION})}"
+    return {"steps": saved["global_step"], "scores": score_cases(cfg, checkpoint, masks)}
 
 
 def score_cases(cfg: DictConfig, checkpoint: Path, masks: Path) -> dict[str, dict[str, float | None]]:
