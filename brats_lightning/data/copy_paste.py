@@ -14,9 +14,11 @@ from brats_lightning.data.nifti import nonzero_box
 from brats_lightning.data.preprocessing import normalisation
 from brats_lightning.data.sampling import read_patch
 from brats_lightning.geometry import Ints, Slices
+from brats_lightning.labels import in_classes
 
 FEATHER = 2  # voxels around a lesion over which it fades into the recipient's tissue
 SURROUNDINGS = 4  # voxels around a lesion whose tissue is its local background; the first one is partial volume
+GRAFTS_KEPT = 256  # by each process, the latest cut out: cutting takes longer than pasting
 HIGHEST = np.iinfo(np.uint16).max
 
 
@@ -129,10 +131,12 @@ class CopyPaste:
         self.max_volume, self.exponent = float(max_volume), float(exponent)
         self.reach, self.attempts = int(reach), int(attempts)
         self.donors: dict[Ints, Donors] = {}
+        self._grafts: dict[tuple[str, int], Graft | None] = {}
 
     def prepare(self, cases: Sequence[CachedCase]) -> None:
         """Make the training cases the donors. A lesion is pasted only where voxels have its own size."""
         by_size = groupby(sorted(cases, key=_size_key), key=_size_key)
+        self._grafts.clear()
         self.donors = {size: Donors.of(list(group), self.max_volume, self.exponent) for size, group in by_size}
 
     def __call__(
@@ -157,13 +161,21 @@ class CopyPaste:
         scales, offsets = _zscore(case, modalities)
         for _ in range(int(rng.integers(self.count[0], self.count[1] + 1))):
             drawn = self.donors[_size_key(case)].draw(case.id, rng)
-            graft = cut_out(*drawn, modalities, self.reach) if drawn else None
+            graft = self._graft(*drawn, modalities) if drawn else None
             if graft is None:
                 continue
             graft = graft.turned(rng, isotropic=len(set(_size_key(case))) == 1)
             place = find_place(graft, image, mask, scales, offsets, self.attempts, rng)
             if place is not None:
                 paste(graft, image[:, *place], mask[place], scales)
+
+    def _graft(self, case: CachedCase, lesion: Lesion, modalities: Sequence[str]) -> Graft | None:
+        key = case.id, lesion.start
+        if key not in self._grafts:
+            if len(self._grafts) == GRAFTS_KEPT:
+                self._grafts.pop(next(iter(self._grafts)))
+            self._grafts[key] = cut_out(case, lesion, modalities, self.reach)
+        return self._grafts[key]
 
 
 def cut_out(case: CachedCase, lesion: Lesion, modalities: Sequence[str], reach: int) -> Graft | None:
@@ -183,11 +195,13 @@ def cut_out(case: CachedCase, lesion: Lesion, modalities: Sequence[str], reach: 
     here = tuple((known - low).T)
 
     # No other lesion's voxels of these classes touch the lesion: that is what a component is.
-    core = _components_at(np.isin(classes, np.unique(rows[lesion.start : lesion.stop, 1])), here)
+    own_classes = np.unique(rows[lesion.start : lesion.stop, 1]).tolist()
+    core = _components_at(in_classes(classes, own_classes), here)
     tumour, fade = core, np.ones(core.shape)
-    if rows[0, 0] == 0:  # the oedema around lesions comes first
+    oedema = classes == rows[0, 1] if rows[0, 0] == 0 else np.zeros(core.shape, bool)  # around lesions comes first
+    if oedema.any():
+        tumour = core | (_components_at(classes > 0, here) & oedema)
         fade = np.clip(2 - 2 * ndimage.distance_transform_edt(~core) / reach, 0, 1)
-        tumour = core | (_components_at(classes > 0, here) & (classes == rows[0, 1]))
 
     box = _grown(nonzero_box(tumour & (fade > 0)))
     low = low + [part.start for part in box]
