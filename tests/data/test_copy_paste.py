@@ -8,6 +8,7 @@ from scipy import ndimage
 from scipy.stats import chisquare
 
 from brats_lightning.components import lesion_components
+from brats_lightning.data import copy_paste as module
 from brats_lightning.data.copy_paste import FEATHER, CopyPaste, Donors, cut_out, find_place, paste
 from brats_lightning.data.entry import CachedCase, Lesion, find_positions
 from brats_lightning.data.preprocessing import encode
@@ -103,6 +104,23 @@ def test_equal_generators_paste_equally():
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_array_equal(first[1], again[1])
     assert (first[1] != other[1]).any()
+
+
+def test_which_grafts_are_kept_changes_nothing(monkeypatch):
+    cases = [donor(), donor("second", radius=2, seed=8), recipient()]
+
+    def in_a_row():
+        copy_paste = CopyPaste(1, [3, 3])
+        copy_paste.prepare(cases)
+        patches = [cases[2].patch() for _ in range(3)]
+        for seed, (image, mask) in enumerate(patches):
+            copy_paste(image, mask, cases[2], MODALITIES, np.random.default_rng(seed))
+        assert len(copy_paste._grafts) <= module.GRAFTS_KEPT
+        return np.stack([image for image, _ in patches])
+
+    kept = in_a_row()
+    monkeypatch.setattr(module, "GRAFTS_KEPT", 1)
+    np.testing.assert_array_equal(in_a_row(), kept)
 
 
 def test_the_whole_lesion_comes_along_with_its_oedema():
