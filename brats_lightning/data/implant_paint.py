@@ -1,7 +1,7 @@
 """How a metastasis changes a scan: a difference image per modality, relative to the healthy tissue around it."""
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Shaped
 from scipy import ndimage
 
 from brats_lightning.data.implant_scan import Scan
@@ -20,7 +20,7 @@ _OEDEMA_EDGE = 1.3
 _REACH_MM = 5.0  # further than this from a lesion's box nothing changes
 
 
-def paint(scan: Scan, lesions: list[Lesion], modality: str, rng: np.random.Generator) -> np.ndarray:
+def paint(scan: Scan, lesions: list[Lesion], modality: str, rng: np.random.Generator) -> Shaped[np.ndarray, "z y x"]:
     """The scan's image of one modality with the lesions in it, in the file's own type.
 
     Inside a lesion the smooth part of the image gives way to the lesion's level and the fine part stays, so noise looks
@@ -60,9 +60,7 @@ def _wider(box: tuple[slice, ...], scan: Scan) -> tuple[tuple[slice, ...], tuple
     return wide, tuple(slice(s.start - w.start, s.stop - w.start) for s, w in zip(box, wide, strict=True))
 
 
-def _soft(
-    coverage: Float32[np.ndarray, "z y x"], inner: tuple[slice, ...], shape: tuple[int, ...], mm: float, scan: Scan
-) -> Float32[np.ndarray, "z y x"]:
+def _soft(coverage: np.ndarray, inner: tuple[slice, ...], shape: tuple[int, ...], mm: float, scan: Scan) -> np.ndarray:
     """A coverage in its wider box, blurred."""
     wide = np.zeros(shape, np.float32)
     wide[inner] = coverage

@@ -66,7 +66,7 @@ def read_scan(case: Case, label_map: Mapping[int, int] | None, tolerance: float 
     boxes = [(v.start, v.values.shape) for v in found.images.values()]
     start = np.min([s for s, _ in boxes], axis=0)
     shape = np.max([np.add(s, n) for s, n in boxes], axis=0) - start
-    placement = Placement.whole(found.images["t1c"].grid).crop(start, shape)
+    placement = Placement.whole(found.images["t1c"].grid).crop(start.tolist(), shape.tolist())
     images = {name: placement.sample(v.values, v.start, 0) for name, v in found.images.items()}
     labels = np.zeros(placement.shape, np.uint8)
     if found.mask is not None:

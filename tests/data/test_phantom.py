@@ -215,6 +215,35 @@ def test_a_threshold_is_not_enough():
     assert 0.02 < max(dice(t) for t in np.arange(1, 5, 0.5)) <= 0.30
 
 
+def test_small_lesions_are_no_brighter_than_vessels_and_hardly_than_noise():
+    """What makes them easy to miss, or to mistake a vessel for."""
+    settings = PhantomSettings(modalities=("t1c",))
+    small, large, dots = [], [], []
+    for case in range(8):
+        images, labels = make_case(settings, case)
+        t1c, inside = images["t1c"].astype(float), images["t1c"] > 0
+        tissue = inside & (labels == 0)
+        fine = (t1c - ndimage.gaussian_filter(t1c, 1.0))[tissue]
+        noise, typical = 1.4826 * np.median(np.abs(fine)), np.median(t1c[tissue])
+        components, n = label_components(labels == 3)
+        for k, voxels in enumerate(np.bincount(components.ravel(), minlength=n + 1)[1:], 1):
+            contrast = (t1c[components == k].mean() - typical) / noise
+            if voxels < 27:
+                small.append(contrast)
+            elif voxels > 275:
+                large.append(contrast)
+        bright = tissue & (t1c > typical + 3 * noise)
+        spots, n = label_components(bright)
+        sizes = np.bincount(spots.ravel(), minlength=n + 1)
+        means = ndimage.mean(t1c, spots, range(n + 1))
+        dots += ((means - typical) / noise)[(sizes >= 2) & (sizes < 27)].tolist()
+    assert len(small) > 10 < len(large)
+    assert 2 < np.median(small) < 0.6 * np.median(large)
+    assert np.mean(np.array(small) < 4) > 0.15  # hardly above the noise
+    assert len(dots) > 10 * len(small)  # spots of their size that are none,
+    assert np.mean(np.array(small)[:, None] < np.array(dots)) > 0.4  # many of them brighter
+
+
 # --- a set on disk
 
 
