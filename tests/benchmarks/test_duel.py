@@ -101,9 +101,9 @@ def test_a_result_is_known_by_all_that_it_depends_on(tmp_path):
 
 def test_a_failed_run_shows_its_last_words(tmp_path):
     run = run_of([case(f"BraTS-MET-0000{i}-000", tmp_path) for i in range(2)], tmp_path)
-    broken = Run(run.contestant, run.seed, OmegaConf.create({"nothing": 1}), run.key, run.folder)
-    with pytest.raises(ArenaError, match=r"(?s)name, seed 0, failed.*log.txt.*Error"):
-        broken.carry_out()
+    run.key["threads"] = "many"
+    with pytest.raises(ArenaError, match=r"(?s)name, seed 0, failed.*log.txt.*invalid literal for int.*'many'"):
+        run.carry_out()
 
 
 # ---- cases and contestants
