@@ -72,6 +72,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
     # Resuming into a folder of its own is what a new run does; its best.ckpt is the best since then.
     warnings.filterwarnings("ignore", message="The dirpath has changed")
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")  # no validation cases
     with distributed.other_processes(trainer, config_file):
         trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
         scores: dict[str, SupportsFloat] = dict(trainer.callback_metrics)
