@@ -30,6 +30,7 @@ class Standardiser:
         self.channels = tuple(channels)
         self.sources = source_modalities(channels)  # to be read, in this order
         self._options: tuple[str, float | int, float | int] = (method, low, high)
+        self._bounded = method != "zscore"  # whose bounds are infinite
         pairs = [parse_channel(channel) for channel in channels]
         self._minuends = [self.sources.index(a) for a, _ in pairs]
         self._subtrahends = [(i, self.sources.index(b)) for i, (_, b) in enumerate(pairs) if b]
@@ -57,7 +58,10 @@ class Standardiser:
         for first in range(0, codes.shape[2], step):
             piece = values[:, :, first : first + step].copy_(codes[:, :, first : first + step])
             brain = piece.sign()  # in float32, made and applied faster than a bool mask
-            piece.mul_(scale).add_(offset).clamp_(lowest, highest).mul_(brain)
+            if self._bounded:
+                piece.mul_(scale).add_(offset).clamp_(lowest, highest).mul_(brain)
+            else:
+                piece.mul_(scale).addcmul_(brain, offset)
         if not self._subtrahends and self._minuends == list(range(len(self.sources))):
             return values
         image = values[:, self._minuends]
