@@ -124,7 +124,7 @@ class Run:
             torch.cat([p.detach().flatten() for p in network.parameters()])
             for network in (self.module.network, self.network)
         )
-        return close(ours, bare, 1e-4, "weights after as many steps")
+        return close(ours, bare, 1e-6, "weights after as many steps")
 
 
 class Batches:
