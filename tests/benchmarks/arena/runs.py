@@ -210,7 +210,7 @@ def score_cases(cfg: DictConfig, checkpoint: Path, masks: Path) -> dict[str, dic
         }
     )
     ensemble = load_ensemble(wanted)
-    postprocess = instantiate(cfg.postprocessing)
+    postprocess = instantiate(cfg.postprocessing).decoding(ensemble.decode)
     tolerance = cfg.data.affine_tolerance
     label_map = None if cfg.data.label_map is None else dict(cfg.data.label_map)
     scoring = Scoring(scheme, ("brats2024", "brats2026"), label_map=label_map, tolerance=tolerance)
