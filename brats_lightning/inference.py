@@ -112,7 +112,7 @@ class SlidingWindow:
             if total is None:
                 total = torch.zeros((logits.shape[1], *padded), dtype=torch.float32, device=image.device)
             for place, window_logits in zip(group, logits, strict=True):
-                total[(slice(None), *place)] += window_logits.float() * importance
+                total[(slice(None), *place)].addcmul_(window_logits.float(), importance)
                 weight[place] += importance
             if advance is not None:
                 advance(len(group) / len(places))
@@ -134,7 +134,7 @@ class SlidingWindow:
         ]
         for dims in combinations:
             logits = logits + network(windows.flip(dims)).flip(dims)
-        return logits / (len(combinations) + 1)
+        return logits / (len(combinations) + 1) if combinations else logits
 
 
 @dataclass(frozen=True)
