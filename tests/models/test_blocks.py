@@ -7,6 +7,7 @@ from torch import nn
 from brats_lightning.models.blocks import (
     AttentionGate,
     ConvBlock,
+    Convolution,
     InstanceNorm,
     NetworkSettingError,
     ResidualBlock,
@@ -194,3 +195,18 @@ def test_per_level_and_triple():
     for bad in (0, [2, 2], [2, 2, 0]):
         with pytest.raises(NetworkSettingError, match="three of them"):
             triple("strides", bad)
+
+
+@pytest.mark.parametrize("stride", [1, (1, 2, 2), 2])
+def test_gradient_of_two_slices_in_bfloat16(stride):
+    torch.manual_seed(0)
+    block = Convolution(16, 16, (3, 3, 3), triple("stride", stride))
+    x = torch.randn(1, 16, 2, 8, 8)
+    expected = torch.autograd.grad(block(x).square().sum(), block.weight)[0]
+    # What the faulty kernel leaves unwritten shows what was there before.
+    junk = [torch.full((2**n,), float("nan")) for n in range(6, 21) for _ in range(2)]
+    del junk
+    with torch.autocast("cpu", torch.bfloat16):
+        out = block(x.bfloat16())
+    gradient = torch.autograd.grad(out.float().square().sum(), block.weight)[0]
+    torch.testing.assert_close(gradient, expected, rtol=0.05, atol=0.05 * expected.abs().max().item())
