@@ -195,6 +195,10 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
 
 def build_trainer(cfg: DictConfig) -> "pl.Trainer":
     """Lightning's trainer with the configured callbacks and logger."""
+    import torch
+
+    # Deterministic algorithms need no NaN in every new tensor, which torch would spend a pass over memory on.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     settings = OmegaConf.merge(cfg.trainer, {"precision": _precision(cfg)})
     callbacks = [instantiate(callback) for callback in (cfg.callbacks or {}).values() if callback is not None]
     logger = instantiate(cfg.logger) if cfg.logger else False
