@@ -198,7 +198,7 @@ def build_trainer(cfg: DictConfig) -> "pl.Trainer":
     import torch
 
     # Deterministic algorithms need no NaN in every new tensor, which torch would spend a pass over memory on.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     settings = OmegaConf.merge(cfg.trainer, {"precision": _precision(cfg)})
     callbacks = [instantiate(callback) for callback in (cfg.callbacks or {}).values() if callback is not None]
     logger = instantiate(cfg.logger) if cfg.logger else False
