@@ -74,6 +74,23 @@ def test_mirroring_over_three_axes_makes_a_symmetric_answer():
         torch.testing.assert_close(out, out.flip(axis), atol=1e-5, rtol=1e-5)
 
 
+def test_a_stretched_window_spans_an_axis_that_is_little_longer():
+    shapes = []
+
+    def network(windows):
+        shapes.append(tuple(windows.shape[2:]))
+        return torch.cat([windows, -windows], dim=1)
+
+    image = torch.rand(1, 33, 36, 50) + 1
+    out = SlidingWindow((32, 32, 32), 0.5, stretch=0.5)(network, image)
+    # 33 and 36 voxels fit into 48, one half more; 50 would take 64 and keeps its windows
+    assert shapes == [(48, 48, 32)] * 3
+    torch.testing.assert_close(out[0], image[0])
+    shapes.clear()
+    SlidingWindow((32, 32, 32), 0.5, stretch=0.4)(network, image)
+    assert set(shapes) == {(32, 32, 32)}
+
+
 def test_windows_without_brain_are_not_computed():
     calls = []
 
@@ -113,6 +130,7 @@ def test_an_empty_volume_is_background():
         ({"window": (4, 4, 4), "overlap": 1.0}, "overlap"),
         ({"window": (4, 4, 4), "batch_size": 0}, "batch_size"),
         ({"window": (4, 4, 4), "mirror_axes": (3,)}, "mirror_axes"),
+        ({"window": (4, 4, 4), "stretch": -0.1}, "stretch"),
     ],
 )
 def test_bad_settings_name_their_key(settings, key):
