@@ -50,8 +50,7 @@ class Segmentation(pl.LightningModule):
         config: Mapping[str, Any],
     ) -> None:
         super().__init__()
-        # The layout in which convolutions are fastest, on CPUs and with mixed precision on GPUs.
-        self.network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.network = network
         self.loss = loss
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.inference, self.postprocessing = inference, postprocessing

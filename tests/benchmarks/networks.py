@@ -49,7 +49,7 @@ def main() -> None:
         for size in SIZES:
             with initialize_config_dir(str(composition.config_dir()), version_base="1.3"):
                 cfg = compose("train", [f"model={name}", f"model/size={size}"])
-            network = instantiate(cfg.model).to(memory_format=torch.channels_last_3d)
+            network = instantiate(cfg.model)
             parameters, flops, kept = measure(network, cfg.data.in_channels)
             print(f"| {name} | {size} | {parameters:.1f} M | {flops:.2f} | {kept:.1f} |", flush=True)
 
