@@ -33,8 +33,6 @@ from typing import Any
 
 import numpy as np
 
-from brats_lightning.memory import keep_freed_memory
-
 VERSIONS = ("torch", "pytorch-lightning", "monai", "nnunetv2", "numpy", "nibabel", "isal", "tifffile", "blosc2")
 
 
@@ -200,9 +198,9 @@ def close(ours: Any, theirs: Any, tolerance: float, what: str = "outputs") -> st
 def measure(module: str, options: Options) -> Iterator[Result]:
     """Check and measure each row of a module.
 
-    Freed memory is kept for everybody, as our training does for itself: it speeds the peers as much.
+    Nobody keeps freed memory, as our commands do for themselves (`brats_lightning.memory`): the peers don't by default,
+    and it would speed them as well.
     """
-    keep_freed_memory()
     for row in importlib.import_module(f"tests.benchmarks.{module}").rows(options):
         _set_threads(row.threads or options.threads)  # after the imports, some of which set it themselves
         outputs = row.check() if row.check else "–"
