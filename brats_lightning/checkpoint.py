@@ -157,7 +157,8 @@ class _Rules:
             if "_target_" in node:
                 self.locate(node["_target_"], f"{where}._target_".lstrip("."))
             for name, value in node.items():
-                if not isinstance(name, str):
+                # Label maps have numbers for keys; keyword arguments must be names.
+                if not isinstance(name, str) and ("_target_" in node or type(name) is not int):
                     raise self._refusal(f"the key {name!r} of {where or 'the config'} is no text")
                 self.judge(value, f"{where}.{name}".lstrip("."))
         elif isinstance(node, list | tuple):

@@ -10,8 +10,8 @@ def keep_freed_memory() -> None:
     """Let glibc reuse large freed blocks instead of returning them to the system at once; elsewhere do nothing.
 
     The activations of a step are large blocks, freed and wanted again at the next step. By default each is mapped anew
-    and its pages are zeroed one fault at a time, which on a CPU takes 15 % of a training step
-    (``python -m tests.benchmarks step`` measures steps with and without). Costs a few per cent more resident memory.
+    and its pages are zeroed one fault at a time, which on a CPU takes about 15 % of a training step. Costs a few per
+    cent more resident memory.
     """
     if not sys.platform.startswith("linux"):
         return

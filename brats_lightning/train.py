@@ -128,7 +128,9 @@ def _best_checkpoint(trainer: "pl.Trainer", folder: Path) -> tuple[Path, float |
     trainer.save_checkpoint(last, weights_only=False)
     if trainer.is_global_zero:
         log.warning("nothing was validated: best.ckpt is the last one")
-        shutil.copyfile(last, best)
+        partial = best.with_suffix(".partial")
+        shutil.copyfile(last, partial)
+        partial.replace(best)
     trainer.strategy.barrier("best.ckpt")
     return best, None
 
@@ -157,6 +159,7 @@ def _report(results: dict[str, float], cfg: DictConfig, trainer: "pl.Trainer") -
             "data",
             "sampling",
             "augmentation",
+            "copy_paste",
             "model",
             "loss",
             "optimizer",

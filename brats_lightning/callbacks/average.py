@@ -24,18 +24,25 @@ class AveragedWeights(WeightAveraging):
         if not 0 <= decay < 1:
             raise ValueError(f"callbacks.average.decay must be at least 0 and below 1, got {decay}")
 
-        def average(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
+        def average(averaged: list[Tensor], current: list[Tensor], _: Tensor | int) -> None:
             if not averaged[0].is_floating_point():  # counters, such as batch norm's
                 torch._foreach_copy_(averaged, current)
                 return
-            # In tensors throughout, since reading the count would make a GPU wait.
-            done = torch.as_tensor(updates)
-            moves = 1 - torch.clamp((1 + done) / (10 + done), max=decay)
-            difference = torch._foreach_sub(current, averaged)
-            torch._foreach_mul_(difference, moves)
-            torch._foreach_add_(averaged, difference)
+            assert self._average_model is not None  # made in setup
+            done = int(self._average_model.n_averaged)  # on the CPU, unlike the argument
+            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + done) / (10 + done)))
 
         super().__init__(multi_avg_fn=average)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Start the average."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and self._average_model is not None:
+            # The count decides what happens in each step: on a GPU, reading it would make the device wait.
+            self._average_model.n_averaged = self._average_model.n_averaged.cpu()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the last step's weights in the module: a checkpoint made from now on can still be resumed from."""
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

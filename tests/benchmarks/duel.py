@@ -71,8 +71,10 @@ def finish(run: Run, output: Path) -> dict[str, Any]:
         start = f"{time.strftime('%H:%M:%S')} {run.contestant}, seed {run.seed}"
         print(f"{start}: {key['minutes']:g} minutes, {key['threads']} threads, {cases} …", flush=True)
         result = run.carry_out()
-        with (output / "results.jsonl").open("a") as file:
-            file.write(json.dumps(result) + "\n")
+        file = output / "results.jsonl"
+        partial = file.with_suffix(".partial")
+        partial.write_text("".join([*_lines(file), json.dumps(result) + "\n"]))
+        partial.replace(file)
     print(run_line(result), flush=True)
     return result
 
@@ -80,9 +82,13 @@ def finish(run: Run, output: Path) -> dict[str, Any]:
 def stored_results(output: Path, run: Run) -> list[dict[str, Any]]:
     """Results of a run, and of others that only differ in the seed, under its present name."""
     file = output / "results.jsonl"
-    results = map(json.loads, file.read_text().splitlines() if file.is_file() else [])
+    results = map(json.loads, _lines(file))
     alike = [result for result in results if result["key"] | {"seed": run.seed} == run.key]
     return sorted((result | {"contestant": run.contestant} for result in alike), key=lambda result: result["seed"])
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text().splitlines(keepends=True) if file.is_file() else []
 
 
 def check_contestants(contestants: Sequence[str]) -> None:

@@ -181,13 +181,15 @@ def test_minutes():
 
 def test_paired_intervals():
     scores = np.array([[0.1, 0.5, math.nan, 0.9]])
-    assert paired_difference(scores, scores, 1000) == (0, 0, 0)
+    assert paired_difference(scores, scores, "abcd", 1000) == (0, 0, 0)
     # Differences of 0 and 1: a resample of two has mean 0, ½ or 1 with probability ¼, ½, ¼.
-    assert paired_difference(np.array([[0.0, 1.0]]), np.array([[0.0, 0.0]]), 1000) == (0.5, 0, 1)
+    assert paired_difference(np.array([[0.0, 1.0]]), np.array([[0.0, 0.0]]), "ab", 1000) == (0.5, 0, 1)
+    # Two cases of one patient are always drawn together.
+    assert paired_difference(np.array([[0.0, 1.0]]), np.array([[0.0, 0.0]]), "aa", 1000) == (0.5, 0.5, 0.5)
     # Seeds are averaged before, one that lacks the score left out; a case that only one side has does not count.
     ours = np.array([[0.2, 0.4, 0.9], [0.4, math.nan, 0.9]])
     peer = np.array([[0.1, 0.2, math.nan]])
-    mean, low, high = paired_difference(ours, peer, 1000)
+    mean, low, high = paired_difference(ours, peer, "abc", 1000)
     assert (mean, low, high) == pytest.approx((0.2, 0.2, 0.2))
 
 

@@ -40,18 +40,24 @@ def mean_without_nan(values: np.ndarray, axis: int | None = None) -> Any:
     return np.where(counts > 0, np.nansum(values, axis=axis) / np.maximum(counts, 1), np.nan)
 
 
-def paired_difference(ours: np.ndarray, peer: np.ndarray, resamples: int) -> tuple[float, float, float]:
-    """Mean of ours − peer over the cases and its 95 % bootstrap interval over cases; seeds are averaged before.
+def paired_difference(
+    ours: np.ndarray, peer: np.ndarray, patients: Sequence[str], resamples: int
+) -> tuple[float, float, float]:
+    """Mean of ours − peer over the cases and its 95 % bootstrap interval; seeds are averaged before.
+
+    Patients are resampled, each with all their cases, which are more alike than those of different patients.
 
     Args:
         ours: (seeds, cases).
         peer: likewise, of as many cases.
-        resamples: of the cases, with replacement.
+        patients: of each case.
+        resamples: of the patients, with replacement.
     """
     differences = mean_without_nan(ours, axis=0) - mean_without_nan(peer, axis=0)
     has = ~np.isnan(differences)
-    sums = np.where(has, differences, 0.0)[:, None]
-    low, high = bootstrap_interval(sums, has.astype(np.float64)[:, None], resamples, seed=0)
+    belongs = np.array([[name == patient for name in patients] for patient in sorted(set(patients))], dtype=np.float64)
+    sums, counts = belongs @ np.where(has, differences, 0.0), belongs @ has
+    low, high = bootstrap_interval(sums[:, None], counts[:, None], resamples, seed=0)
     return float(mean_without_nan(differences)), float(low[0]), float(high[0])
 
 
@@ -81,17 +87,18 @@ def write_report(results: Sequence[Result], contestants: Sequence[str], output: 
         if len(own) > 1:
             lines.append(table_line(name, "mean", own))
     ours, *peers = contestants
+    patients = results[0]["key"]["patients"]
     differences = {
         peer: {
             title: paired_difference(
-                case_table(by_contestant[ours], score), case_table(by_contestant[peer], score), resamples
+                case_table(by_contestant[ours], score), case_table(by_contestant[peer], score), patients, resamples
             )
             for title, score in SCORES.items()
         }
         for peer in peers
     }
     if peers:
-        lines += ["", f"{ours} minus … with 95 % interval (bootstrap over cases, seeds averaged first)", ""]
+        lines += ["", f"{ours} minus … with 95 % interval (bootstrap over patients, seeds averaged first)", ""]
         lines += ["| peer | " + " | ".join(SCORES) + " |", "|---" * (1 + len(SCORES)) + "|"]
         for peer, scores in differences.items():
             cells = [f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" for mean, low, high in scores.values()]

@@ -27,7 +27,7 @@ from brats_lightning.data.cases import Case
 CONF = Path(__file__).parent / "conf"
 PROJECT = Path(__file__).parents[3]
 # Whose versions may change a result.
-PACKAGES = ("brats-lightning", "torch", "pytorch-lightning", "monai", "numpy", "scipy")
+PACKAGES = ("torch", "pytorch-lightning", "monai", "numpy", "scipy")
 # What only prediction looks at: contestants that differ in nothing else share one training.
 PREDICTION = ("inference", "postprocessing")
 # Names and places, at the top of a config and in its data: the cases' fingerprint stands for them.
@@ -121,6 +121,7 @@ def make_run(
     key = {
         "data": fingerprint([case for part in cases.values() for case in part]),
         **{part: [case.id for case in chosen] for part, chosen in cases.items()},
+        "patients": [case.patient for case in cases["test"]],
         "minutes": minutes,
         "training": _hash(plain),
         "prediction": _hash(prediction),
@@ -128,6 +129,7 @@ def make_run(
         "threads": threads,
         "processor": _processor(),
         "versions": {package: version(package) for package in PACKAGES if find_spec(package.replace("-", "_"))},
+        "code": _code(),
     }
     training = _hash({part: value for part, value in key.items() if part != "prediction"})
     stem = re.sub(r"[^\w.=-]+", "_", experiment)
@@ -161,6 +163,12 @@ def str_time(minutes: float) -> str:
 def fingerprint(cases: Sequence[Case]) -> str:
     """Of the cases' files, by name and size: the same wherever they lie."""
     return _hash(sorted((case.id, file, path.stat().st_size) for case in cases for file, path in case.files.items()))
+
+
+def _code() -> str:
+    """Of the program's own sources, which change between its versions."""
+    sources = [*(PROJECT / "brats_lightning").rglob("*.py"), *CONF.parent.glob("*.py")]
+    return _hash(sorted((path.relative_to(PROJECT).as_posix(), path.read_text()) for path in sources))
 
 
 def _hash(value: Any) -> str:
