@@ -65,7 +65,7 @@ def _wide_peers() -> dict[str, Callable[[], nn.Module]]:
         # As nnU-Net plans it, but for the heads of deep supervision, which nobody has here.
         stages = len(WIDE)
         strides = [1] + [2] * (stages - 1)
-        return PlainConvUNet(
+        network = PlainConvUNet(
             CHANNELS,
             stages,
             WIDE,
@@ -81,6 +81,8 @@ def _wide_peers() -> dict[str, Callable[[], nn.Module]]:
             nonlin=nn.LeakyReLU,
             nonlin_kwargs={"inplace": True},
         )
+        network.decoder.seg_layers[:-1].requires_grad_(False)
+        return network
 
     return {
         "nnU-Net PlainConvUNet 32–320": nnunet,
