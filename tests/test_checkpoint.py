@@ -96,7 +96,8 @@ ATTACKS = {
     "made by a resolver": CONV | {"bias": "${oc.create:{_target_:os.system}}"},
     "reference in a list": CONV | {"x": ["${oc.env:HOME}"]},
     "an object": CONV | {"x": torch.zeros(1)},
-    "a key that is no text": CONV | {"x": {1: 2}},
+    "an argument whose name is no text": CONV | {1: 2},
+    "a key that is neither text nor number": CONV | {"x": {(1,): 2}},
 }
 
 
@@ -113,6 +114,14 @@ def test_attacks_are_refused_before_anything_is_built(node, monkeypatch, tmp_pat
     ):
         build(node)
     assert not (tmp_path / "owned").exists()
+
+
+def test_label_maps_of_a_data_source_have_numbers_for_keys(tmp_path):
+    source = {
+        "_target_": "brats_lightning.data.implant.implanted_cases", "_partial_": True,
+        "parent": str(tmp_path), "background": str(tmp_path), "label_map": {4: 3},
+    }  # fmt: skip
+    assert build(source, known=SOURCES).keywords["label_map"] == {4: 3}
 
 
 @pytest.fixture

@@ -185,7 +185,7 @@ def test_paired_intervals():
     # Differences of 0 and 1: a resample of two has mean 0, ½ or 1 with probability ¼, ½, ¼.
     assert paired_difference(np.array([[0.0, 1.0]]), np.array([[0.0, 0.0]]), "ab", 1000) == (0.5, 0, 1)
     # Two cases of one patient are always drawn together.
-    assert paired_difference(np.array([[0.0, 1.0]]), np.array([[0.0, 0.0]]), "aa", 1000) == (0.5, 0.5, 0.5)
+    assert paired_difference(np.array([[0.0, 1.0, 0.5]]), np.zeros((1, 3)), "aab", 1000) == (0.5, 0.5, 0.5)
     # Seeds are averaged before, one that lacks the score left out; a case that only one side has does not count.
     ours = np.array([[0.2, 0.4, 0.9], [0.4, math.nan, 0.9]])
     peer = np.array([[0.1, 0.2, math.nan]])
