@@ -1,5 +1,6 @@
 """Instance-aware Dice losses: every lesion weighs the same, however small."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import reduce
 
@@ -13,7 +14,7 @@ from brats_lightning.components import label_components
 from brats_lightning.labels import BRATS_METS, LabelScheme, in_classes
 
 
-class InstanceDiceLoss(nn.Module):
+class InstanceDiceLoss(nn.Module, ABC):
     """What the losses below share: a Dice loss of each lesion of each region, their mean, and the mean over regions.
 
     A lesion is a 26-connected component of a region in the reference. With R its voxels, FN = Σ 1 - p over them and
@@ -117,9 +118,9 @@ class InstanceDiceLoss(nn.Module):
             inside, outside = ([p[c] for c in range(len(p)) if (c in classes) == member] for member in (True, False))
             yield in_classes(target, classes), reduce(torch.add, inside), reduce(torch.add, outside)
 
+    @abstractmethod
     def _background(self, labels: Int32[np.ndarray, "z y x"], n: int) -> tuple[np.ndarray | int, int]:
         """Territory of each background voxel (0, 1, …) and their number: one for each lesion, or one for all."""
-        raise NotImplementedError
 
 
 class ComponentDiceLoss(InstanceDiceLoss):

@@ -1,5 +1,6 @@
 """Sums over voxels by channel: all that Dice and focal losses need of a batch, from one pass over its logits."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -198,7 +199,7 @@ def _softplus(x: Tensor) -> Tensor:
     return functional.softplus(x, threshold=40)  # above, the difference is beyond float64
 
 
-class ClassSumsLoss(nn.Module):
+class ClassSumsLoss(nn.Module, ABC):
     """A loss that is a function of the class sums alone, so that several can share one pass over the voxels.
 
     Args:
@@ -228,9 +229,9 @@ class ClassSumsLoss(nn.Module):
         """The loss of a batch of logits and class indices, or memberships of regions."""
         return self.from_sums(class_sums(logits, target, self.gamma))
 
+    @abstractmethod
     def from_sums(self, sums: ClassSums) -> Float[Tensor, ""]:
         """The loss, of sums made with this loss's ``gamma``."""
-        raise NotImplementedError
 
     def weights_of(self, sums: ClassSums) -> Float[Tensor, " k"]:
         """Weights of the channels, ones if none were given."""
