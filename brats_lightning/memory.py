@@ -1,7 +1,12 @@
-"""What the C library does with freed memory."""
+"""How large blocks of memory are taken from the system, and kept."""
 
 import ctypes
 import sys
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
@@ -19,3 +24,14 @@ def keep_freed_memory() -> None:
     if hasattr(libc, "gnu_get_libc_version"):
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def empty_float32(shape: Sequence[int], device: torch.device) -> Tensor:
+    """``torch.empty``, in huge pages where there are such on a CPU.
+
+    numpy asks Linux for them, torch does not: a large tensor's first filling then takes some faults instead of
+    thousands, which is most of its time.
+    """
+    if device.type == "cpu":
+        return torch.from_numpy(np.empty(tuple(shape), np.float32))
+    return torch.empty(tuple(shape), dtype=torch.float32, device=device)

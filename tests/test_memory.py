@@ -3,6 +3,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from brats_lightning.memory import empty_float32
 
 # Page faults of making and dropping a block of 16 MiB ten times, after the first.
 FAULTS = """
@@ -29,3 +32,10 @@ def test_freed_blocks_are_used_again():
     pages = 10 * (1 << 24) // resource.getpagesize()
     assert taken[1] < 0.01 * pages
     assert taken[0] > taken[1]
+
+
+def test_empty_tensor_is_like_torchs_own():
+    for device in ("cpu", "meta"):
+        tensor = empty_float32(torch.Size((2, 3, 0, 5)), torch.device(device))
+        assert (tensor.shape, tensor.dtype, tensor.device.type) == ((2, 3, 0, 5), torch.float32, device)
+        assert tensor.is_contiguous()

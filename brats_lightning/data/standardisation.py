@@ -9,6 +9,7 @@ from torch import Tensor
 
 from brats_lightning.data.preprocessing import Intensities, normalisation
 from brats_lightning.labels import parse_channel, source_modalities
+from brats_lightning.memory import empty_float32
 
 # Values worked on at a time: on a CPU they stay in the cache through all steps, on a GPU few launches matter more.
 _CHUNK_CPU, _CHUNK_GPU = 1 << 17, 1 << 26
@@ -53,7 +54,7 @@ class Standardiser:
             numbers: from `numbers`, one row of the batch per case.
         """
         scale, offset, lowest, highest = numbers.float()[..., None, None, None].unbind(2)
-        values = torch.empty(codes.shape, dtype=torch.float32, device=codes.device)
+        values = empty_float32(codes.shape, codes.device)
         step = max(1, (_CHUNK_CPU if codes.device.type == "cpu" else _CHUNK_GPU) // max(1, codes[:, :, 0].numel()))
         for first in range(0, codes.shape[2], step):
             piece = values[:, :, first : first + step].copy_(codes[:, :, first : first + step])

@@ -37,7 +37,7 @@ def rows(options: Options) -> Iterator[Row]:
             },
             goals=[Goal(BARE, at_most=1.03)],
             check=lambda run=run, batches=batches: run.check(batches),
-            repeats=max(7, options.repeats),
+            repeats=max(7, options.repeats) if side == 96 else 3 * options.repeats,
             note=f"mean of {steps} steps behind {WARM_UP} that don't count; ours with the default callbacks, metrics "
             "and TensorBoard every 10 steps; both with the same loss, clipping, optimiser and schedule",
         )

@@ -34,10 +34,7 @@ def test_parameter_counts_by_formula():
     plain = encoder + up + decoder + heads
     assert parameters(UNet(c, k, widths)) == plain
 
-    def shortcut(a, b):
-        return a * b + 2 * b
-
-    shortcuts = shortcut(c, w0) + shortcut(w0, w1) + shortcut(w1, w2) + shortcut(2 * w0, w0) + shortcut(2 * w1, w1)
+    shortcuts = c * w0 + w0 * w1 + w1 * w2 + 2 * w0 * w0 + 2 * w1 * w1
     assert parameters(ResUNet(c, k, widths)) == plain + shortcuts
 
     def gate(fine, coarse):
