@@ -57,7 +57,7 @@ class Standardiser:
         step = max(1, (_CHUNK_CPU if codes.device.type == "cpu" else _CHUNK_GPU) // max(1, codes[:, :, 0].numel()))
         for first in range(0, codes.shape[2], step):
             piece = values[:, :, first : first + step].copy_(codes[:, :, first : first + step])
-            brain = piece.sign()  # in float32, made and applied faster than a bool mask
+            brain = piece.clamp(max=1)  # codes are whole numbers; made and applied faster than a bool mask or the sign
             if self._bounded:
                 piece.mul_(scale).add_(offset).clamp_(lowest, highest).mul_(brain)
             else:
