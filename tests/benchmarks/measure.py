@@ -199,7 +199,7 @@ def measure(module: str, options: Options) -> Iterator[Result]:
     """Check and measure each row of a module.
 
     Nobody keeps freed memory, as our commands do for themselves (`brats_lightning.memory`): the peers don't by default,
-    and it would speed them as well.
+    and it would speed them as well. A module that asks for it keeps everybody's, and says so in its rows' notes.
     """
     for row in importlib.import_module(f"tests.benchmarks.{module}").rows(options):
         _set_threads(row.threads or options.threads)  # after the imports, some of which set it themselves
