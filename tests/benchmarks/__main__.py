@@ -56,6 +56,8 @@ def main() -> None:
                 failed.append(name)
                 print(f"{name} failed; see {log.name}", file=sys.stderr)
     stored = json.loads(results.read_text()) if results.is_file() else []
+    order = {module: place for place, module in enumerate(MODULES)}
+    stored.sort(key=lambda values: order.get(values["module"], len(order)))
     print(write_report(output, stored))
     print(requirements({values["name"]: Result.from_dict(values) for values in stored}))
     if failed:

@@ -81,7 +81,7 @@ def rows(options: Options) -> Iterator[Row]:
     )
     yield Row(
         "inference labels",
-        f"1 - Dice against the labels of {WHOLE_32}, of the least similar region",
+        "labels against those of MONAI, whole volume, fp32; least similar region",
         "1 - Dice",
         {
             name: lambda name=name: 1 - min(dice(name, classes) for classes in scheme.regions.values())
