@@ -161,7 +161,7 @@ class ResidualBlock(ConvBlock):
     """The plain block with a shortcut added before the last activation (He et al. 2016).
 
     Where channels or size change the shortcut is a strided 1×1×1 convolution, else the input itself. A norm behind that
-    convolution takes a tenth of a step and brought no better scores.
+    convolution would take another tenth of a step.
     """
 
     def __init__(

@@ -41,8 +41,7 @@ def rows(options: Options) -> Iterator[Row]:
                 check=lambda ours=ours, steps=steps: "; ".join(step.describe() for step in (ours, *steps)),
                 note="forward and backward pass from a fixed gradient of the logits, batch 1, bf16 autocast; "
                 f"goal: {of_limit:.2f} of the limit's rate; freed memory is kept, for everybody, as our "
-                "training command does by itself; each "
-                "peer in the faster of both layouts; nobody compiled",
+                "training does by itself; each peer in the faster of both layouts; nobody compiled",
             )
 
 
