@@ -35,9 +35,11 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
     Raises:
         EvaluationError: folders without masks, unknown settings.
+        SplitError: a split file that cannot be used.
         CaseError: there are faulty files, and ``on_bad_case`` is ``error``. Nothing is written then.
     """
     from brats_lightning.data.cases import CaseError
+    from brats_lightning.data.splits import cases_of_part
     from brats_lightning.evaluation.pairing import EvaluationError
     from brats_lightning.evaluation.scoring import Scoring, case_workers
     from brats_lightning.labels import LabelScheme
@@ -57,8 +59,12 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     folders = [Path(folder).expanduser() for folder in _listed(cfg.predictions)]
     names = method_names(folders, None if cfg.names is None else _listed(cfg.names))
     references = Path(cfg.references).expanduser()
+    chosen = None if cfg.split is None else cases_of_part(Path(cfg.split).expanduser(), cfg.part)
     with case_workers(cfg.processes) as pool:
-        plans = [_plan(*method, references, scoring, cfg.missing, pool) for method in zip(names, folders, strict=True)]
+        plans = [
+            _plan(*method, references, scoring, cfg.missing, chosen, pool)
+            for method in zip(names, folders, strict=True)
+        ]
         problems = [problem for plan in plans for problem in plan.left_out]
         if problems and cfg.on_bad_case == "error":
             raise CaseError(problems)
@@ -106,13 +112,19 @@ def method_names(folders: Sequence[Path], given: Sequence[str] | None) -> list[s
 
 
 def _plan(
-    name: str, folder: Path, references: Path, scoring: "Scoring", missing: str, pool: "Executor | None"
+    name: str,
+    folder: Path,
+    references: Path,
+    scoring: "Scoring",
+    missing: str,
+    chosen: Sequence[str] | None,
+    pool: "Executor | None",
 ) -> "Evaluation":
     """What is to be scored and what is wrong with the rest; no case is scored yet."""
     from brats_lightning.evaluation.pairing import pair_masks
     from brats_lightning.evaluation.scoring import Evaluation, over_cases
 
-    pairs, problems = pair_masks(folder, references, missing)
+    pairs, problems = pair_masks(folder, references, missing, chosen)
     if same := sum(pair.prediction is not None and pair.prediction.samefile(pair.reference) for pair in pairs):
         log.warning("%s: %d predictions are the reference's own file", name, same)
     faults = over_cases(scoring.check, pairs, pool, f"checking {name}")
@@ -141,6 +153,8 @@ def _write_evaluation(evaluation: "Evaluation", folder: Path, cfg: DictConfig) -
     from brats_lightning.evaluation.summary import summary
 
     result = summary(evaluation, cfg.resamples, cfg.seed)
+    if cfg.split is not None:
+        result["settings"] |= {"split": str(cfg.split), "part": cfg.part}
     for protocol in evaluation.scoring.protocols:
         Console().print(terminal_table(evaluation.name, result, protocol))
     page = evaluation_page(evaluation, result, lesion_pictures(evaluation, cfg.pictures))

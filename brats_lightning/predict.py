@@ -40,6 +40,7 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         CaseError: there are faulty cases, and ``on_bad_case`` is ``error``. The others are predicted all the same.
         CheckpointError: a checkpoint that cannot be used.
+        SplitError: a split file that cannot be used, or cases of it that are not there.
     """
     from hydra.utils import instantiate
 
@@ -48,7 +49,7 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
     if cfg.on_bad_case not in ("error", "skip"):
         raise ValueError(f"on_bad_case must be error or skip, got {cfg.on_bad_case!r}")
     rules = instantiate(cfg.postprocessing)
-    cases = find_inputs(cfg.input)
+    cases = _chosen(find_inputs(cfg.input), cfg)
     ensemble = load_ensemble(cfg)
     postprocess = rules.decoding(ensemble.decode)
     tolerance = affine_tolerance(cfg, ensemble)
@@ -88,6 +89,18 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
     if problems and cfg.on_bad_case == "error":
         raise CaseError(problems)
     return summary
+
+
+def _chosen(cases: Sequence["Case"], cfg: DictConfig) -> Sequence["Case"]:
+    """Those of the config's split, if it names one."""
+    from brats_lightning.data.splits import SplitError, cases_of_part
+
+    if cfg.split is None:
+        return cases
+    wanted = cases_of_part(Path(cfg.split).expanduser(), cfg.part)
+    if absent := sorted(set(wanted) - {case.id for case in cases}):
+        raise SplitError(f"split: {cfg.split} lists under {cfg.part} what is not in input: {', '.join(absent)}")
+    return [case for case in cases if case.id in set(wanted)]
 
 
 def find_inputs(folders: str | Sequence[str] | ListConfig) -> list["Case"]:
@@ -256,7 +269,8 @@ def _report(summary: dict[str, Any], problems: Sequence["Problem"], cfg: DictCon
 
     console = Console()
     console = console if console.is_terminal else Console(width=160)
-    table = Table("case", *(f"{region} {what}" for region in scheme.regions for what in ("lesions", "ml")), "s")
+    titles = [f"{region.upper()} {what}" for region in scheme.regions for what in ("lesions", "volume (ml)")]
+    table = Table("case", *titles, "seconds")
     for name, case in summary["cases"].items():
         cells = [text for r in case["regions"].values() for text in (str(r["lesions"]), f"{r['volume_ml']:.2f}")]
         table.add_row(name, *cells, f"{case['seconds']:.0f}")

@@ -4,11 +4,15 @@ import difflib
 import json
 import logging
 import math
+import re
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
@@ -73,7 +77,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     # Resuming into a folder of its own is what a new run does; its best.ckpt is the best since then.
     warnings.filterwarnings("ignore", message="The dirpath has changed")
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")  # no validation cases
-    with distributed.other_processes(trainer, config_file):
+    with distributed.other_processes(trainer, config_file), _exit_codes():
         trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
         scores: dict[str, SupportsFloat] = dict(trainer.callback_metrics)
         best, best_score = _best_checkpoint(trainer, run_dir / "checkpoints")
@@ -89,6 +93,21 @@ def train(cfg: DictConfig) -> dict[str, float]:
                 results |= _threshold_baseline(data)
             _report(results, cfg, trainer)
     return results
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
+    """Exit as a process does that a signal ends; Lightning exits with 0 after SIGTERM, as if all were done."""
+    from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+    try:
+        yield
+    except SIGTERMException:
+        raise SystemExit(128 + signal.SIGTERM) from None
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise SystemExit(128 + signal.SIGINT) from None
+        raise
 
 
 def _check(cfg: DictConfig) -> None:
@@ -169,9 +188,21 @@ def _report(results: dict[str, float], cfg: DictConfig, trainer: "pl.Trainer") -
         settings: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(parts)))
         trainer.logger.log_hyperparams(settings, shown, step=trainer.global_step)
         trainer.logger.save()
-    for name in ("dice_mean", "dice_et", "dice_tc", "dice_wt", "iou_mean", "accuracy", "t1c_threshold_dice_mean"):
+    if f"best/{cfg.objective}" in results:
+        log.info("%-36s %.4f   (best.ckpt)", f"best/{cfg.objective}", results[f"best/{cfg.objective}"])
+    lesions = [name.removeprefix("test/") for name in results if re.fullmatch("test/brats.*_mean", name)]
+    for name in (
+        "dice_mean",
+        "dice_et",
+        "dice_tc",
+        "dice_wt",
+        *lesions,
+        "iou_mean",
+        "accuracy",
+        "t1c_threshold_dice_mean",
+    ):
         if f"test/{name}" in results:
-            log.info("%-32s %.4f   (%s cases, best.ckpt)", f"test/{name}", results[f"test/{name}"], cfg.test_on)
+            log.info("%-36s %.4f   (%s cases, best.ckpt)", f"test/{name}", results[f"test/{name}"], cfg.test_on)
     log.info("all scores: %s · curves: tensorboard --logdir %s", run_dir / "metrics.json", run_dir)
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from brats_lightning import composition
 from brats_lightning.data.cases import CaseError
+from brats_lightning.data.splits import SplitError
 from brats_lightning.evaluate import method_names, scores_csv
 from brats_lightning.evaluation.pairing import EvaluationError, case_name, find_images, find_masks, pair_masks
 from tests.data.tiny_cases import LPS, RAS, lesions, save, write_case
@@ -55,6 +56,26 @@ def folders(tmp_path):
 )
 def test_names(file, expected):
     assert case_name(file) == expected
+
+
+def test_only_cases_of_a_split_are_scored(folders):
+    predictions, references, output = folders
+    split = references.parent / "split.json"
+    lists = {"train": ["BraTS-MET-00001-000"], "val": [], "test": ["BraTS-MET-00002-000"]}
+    split.write_text(json.dumps(lists))
+    run(predictions, references, output, f"split={split}")
+    assert {row["case"] for row in rows(output / "scores.csv")} == {"00002-000"}
+    run(predictions, references, output, f"split={split}", "part=train")
+    assert {row["case"] for row in rows(output / "scores.csv")} == {"00001-000"}
+    settings = json.loads((output / "summary.json").read_text())["settings"]
+    assert (settings["split"], settings["part"]) == (str(split), "train")
+
+    for part, message in (("val", "lists no case under val"), ("tset", "part must be one of train, val, test")):
+        with pytest.raises(SplitError, match=message):
+            run(predictions, references, output, f"split={split}", f"part={part}")
+    split.write_text(json.dumps(lists | {"test": ["BraTS-MET-00002-000", "BraTS-MET-00003-000"]}))
+    with pytest.raises(CaseError, match=r"BraTS-MET-00003-000.*reference.*missing"):
+        run(predictions, references, output, f"split={split}")
 
 
 def test_references_lie_among_images(tmp_path):

@@ -19,23 +19,20 @@ def test_scores_of_written_masks_are_those_of_the_run(composed, tmp_path, shared
     results = train(cfg)
     assert results["test/dice_wt"] > 0
 
-    split = json.loads((tmp_path / "run/split.json").read_text())
+    split_file = tmp_path / "run/split.json"
+    split = json.loads(split_file.read_text())
     root = next(path for path in (shared_outputs / "phantoms").iterdir() if (path / split["test"][0]).is_dir())
-    folders = ",".join(str(root / case) for case in split["test"])
-    masks, scores, references = tmp_path / "masks", tmp_path / "scores", tmp_path / "references"
+    masks, scores = tmp_path / "masks", tmp_path / "scores"
     predict(
         composed(
-            f"ckpt={tmp_path}/run/checkpoints/best.ckpt", f"input=[{folders}]", f"output={masks}", "precision=32",
-            name="predict",
+            f"ckpt={tmp_path}/run/checkpoints/best.ckpt", f"input={root}", f"split={split_file}", f"output={masks}",
+            "precision=32", name="predict",
         )
     )  # fmt: skip
-    references.mkdir()
-    for case in split["test"]:
-        (references / case).symlink_to(root / case)
     evaluate(
         composed(
-            f"predictions={masks}", f"references={references}", f"output={scores}", "protocol=brats2024", "processes=1",
-            name="evaluate",
+            f"predictions={masks}", f"references={root}", f"split={split_file}", f"output={scores}",
+            "protocol=brats2024", "processes=1", name="evaluate",
         )
     )  # fmt: skip
 

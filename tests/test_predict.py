@@ -8,6 +8,7 @@ import torch
 
 from brats_lightning import predict as entry
 from brats_lightning.data.cases import CaseError
+from brats_lightning.data.splits import SplitError
 from brats_lightning.inference import SlidingWindow
 from brats_lightning.postprocessing import tuned_file
 from brats_lightning.predict import predict
@@ -315,6 +316,20 @@ def test_inputs_are_folders_nested_or_single_or_several(composed, run, tmp_path)
         (tmp_path / "in").rename(tmp_path / ".in") if nothing == tmp_path else None
         with pytest.raises(ValueError, match="input: there is no case in"):
             find(str(nothing))
+
+
+def test_only_cases_of_a_split_are_predicted(run, tmp_path):
+    for number in (1, 2, 3):
+        write_case(tmp_path / "in", f"BraTS-MET-0000{number}-000", seg=None)
+    bright_is_et(tmp_path / "et.ckpt")
+    split = tmp_path / "split.json"
+    lists = {"train": ["BraTS-MET-00001-000"], "test": ["BraTS-MET-00003-000"]}
+    split.write_text(json.dumps(lists))
+    assert list(run(f"split={split}")["cases"]) == ["BraTS-MET-00003-000"]
+    assert list(run(f"split={split}", "part=train")["cases"]) == ["BraTS-MET-00001-000"]
+    split.write_text(json.dumps(lists | {"test": ["BraTS-MET-00004-000"]}))
+    with pytest.raises(SplitError, match="what is not in input: BraTS-MET-00004-000"):
+        run(f"split={split}")
 
 
 def test_window_overlap_and_mirroring_can_be_changed(run, tmp_path, monkeypatch):

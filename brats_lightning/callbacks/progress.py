@@ -1,7 +1,15 @@
-"""The progress bar."""
+"""How far training is: a bar on a terminal, lines in the log elsewhere."""
+
+import logging
+import time
+from datetime import timedelta
+from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.callbacks import RichProgressBar, Timer
+from rich.console import Console
+
+log = logging.getLogger(__name__)
 
 
 class Progress(RichProgressBar):
@@ -27,3 +35,51 @@ class Progress(RichProgressBar):
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
+
+
+class ProgressLog(pl.Callback):
+    """Where there is no terminal to draw a bar on: the first step, one now and then, and each validation in the log.
+
+    Args:
+        interval: seconds between two lines.
+        objective: the score a validation's line names.
+    """
+
+    def __init__(self, interval: float, objective: str) -> None:
+        self.interval, self.objective = interval, objective
+        self.silent = Console().is_terminal
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Start the clock."""
+        self.silent = self.silent or not trainer.is_global_zero
+        self._start, self._next, self._first = time.monotonic(), 0.0, trainer.global_step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Write a line if it is time."""
+        seconds = time.monotonic() - self._start
+        if self.silent or seconds < self._next:
+            return
+        self._next = seconds + self.interval
+        steps = trainer.global_step
+        parts = [f"step {steps}" + (f" of {trainer.max_steps}" if trainer.max_steps > 0 else "")]
+        if "train/loss" in trainer.callback_metrics:
+            parts.append(f"loss {float(trainer.callback_metrics['train/loss']):.3f}")
+        if steps > self._first + 1:  # the first step alone says little
+            pace = seconds / (steps - self._first)
+            parts.append(f"{pace:.2f} s a step")
+            if (left := self._left(trainer, pace)) is not None:
+                parts.append(f"{timedelta(seconds=round(left))} left")
+        log.info(" · ".join(parts))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Name the score that decides."""
+        if not self.silent and self.objective in trainer.callback_metrics:
+            log.info("step %d · %s %.4f", trainer.global_step, self.objective, trainer.callback_metrics[self.objective])
+
+    @staticmethod
+    def _left(trainer: pl.Trainer, pace: float) -> float | None:
+        """Seconds until the steps or the time are used up; None if neither is limited."""
+        ends = [(trainer.max_steps - trainer.global_step) * pace] if trainer.max_steps > 0 else []
+        timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+        ends += [left for timer in timers if (left := timer.time_remaining()) is not None]
+        return max(0.0, min(ends)) if ends else None

@@ -110,19 +110,38 @@ class SplitSettings:
         return Split(of(train), of(val), of(test))
 
 
-def _from_file(path: Path, cases: Sequence[Identified]) -> Split:
+PARTS = ("train", "val", "test")
+
+
+def cases_of_part(file: str | Path, part: str) -> tuple[str, ...]:
+    """The cases that a split file, such as a run's ``split.json``, lists under ``train``, ``val`` or ``test``.
+
+    Raises:
+        SplitError: no such file or part, or none is listed there.
+    """
+    if part not in PARTS:
+        raise SplitError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
+    cases = _read(Path(file), "split")[part]
+    if not cases:
+        raise SplitError(f"split: {file} lists no case under {part}")
+    return tuple(dict.fromkeys(cases))
+
+
+def _read(path: Path, setting: str) -> dict[str, list[str]]:
+    """The lists of a split file, which a message calls by its setting's name."""
     try:
         content: Any = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:
-        raise SplitError(f"data.split_file: there is no {path}") from None
+        raise SplitError(f"{setting}: there is no {path}") from None
     except Exception as error:
-        raise SplitError(f"data.split_file: {path} is neither JSON nor YAML: {error}") from error
-    parts = ("train", "val", "test")
-    if not isinstance(content, Mapping) or set(content) - set(parts) or not content.get("train"):
-        raise SplitError(
-            f"data.split_file: {path} must be a mapping with the lists 'train' and, if wanted, 'val' and 'test'"
-        )
-    split = {part: [str(case) for case in content.get(part) or []] for part in parts}
+        raise SplitError(f"{setting}: {path} is neither JSON nor YAML: {error}") from error
+    if not isinstance(content, Mapping) or set(content) - set(PARTS) or not content.get("train"):
+        raise SplitError(f"{setting}: {path} must be a mapping with the lists 'train' and, if wanted, 'val' and 'test'")
+    return {part: [str(case) for case in content.get(part) or []] for part in PARTS}
+
+
+def _from_file(path: Path, cases: Sequence[Identified]) -> Split:
+    split = _read(path, "data.split_file")
     patients = {case.id: case.patient for case in cases}
     faults = []
     for part, names in split.items():
@@ -149,4 +168,4 @@ def _from_file(path: Path, cases: Sequence[Identified]) -> Split:
             + ", ".join(shared),
             stacklevel=3,
         )
-    return Split(*(tuple(split[part]) for part in parts))
+    return Split(*(tuple(split[part]) for part in PARTS))

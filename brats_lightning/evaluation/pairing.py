@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,16 +92,27 @@ def find_images(reference: Path) -> dict[str, Path]:
     return images
 
 
-def pair_masks(predictions: Path, references: Path, missing: str = "score") -> tuple[list[Pair], list[Problem]]:
+def pair_masks(
+    predictions: Path, references: Path, missing: str = "score", chosen: Collection[str] | None = None
+) -> tuple[list[Pair], list[Problem]]:
     """Every reference with its prediction, sorted by case, and what the names alone show to be wrong.
 
     Args:
         predictions: folder of the masks to score.
         references: folder of the masks they are scored against.
         missing: whether a reference without a prediction is a problem (``error``) or is scored as missing (``score``).
+        chosen: ids of the cases that are scored, whatever others there are; None: all.
     """
     predicted, known = find_masks(predictions, "predictions"), find_masks(references, "references")
     pairs, problems = [], []
+    if chosen is not None:
+        ids = {case_name(f"{case}.nii.gz")[0]: case for case in chosen}
+        predicted, known = ({c: files for c, files in found.items() if c in ids} for found in (predicted, known))
+        remedy = "add it, or correct the split"
+        for absent in ids.keys() - known.keys():
+            problems.append(Problem(ids[absent], "reference", "missing", f"a mask in {references}", remedy))
+        # A mask without its reference is this very problem.
+        predicted = {case: files for case, files in predicted.items() if case in known}
     for role, root, found in (("prediction", predictions, predicted), ("reference", references, known)):
         for case, files in found.items():
             if len(files) > 1:

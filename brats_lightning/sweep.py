@@ -1,0 +1,80 @@
+"""What the jobs of a multirun differ in and what they reached, in one table."""
+
+import csv
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+log = logging.getLogger(__name__)
+
+FILE = "sweep.csv"
+
+
+class SweepTable(Callback):
+    """Hydra's callback: when the last job has ended, write ``sweep.csv`` and print its main columns, best first."""
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Collect what the jobs have left in their folders, wherever they ran."""
+        folder = Path(config.hydra.sweep.dir)
+        rows = collect(folder, config.objective, config.objective_mode)
+        if not rows:
+            return
+        settings = [name for name in rows[0] if "/" not in name]
+        scores = sorted({name: None for row in rows for name in row if "/" in name})
+        with (folder / FILE).open("w", newline="") as file:
+            writer = csv.DictWriter(file, [*settings, *scores])
+            writer.writeheader()
+            writer.writerows(rows)
+        best = f"best/{config.objective}"
+        shown = [name for name in scores if name == best or (name.startswith("test/") and name.endswith("dice_mean"))]
+        _print(rows, [*settings, *shown])
+        log.info("all scores of all jobs: %s", folder / FILE)
+
+
+def collect(folder: Path, objective: str, mode: str) -> list[dict[str, Any]]:
+    """A row for each finished job: ``job`` (its folder), the overrides in which jobs differ, and its final scores.
+
+    Args:
+        folder: of the multirun.
+        objective: the score by which rows are sorted, best first; those without it come last.
+        mode: whether ``max`` or ``min`` is best.
+    """
+    from omegaconf import OmegaConf
+
+    overrides: dict[str, dict[str, str]] = {}
+    for file in sorted(folder.glob("*/metrics.json")):
+        told: Any = OmegaConf.to_container(OmegaConf.load(file.parent / ".hydra/overrides.yaml"))
+        overrides[file.parent.name] = dict(override.lstrip("+").split("=", 1) for override in told if "=" in override)
+    keys = dict.fromkeys(key for job in overrides.values() for key in job)
+    varied = [key for key in keys if len({job.get(key) for job in overrides.values()}) > 1]
+    rows = [
+        {"job": name}
+        | {key: job.get(key, "") for key in varied}
+        | json.loads((folder / name / "metrics.json").read_text())
+        for name, job in overrides.items()
+    ]
+    sign = -1 if mode == "max" else 1
+
+    def place(row: dict[str, Any]) -> tuple[bool, float]:
+        value = row.get(f"best/{objective}", row.get(objective))
+        return (value is None, 0.0 if value is None else sign * value)
+
+    return sorted(rows, key=place)
+
+
+def _print(rows: list[dict[str, Any]], columns: list[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for column in columns:
+        table.add_column(column, justify="right" if "/" in column else "left", overflow="fold")
+    for row in rows:
+        values = (row.get(column) for column in columns)
+        table.add_row(*("" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in values))
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(table)

@@ -1,0 +1,57 @@
+"""The table of a multirun."""
+
+import csv
+import json
+
+from omegaconf import OmegaConf
+
+from brats_lightning.sweep import SweepTable, collect
+
+
+def job(folder, name, overrides, scores):
+    (folder / name / ".hydra").mkdir(parents=True)
+    (folder / name / ".hydra/overrides.yaml").write_text(json.dumps(overrides))
+    if scores is not None:
+        (folder / name / "metrics.json").write_text(json.dumps(scores))
+
+
+def finished(folder):
+    job(folder, "0_unet", ["seed=0", "model=unet"], {"best/val/dice_mean": 0.5, "test/dice_mean": 0.4})
+    job(folder, "1_res", ["seed=0", "model=resunet", "+x=1"], {"best/val/dice_mean": 0.7, "test/dice_mean": None})
+    job(folder, "2_plain", ["seed=0", "model=plain"], {"test/dice_mean": 0.9})  # never validated
+    job(folder, "3_failed", ["seed=0", "model=att"], None)
+
+
+def test_rows_hold_what_differs_best_first(tmp_path):
+    finished(tmp_path)
+    rows = collect(tmp_path, "val/dice_mean", "max")
+    assert [(row["job"], row["model"], row["x"]) for row in rows] == [
+        ("1_res", "resunet", "1"),
+        ("0_unet", "unet", ""),
+        ("2_plain", "plain", ""),
+    ]
+    assert "seed" not in rows[0]
+    assert [row["job"] for row in collect(tmp_path, "val/dice_mean", "min")] == ["0_unet", "1_res", "2_plain"]
+
+
+def test_the_table_is_printed_and_written(tmp_path, capsys):
+    finished(tmp_path)
+    config = {"hydra": {"sweep": {"dir": str(tmp_path)}}, "objective": "val/dice_mean", "objective_mode": "max"}
+    SweepTable().on_multirun_end(OmegaConf.create(config))
+    with (tmp_path / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["job"], row["best/val/dice_mean"], row["test/dice_mean"]) for row in rows] == [
+        ("1_res", "0.7", ""),
+        ("0_unet", "0.5", "0.4"),
+        ("2_plain", "", "0.9"),
+    ]
+    printed = capsys.readouterr().out
+    assert printed.index("0.7000") < printed.index("0.5000")
+
+
+def test_without_finished_jobs_there_is_no_table(tmp_path, capsys):
+    job(tmp_path, "0_failed", ["model=att"], None)
+    config = {"hydra": {"sweep": {"dir": str(tmp_path)}}, "objective": "val/dice_mean", "objective_mode": "max"}
+    SweepTable().on_multirun_end(OmegaConf.create(config))
+    assert not capsys.readouterr().out
+    assert not (tmp_path / "sweep.csv").exists()
