@@ -83,8 +83,11 @@ def _missing(node: Any, path: str = "") -> Iterator[str]:
 def entry_point(config_name: str, function: Callable[[DictConfig], Any]) -> Callable[[], None]:
     """A command: compose ``conf/<config_name>.yaml`` with the command line and call ``function`` with the result."""
     register_resolvers()
+    composed = False
 
     def run(cfg: DictConfig) -> Any:
+        nonlocal composed
+        composed = True
         # Lightning's advertisements and device lists drown what a user wants to know.
         logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
         warnings.filterwarnings(
@@ -99,7 +102,19 @@ def entry_point(config_name: str, function: Callable[[DictConfig], Any]) -> Call
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(1) from None
 
-    return hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)
+    main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)
+
+    def command() -> None:
+        try:
+            main()
+        except SystemExit as stop:
+            if stop.code == 1 and not composed:
+                from brats_lightning.hints import print_hints
+
+                print_hints(config_dir(), config_name, sys.argv[1:])
+            raise
+
+    return command
 
 
 def _raised_here(error: BaseException) -> bool:

@@ -7,6 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from brats_lightning import composition
+from brats_lightning.hints import near_misses
 
 CONF = composition.config_dir()
 
@@ -32,6 +33,20 @@ def test_a_mistyped_choice_lists_the_choices(tmp_path):
     done = command("model=resnet", folder=tmp_path)
     assert done.returncode != 0
     assert "resunet" in done.stderr + done.stdout
+
+
+def test_mistyped_options_get_hints_of_the_chosen_groups(tmp_path):
+    done = command("modle=unet", "sampling=slices", "sampling.in_plan=[8,8]", "seed=1", folder=tmp_path)
+    assert done.returncode == 1
+    assert "modle: did you mean model?" in done.stderr
+    assert "sampling.in_plan: did you mean sampling.in_plane?" in done.stderr
+    assert done.stderr.count("did you mean") == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_hint_where_nothing_is_near_or_hydra_lists_the_choices():
+    assert near_misses(CONF, "predict", ["ckp=a", "qqqqqqqq=1", "+new=1", "--cfg=job"]) == [("ckp", "ckpt")]
+    assert near_misses(CONF, "train", ["model=unett", "modle=unet"]) == []
 
 
 @pytest.mark.parametrize("model", ["unet", "attention_unet", "resunet"])
