@@ -111,7 +111,11 @@ def _exit_codes() -> Iterator[None]:
 
 
 def _check(cfg: DictConfig) -> None:
-    # What would otherwise surface after hours of training.
+    # What would otherwise surface after hours of preparation or training.
+    from brats_lightning.labels import LabelScheme
+    from brats_lightning.targets import make_target
+
+    make_target(cfg.target, LabelScheme(tuple(cfg.data.labels)))
     if cfg.test_on not in ("test", "val", "train", None):
         raise ValueError(f"test_on must be test, val, train or null, got {cfg.test_on!r}")
     for key in ("ckpt_path", "weights"):

@@ -156,7 +156,7 @@ def test_a_resumed_run_keeps_the_seed_that_was_drawn(composed, tmp_path):
     assert first == second is not None
 
 
-@pytest.mark.parametrize("override", ["test_on=none", "objective_mode=maximum"])
+@pytest.mark.parametrize("override", ["test_on=none", "objective_mode=maximum", "target=region"])
 def test_mistyped_settings_fail_before_training(composed, override):
     with pytest.raises(ValueError, match=override.split("=")[0]):
         train(composed(override))
