@@ -23,7 +23,7 @@ from tests.benchmarks.start import environment
 from tests.benchmarks.workload import labelled_cases
 
 WINDOW, OVERLAP, FILTERS = (128, 128, 128), 0.5, 8
-PATCH, STEPS = (96, 96, 96), 1200  # of the training: without norms over the window, its size may differ
+PATCH, STEPS = (96, 96, 96), 600  # of the training: without norms over the window, its size may differ
 WHOLE_32, WHOLE_16, CROP_16 = "MONAI, whole volume, fp32", "MONAI, whole volume, bf16", "MONAI, brain crop, bf16"
 EQUAL = "ours, windows like MONAI's"
 REFERENCE = "the mask"
