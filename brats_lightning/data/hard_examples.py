@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +58,7 @@ class HardExamples(LesionBalanced):
         margin: see `LesionBalanced`.
         across_cases: make each lesion of the *data set* equally likely but for ``missed_weight``: cases with many or
             missed lesions are drawn more often.
+        tolerance: mm by which the places that a mask and the case's images give to a voxel may differ.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class HardExamples(LesionBalanced):
         negative_ratio: float | int = 0.15,
         margin: int = 8,
         across_cases: bool = False,
+        tolerance: float = 0.1,
     ) -> None:
         super().__init__(size, ratio, margin, across_cases)
         self.predictions = Path(predictions)
@@ -76,7 +79,7 @@ class HardExamples(LesionBalanced):
             raise ValueError(f"sampling.ratio + negative_ratio is {self.ratio + self.negative_ratio:g}, more than 1")
         if missed_weight <= 0:
             raise ValueError(f"sampling.missed_weight must be above 0, got {missed_weight}")
-        self.missed_weight = float(missed_weight)
+        self.missed_weight, self.tolerance = float(missed_weight), tolerance
         self._difficulties: dict[str, Difficulty] = {}
 
     def prepare(self, cases: Sequence[CachedCase]) -> None:
@@ -85,13 +88,17 @@ class HardExamples(LesionBalanced):
         Raises:
             PredictionError: predictions are missing, unreadable or on another grid than their case.
         """
-        faults = []
-        for case in cases:
+
+        def compare(case: CachedCase) -> Difficulty | str:
             try:
-                self._difficulties[case.id] = _difficulty(case, self.predictions / f"{case.id}.nii.gz")
+                return _difficulty(case, self.predictions / f"{case.id}.nii.gz", self.tolerance)
             except (UnreadableFile, PredictionError) as error:
-                faults.append(f"{case.id}: {error}")
-        if faults:
+                return f"{case.id}: {error}"
+
+        with ThreadPoolExecutor() as pool:  # inflating and labelling let go of the interpreter
+            compared = dict(zip((case.id for case in cases), pool.map(compare, cases), strict=True))
+        self._difficulties = {name: found for name, found in compared.items() if isinstance(found, Difficulty)}
+        if faults := [found for found in compared.values() if isinstance(found, str)]:
             raise PredictionError(
                 f"sampling.predictions={self.predictions} has no usable mask for {len(faults)} of the {len(cases)} "
                 "training cases; predict them all with the earlier network:\n  " + "\n  ".join(faults)
@@ -123,12 +130,12 @@ class HardExamples(LesionBalanced):
         return np.where(self._difficulties[case.id].missed, self.missed_weight, 1.0)
 
 
-def _difficulty(case: CachedCase, path: Path) -> Difficulty:
+def _difficulty(case: CachedCase, path: Path, tolerance: float) -> Difficulty:
     if not path.is_file():
         raise PredictionError(f"there is no {path.name}")
     volume = read_volume(path)
     original = case.placement.original
-    if volume.grid.shape != original.shape or original.distance(volume.grid) > 0.1:
+    if volume.grid.shape != original.shape or original.distance(volume.grid) > tolerance:
         raise PredictionError(f"{path.name} of shape {volume.grid.shape} is not on the grid of the case's images")
     predicted = case.placement.sample(volume.values.astype(np.uint8), volume.start, order=0)
     rows = case.positions()
