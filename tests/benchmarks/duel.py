@@ -9,6 +9,7 @@ can be run in pieces. All settings: ``arena/conf/duel.yaml``.
 """
 
 import difflib
+import fcntl
 import json
 import sys
 import time
@@ -71,10 +72,9 @@ def finish(run: Run, output: Path) -> dict[str, Any]:
         start = f"{time.strftime('%H:%M:%S')} {run.contestant}, seed {run.seed}"
         print(f"{start}: {key['minutes']:g} minutes, {key['threads']} threads, {cases} …", flush=True)
         result = run.carry_out()
-        file = output / "results.jsonl"
-        partial = file.with_suffix(".partial")
-        partial.write_text("".join([*_lines(file), json.dumps(result) + "\n"]))
-        partial.replace(file)
+        with (output / "results.jsonl").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # other pieces of the arena may end at the same time
+            file.write(json.dumps(result) + "\n")
     print(run_line(result), flush=True)
     return result
 
