@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from brats_lightning.data.datamodule import PatchBatch, Volume
 from brats_lightning.inference import SlidingWindow, transfer
+from brats_lightning.losses import DeepSupervision
 from brats_lightning.metrics import headline_names, headline_scores, score_case
 from brats_lightning.metrics.voxel import CaseScores, confusion_matrix, voxel_scores
 from brats_lightning.postprocessing import Postprocessing
@@ -25,7 +26,7 @@ class Segmentation(pl.LightningModule):
 
     Args:
         network: (b, c, z, y, x) → logits (b, k, z, y, x); in training it may return a list, full resolution first.
-        loss: (logits, what the target makes of a mask) → a scalar, or a dict with it under "loss" and its parts.
+        loss: of logits at one or several resolutions and what the target makes of a mask.
         optimizer: parameters → optimiser.
         scheduler: optimiser and the share of the run done before a step → learning-rate schedule, stepped after every
             optimiser step.
@@ -40,7 +41,7 @@ class Segmentation(pl.LightningModule):
     def __init__(
         self,
         network: nn.Module,
-        loss: Callable[..., Any],
+        loss: DeepSupervision,
         optimizer: Callable[[Any], Optimizer],
         scheduler: Callable[[Optimizer, Callable[[int], float]], LRScheduler],
         inference: SlidingWindow,
@@ -67,8 +68,10 @@ class Segmentation(pl.LightningModule):
 
     def training_step(self, batch: PatchBatch, batch_index: int) -> Tensor:  # noqa: ARG002
         """Loss of one batch; every ``log_every_n_steps`` steps also the batch's own Dice."""
+        target = self.target.encode(batch.mask)
+        self.loss.prepare(target)  # on the CPU, beside the network
         logits = self.network(batch.image)
-        parts = self._loss(logits, batch.mask)
+        parts = self._named(self.loss(logits, target))
         self.log_dict({_loss_name("train", part): value.detach() for part, value in parts.items()})
         self.log("loss", parts["loss"].detach(), prog_bar=True, logger=False)
         # Counting voxels makes a GPU wait; only the points that are drawn pay for it.
@@ -81,8 +84,11 @@ class Segmentation(pl.LightningModule):
         return parts["loss"]
 
     def _loss(self, logits: Any, mask: Tensor) -> dict[str, Tensor]:
-        parts = self.loss(logits, self.target.encode(mask))
-        return parts if isinstance(parts, dict) else {"loss": parts}
+        return self._named(self.loss(logits, self.target.encode(mask)))
+
+    @staticmethod
+    def _named(loss: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+        return loss if isinstance(loss, dict) else {"loss": loss}
 
     # ---- validation and test: whole volumes
 

@@ -45,7 +45,7 @@ class ProgressLog(pl.Callback):
         objective: the score a validation's line names.
     """
 
-    def __init__(self, interval: float, objective: str) -> None:
+    def __init__(self, interval: float | int, objective: str) -> None:
         self.interval, self.objective = interval, objective
         self.silent = Console().is_terminal
 

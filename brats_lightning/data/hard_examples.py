@@ -70,7 +70,7 @@ class HardExamples(LesionBalanced):
         negative_ratio: float | int = 0.15,
         margin: int = 8,
         across_cases: bool = False,
-        tolerance: float = 0.1,
+        tolerance: float | int = 0.1,
     ) -> None:
         super().__init__(size, ratio, margin, across_cases)
         self.predictions = Path(predictions)

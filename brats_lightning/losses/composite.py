@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
+from brats_lightning.losses.instances import InstanceDiceLoss
 from brats_lightning.losses.sums import ClassSums, ClassSumsLoss, class_sums
 
 
@@ -31,6 +32,12 @@ class CompositeLoss(nn.Module):
         # A part that reads no focal sum takes the sums of one that does.
         gammas = (part.gamma for part in self.parts.values() if isinstance(part, ClassSumsLoss))
         self._gamma = next((gamma for gamma in gammas if gamma is not None), None)
+
+    def prepare(self, target: Tensor) -> None:
+        """Let those parts begin that can do some of their work before the logits are there."""
+        for part in self.parts.values():
+            if isinstance(part, InstanceDiceLoss):
+                part.prepare(target)
 
     def forward(
         self,

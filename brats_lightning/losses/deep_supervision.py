@@ -8,6 +8,9 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from brats_lightning.losses.composite import CompositeLoss
+from brats_lightning.losses.instances import InstanceDiceLoss
+
 
 class DeepSupervision(nn.Module):
     """Weighted mean of a loss over logits of decreasing resolution (Lee et al. 2015); of one tensor the loss itself.
@@ -28,6 +31,11 @@ class DeepSupervision(nn.Module):
         if decay <= 0:
             raise ValueError(f"decay must be positive (0.5 halves each coarser resolution's weight), got {decay}")
         self.loss, self.decay = loss, float(decay)
+
+    def prepare(self, target: Tensor) -> None:
+        """Begin with what the loss of a target's full resolution needs before the logits are there."""
+        if isinstance(self.loss, CompositeLoss | InstanceDiceLoss):
+            self.loss.prepare(target)
 
     def forward(
         self,

@@ -2,7 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from functools import reduce
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, reduce
 
 import numpy as np
 import torch
@@ -12,6 +14,21 @@ from torch import Tensor, nn
 
 from brats_lightning.components import label_components
 from brats_lightning.labels import BRATS_METS, LabelScheme, in_classes
+
+
+@dataclass(frozen=True)
+class Instances:
+    """One region's lesions in a sample: lesion i is segment i, the territories of the background follow.
+
+    Attributes:
+        segments: of each voxel.
+        sizes: voxels of each lesion.
+        territories: into which the background falls.
+    """
+
+    segments: Int32[np.ndarray, "z y x"]
+    sizes: Int[np.ndarray, " n"]
+    territories: int
 
 
 class InstanceDiceLoss(nn.Module, ABC):
@@ -32,9 +49,9 @@ class InstanceDiceLoss(nn.Module, ABC):
     Of class indices the regions are those of the label scheme, a region's p being the sum of its classes' softmax;
     of memberships each channel is a region, and p its sigmoid.
 
-    The reference's components are found on the CPU; on a GPU the target is copied there, and a 32-bit number per voxel
-    and region back. The sums are made in float32 (float64 for float64 logits) from one pass over the voxels, however
-    many lesions there are.
+    The reference's components are found on the CPU, beside the network's work if `prepare` is called before it; from a
+    GPU the target is copied there, and a 32-bit number per voxel and region back. The sums are made in float32 (float64
+    for float64 logits) from one pass over the voxels, however many lesions there are.
 
     Args:
         labels: foreground classes in index order, from which the regions follow; unused with memberships.
@@ -59,6 +76,11 @@ class InstanceDiceLoss(nn.Module, ABC):
             )
         self.scheme = LabelScheme(tuple(labels))
         self.smooth, self.absent_fraction = smooth, absent_fraction
+        self._prepared: tuple[Tensor, list[Future[list[Instances]]]] | None = None
+
+    def prepare(self, target: Tensor) -> None:
+        """Begin to find the components of a target that will be asked for; see ``forward``."""
+        self._prepared = target, [_threads().submit(self._instances, sample) for sample in target.cpu().numpy()]
 
     def forward(
         self,
@@ -69,7 +91,13 @@ class InstanceDiceLoss(nn.Module, ABC):
         self._check(logits, target)
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         samples = logits.to(dtype, memory_format=torch.contiguous_format).unbind()
-        losses = [self._loss(*sample) for sample in zip(samples, target.cpu().numpy(), strict=True)]
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None and prepared[0] is target:
+            instances = [sample.result() for sample in prepared[1]]
+        else:
+            instances = [self._instances(sample) for sample in target.cpu().numpy()]
+        exclusive = target.ndim < logits.ndim
+        losses = [self._loss(*sample, exclusive) for sample in zip(samples, instances, strict=True)]
         return torch.stack(losses).mean()
 
     def _check(self, logits: Tensor, target: Tensor) -> None:
@@ -85,42 +113,51 @@ class InstanceDiceLoss(nn.Module, ABC):
                 f"{tuple(logits.shape)} and {tuple(target.shape)}"
             )
 
-    def _loss(self, logits: Tensor, target: np.ndarray) -> Tensor:
+    def _instances(self, target: np.ndarray) -> list[Instances]:
+        """Of each region of a sample: class indices (z, y, x) or memberships (k, z, y, x)."""
+        exclusive = target.ndim == 3
+        masks = [in_classes(target, classes) for classes in self.scheme.regions.values()] if exclusive else target > 0
+        found = []
+        for mask in masks:
+            labels, sizes = _components(mask)
+            segments, territories = self._background(labels, len(sizes))
+            segments += len(sizes)
+            np.subtract(labels, 1, out=segments, where=mask)
+            found.append(Instances(segments, sizes, territories))
+        return found
+
+    def _loss(self, logits: Tensor, instances: Sequence[Instances], exclusive: bool) -> Tensor:
         """The loss of a sample; logits (k, z, y, x)."""
         present, absent = [], []
-        for mask, right, wrong in self._regions(logits, target):
-            labels, sizes = _components(mask)
-            n = len(sizes)
-            background, territories = self._background(labels, n)
-            # Lesions are segments 0 … n - 1, the territories into which the background falls follow.
-            numbers = np.where(labels > 0, labels - 1, n + background)
-            segments = torch.from_numpy(numbers).to(logits.device)
+        for found, (right, wrong) in zip(instances, self._probabilities(logits, exclusive), strict=True):
+            n = len(found.sizes)
+            segments = torch.from_numpy(found.segments).to(logits.device)
             error = torch.where(segments < n, wrong, right)
-            sums = _segment_sums(error, segments, n + territories)
+            sums = _segment_sums(error, segments, n + found.territories)
             negatives, positives = sums[:n], sums[n:]
             if n:
-                size = torch.from_numpy(sizes).to(sums)
+                size = torch.from_numpy(found.sizes).to(sums)
                 costs = (negatives + positives) / (2 * size - negatives + positives + self.smooth)
                 present.append(costs.mean())
             else:
-                absent.append((positives / (positives + self.absent_fraction * mask.size)).sum())
+                absent.append((positives / (positives + self.absent_fraction * found.segments.size)).sum())
         loss = torch.stack(present).mean() if present else logits.new_zeros(())
         return loss + sum(absent) / (len(present) + len(absent))
 
-    def _regions(self, logits: Tensor, target: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
-        """Reference mask of each region, its probability p, and 1 - p without the rounding of a difference."""
-        if target.ndim == logits.ndim:
-            for x, member in zip(logits.unbind(), target > 0, strict=True):
-                yield member, x.sigmoid(), (-x).sigmoid()
+    def _probabilities(self, logits: Tensor, exclusive: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each region its probability p, and 1 - p without the rounding of a difference."""
+        if not exclusive:
+            for x in logits.unbind():
+                yield x.sigmoid(), (-x).sigmoid()
             return
         p = logits.softmax(0).unbind()
         for classes in self.scheme.regions.values():
             inside, outside = ([p[c] for c in range(len(p)) if (c in classes) == member] for member in (True, False))
-            yield in_classes(target, classes), reduce(torch.add, inside), reduce(torch.add, outside)
+            yield reduce(torch.add, inside), reduce(torch.add, outside)
 
     @abstractmethod
-    def _background(self, labels: Int32[np.ndarray, "z y x"], n: int) -> tuple[np.ndarray | int, int]:
-        """Territory of each background voxel (0, 1, …) and their number: one for each lesion, or one for all."""
+    def _background(self, labels: Int32[np.ndarray, "z y x"], n: int) -> tuple[Int32[np.ndarray, "z y x"], int]:
+        """A new array of each background voxel's territory (0, 1, …; of lesions anything), and how many there are."""
 
 
 class ComponentDiceLoss(InstanceDiceLoss):
@@ -131,8 +168,12 @@ class ComponentDiceLoss(InstanceDiceLoss):
     formula, regions and settings as in ``InstanceDiceLoss``, cells by ``nearest_component``.
     """
 
-    def _background(self, labels: Int32[np.ndarray, "z y x"], n: int) -> tuple[np.ndarray | int, int]:
-        return (nearest_component(labels) - 1, n) if n > 1 else (0, 1)
+    def _background(self, labels: Int32[np.ndarray, "z y x"], n: int) -> tuple[Int32[np.ndarray, "z y x"], int]:
+        if n < 2:
+            return np.zeros_like(labels), 1
+        cells = nearest_component(labels)
+        cells -= 1
+        return cells, n
 
 
 class BlobLoss(InstanceDiceLoss):
@@ -144,8 +185,8 @@ class BlobLoss(InstanceDiceLoss):
     without a lesion count.
     """
 
-    def _background(self, labels: Int32[np.ndarray, "z y x"], n: int) -> tuple[np.ndarray | int, int]:  # noqa: ARG002
-        return 0, 1
+    def _background(self, labels: Int32[np.ndarray, "z y x"], n: int) -> tuple[Int32[np.ndarray, "z y x"], int]:  # noqa: ARG002
+        return np.zeros_like(labels), 1
 
 
 def nearest_component(labels: Int32[np.ndarray, "z y x"]) -> Int32[np.ndarray, "z y x"]:
@@ -159,23 +200,35 @@ def nearest_component(labels: Int32[np.ndarray, "z y x"]) -> Int32[np.ndarray, "
     Args:
         labels: components numbered from 1, at least one; 0 is background.
     """
-    foreground = np.nonzero(labels)
-    half = np.zeros([(size + 1) // 2 for size in labels.shape], dtype=np.int32)
-    half[tuple(index // 2 for index in foreground)] = labels[foreground]
-    nearest = ndimage.distance_transform_edt(half == 0, return_distances=False, return_indices=True)
     depth, height, width = labels.shape
-    cells = half[tuple(nearest)].repeat(2, 0).repeat(2, 1).repeat(2, 2)[:depth, :height, :width]
-    return np.where(labels > 0, labels, cells)
+    foreground = np.flatnonzero(labels > 0)
+    numbers = labels.reshape(-1)[foreground]
+    plane, x = np.divmod(foreground, width)
+    z, y = np.divmod(plane, height)
+    half = np.zeros([(size + 1) // 2 for size in labels.shape], dtype=np.int32)
+    half[z // 2, y // 2, x // 2] = numbers
+    z, y, x = ndimage.distance_transform_edt(half == 0, return_distances=False, return_indices=True)
+    cells = half[z, y, x].repeat(2, 2)
+    # Each row of blocks is written four times, into rows that lie together.
+    blocks = np.empty((len(half), 2, half.shape[1], 2, cells.shape[2]), dtype=np.int32)
+    blocks[:] = cells[:, None, :, None]
+    cells = np.ascontiguousarray(blocks.reshape(2 * len(half), -1, cells.shape[2])[:depth, :height, :width])
+    cells.reshape(-1)[foreground] = numbers
+    return cells
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """Shared by all losses; scipy lets go of the interpreter while it labels and measures distances."""
+    return ThreadPoolExecutor(thread_name_prefix="components")
 
 
 def _components(mask: Bool[np.ndarray, "z y x"]) -> tuple[Int32[np.ndarray, "z y x"], Int[np.ndarray, " n"]]:
     """The components of a mask, numbered from 1, and their voxels."""
-    labels = np.zeros(mask.shape, dtype=np.int32)
-    sizes = np.zeros(0, dtype=np.int64)
-    for box in ndimage.find_objects(mask.view(np.uint8)):  # one, or none: lesions fill a small part of most volumes
-        labels[box], _ = label_components(mask[box])
-        sizes = np.bincount(labels[box].ravel())[1:]
-    return labels, sizes
+    if not mask.any():
+        return np.zeros(mask.shape, dtype=np.int32), np.zeros(0, dtype=np.int64)
+    labels, _ = label_components(mask)
+    return labels, np.bincount(labels[mask])[1:]
 
 
 def _segment_sums(values: Float[Tensor, "z y x"], segments: Int[Tensor, "z y x"], number: int) -> Float[Tensor, " n"]:

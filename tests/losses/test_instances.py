@@ -1,3 +1,5 @@
+from threading import current_thread, main_thread
+
 import jaxtyping
 import numpy as np
 import pytest
@@ -336,6 +338,30 @@ def test_under_deep_supervision(batch, loss, kind):
     full = loss()(levels[0], target)
     assert value.isfinite()
     assert value != full
+
+
+@BOTH
+@pytest.mark.parametrize("kind", ["classes", "memberships"])
+def test_components_found_beforehand_are_used_once_and_for_their_target_alone(batch, loss, kind, monkeypatch):
+    logits, target = batch
+    if kind == "memberships":
+        logits, target = logits[:, 1:], memberships_of(target)
+    part = loss()
+    whole = DeepSupervision(CompositeLoss({"part": part}))
+    expected = whole(logits, target)["loss"]
+    threads = []
+    find = part._instances
+    monkeypatch.setattr(part, "_instances", lambda sample: threads.append(current_thread()) or find(sample))
+
+    whole.prepare(target)
+    assert whole(logits, target)["loss"] == expected
+    assert len(threads) == 3  # samples
+    assert main_thread() not in threads
+    assert whole(logits, target)["loss"] == expected
+    assert threads[3:] == [main_thread()] * 3
+
+    whole.prepare(torch.zeros_like(target))
+    assert whole(logits, target)["loss"] == expected
 
 
 @pytest.mark.parametrize("setting", [{"smooth": -1}, {"absent_fraction": 0}, {"absent_fraction": float("inf")}])
