@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -26,17 +27,25 @@ def test_a_stopped_training_is_saved_and_says_how_to_go_on(shared_outputs, tmp_p
     command += ["callbacks.progress_log.interval=0.1", "trainer.val_check_interval=100000", "callbacks=averaged"]
     command += [f"paths.cache_dir={shared_outputs}/cache", f"paths.phantom_dir={shared_outputs}/phantoms"]
     command += [f"hydra.run.dir={tmp_path}/run", "logger=none"]
-    training = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert training.stdout is not None
-    seen = []
-    for line in training.stdout:
-        seen.append(line)
-        if re.search(r"step (\d\d+) of 100000 · .*s a step · .* left", line):  # the pace is known
-            training.send_signal(sent)
-            break
-    rest, _ = training.communicate(timeout=120)
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # the tests may run where it is ignored
+    ) as training:
+        assert training.stdout is not None
+        try:
+            seen = []
+            for line in training.stdout:
+                seen.append(line)
+                if re.search(r"step (\d\d+) of 100000 · .*s a step · .* left", line):  # the pace is known
+                    training.send_signal(sent)
+                    break
+            rest, _ = training.communicate(timeout=120)
+        finally:
+            training.kill()
     assert training.returncode == code, "".join(seen) + rest
     last = tmp_path / "run/checkpoints/last.ckpt"
     stopped = re.search(r"stopped at step (\d+); go on with ckpt_path=(\S+)", rest)
