@@ -20,23 +20,23 @@ class SweepTable(Callback):
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Collect what the jobs have left in their folders, wherever they ran."""
         folder = Path(config.hydra.sweep.dir)
-        rows = collect(folder, config.objective, config.objective_mode)
+        varied, rows = collect(folder, config.objective, config.objective_mode)
         if not rows:
             return
-        settings = [name for name in rows[0] if "/" not in name]
-        scores = sorted({name: None for row in rows for name in row if "/" in name})
+        settings = ["job", *varied]
+        scores = sorted({name for row in rows for name in row} - set(settings))
         with (folder / FILE).open("w", newline="") as file:
             writer = csv.DictWriter(file, [*settings, *scores])
             writer.writeheader()
             writer.writerows(rows)
         best = f"best/{config.objective}"
         shown = [name for name in scores if name == best or (name.startswith("test/") and name.endswith("dice_mean"))]
-        _print(rows, [*settings, *shown])
+        _print(rows, settings, shown)
         log.info("all scores of all jobs: %s", folder / FILE)
 
 
-def collect(folder: Path, objective: str, mode: str) -> list[dict[str, Any]]:
-    """A row for each finished job: ``job`` (its folder), the overrides in which jobs differ, and its final scores.
+def collect(folder: Path, objective: str, mode: str) -> tuple[list[str], list[dict[str, Any]]]:
+    """The overrides in which finished jobs differ, and a row for each: ``job`` (its folder), those, its final scores.
 
     Args:
         folder: of the multirun.
@@ -63,18 +63,20 @@ def collect(folder: Path, objective: str, mode: str) -> list[dict[str, Any]]:
         value = row.get(f"best/{objective}", row.get(objective))
         return (value is None, 0.0 if value is None else sign * value)
 
-    return sorted(rows, key=place)
+    return varied, sorted(rows, key=place)
 
 
-def _print(rows: list[dict[str, Any]], columns: list[str]) -> None:
+def _print(rows: list[dict[str, Any]], settings: list[str], scores: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table()
-    for column in columns:
-        table.add_column(column, justify="right" if "/" in column else "left", overflow="fold")
+    for column in settings:
+        table.add_column(column, overflow="fold")
+    for column in scores:
+        table.add_column(column, justify="right", overflow="fold")
     for row in rows:
-        values = (row.get(column) for column in columns)
+        values = (row.get(column) for column in (*settings, *scores))
         table.add_row(*("" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in values))
     console = Console()
     (console if console.is_terminal else Console(width=160)).print(table)

@@ -16,22 +16,33 @@ def job(folder, name, overrides, scores):
 
 
 def finished(folder):
-    job(folder, "0_unet", ["seed=0", "model=unet"], {"best/val/dice_mean": 0.5, "test/dice_mean": 0.4})
-    job(folder, "1_res", ["seed=0", "model=resunet", "+x=1"], {"best/val/dice_mean": 0.7, "test/dice_mean": None})
+    job(
+        folder,
+        "0_unet",
+        ["seed=0", "model=unet", "model/size=small"],
+        {"best/val/dice_mean": 0.5, "test/dice_mean": 0.4},
+    )
+    job(
+        folder,
+        "1_res",
+        ["seed=0", "model=resunet", "model/size=base", "+x=1"],
+        {"best/val/dice_mean": 0.7, "test/dice_mean": None},
+    )
     job(folder, "2_plain", ["seed=0", "model=plain"], {"test/dice_mean": 0.9})  # never validated
     job(folder, "3_failed", ["seed=0", "model=att"], None)
 
 
 def test_rows_hold_what_differs_best_first(tmp_path):
     finished(tmp_path)
-    rows = collect(tmp_path, "val/dice_mean", "max")
+    varied, rows = collect(tmp_path, "val/dice_mean", "max")
+    assert varied == ["model", "model/size", "x"]
     assert [(row["job"], row["model"], row["x"]) for row in rows] == [
         ("1_res", "resunet", "1"),
         ("0_unet", "unet", ""),
         ("2_plain", "plain", ""),
     ]
     assert "seed" not in rows[0]
-    assert [row["job"] for row in collect(tmp_path, "val/dice_mean", "min")] == ["0_unet", "1_res", "2_plain"]
+    assert [row["job"] for row in collect(tmp_path, "val/dice_mean", "min")[1]] == ["0_unet", "1_res", "2_plain"]
 
 
 def test_the_table_is_printed_and_written(tmp_path, capsys):
@@ -45,7 +56,9 @@ def test_the_table_is_printed_and_written(tmp_path, capsys):
         ("0_unet", "0.5", "0.4"),
         ("2_plain", "", "0.9"),
     ]
+    assert [row["model/size"] for row in rows] == ["base", "small", ""]
     printed = capsys.readouterr().out
+    assert "model/size" in printed
     assert printed.index("0.7000") < printed.index("0.5000")
 
 

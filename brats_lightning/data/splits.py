@@ -135,13 +135,15 @@ def _read(path: Path, setting: str) -> dict[str, list[str]]:
         raise SplitError(f"{setting}: there is no {path}") from None
     except Exception as error:
         raise SplitError(f"{setting}: {path} is neither JSON nor YAML: {error}") from error
-    if not isinstance(content, Mapping) or set(content) - set(PARTS) or not content.get("train"):
-        raise SplitError(f"{setting}: {path} must be a mapping with the lists 'train' and, if wanted, 'val' and 'test'")
+    if not isinstance(content, Mapping) or not content or set(content) - set(PARTS):
+        raise SplitError(f"{setting}: {path} must be a mapping with lists 'train', 'val' and 'test', or some of them")
     return {part: [str(case) for case in content.get(part) or []] for part in PARTS}
 
 
 def _from_file(path: Path, cases: Sequence[Identified]) -> Split:
     split = _read(path, "data.split_file")
+    if not split["train"]:
+        raise SplitError(f"data.split_file: {path} lists no case under 'train'")
     patients = {case.id: case.patient for case in cases}
     faults = []
     for part, names in split.items():
