@@ -24,7 +24,7 @@ from brats_lightning.labels import MODALITIES
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of the generator
+VERSION = 2  # of the generator
 _FIRST_TIMEPOINT = 100  # of the made cases: beyond any real one
 
 

@@ -13,7 +13,10 @@ from brats_lightning.labels import MODALITIES
 _SOLID = (0.92, 1.0, 1.5, 1.45)  # solid tumour before contrast medium
 _CORE = (0.78, 0.68, 2.3, 1.45)  # necrosis: between tissue and fluid
 _OEDEMA = (0.9, 0.92, 1.75, 1.9)
-_T1C_WHITE = 0.82  # the unit of `Lesion.enhancement`
+_ENHANCED = 1.2 / 0.82  # what `Lesion.enhancement`, in multiples of white matter's 0.82, adds to T1c
+# Only what a reader saw is in a reference: a lesion stands out of its surroundings' fluctuation by 5 standard deviations
+# of a mean over its voxels (Rose 1948), as far as tumours enhance at all.
+_ROSE, _STRONGEST = 5.0, 1.3
 # Standard deviations in mm of the blur at the edges: partial volume, and oedema that thins out.
 _EDGE = {"t1n": 0.6, "t1c": 0.6, "t2w": 0.7, "t2f": 0.9}
 _OEDEMA_EDGE = 1.3
@@ -41,16 +44,48 @@ def paint(scan: Scan, lesions: list[Lesion], modality: str, rng: np.random.Gener
         box, inner = _wider(lesion.box, scan)
         view, tissue, detail = image[box], scan.tissue[modality][box], scan.detail[modality][box]
         solid = 1 + lesion.density * (_SOLID[channel] * rng.uniform(0.95, 1.05) - 1)
-        solid += 1.2 * lesion.enhancement / _T1C_WHITE * (modality == "t1c")
         uneven = np.exp(np.float32(0.12 if modality == "t1c" else 0.05) * smooth_field(rng, frame, 7.0, view.shape))
         core = _CORE[channel] * rng.uniform(0.85, 1.15) * (1 + (lesion.core_t2 - 0.5) * (modality == "t2w"))
         whole, dead = (_soft(part, inner, view.shape, _EDGE[modality], scan) for part in (lesion.whole, lesion.core))
-        _blend(view, tissue * np.float32(solid) * uneven + detail, whole)
+        level = tissue * np.float32(solid) * uneven
+        if modality == "t1c":
+            added = tissue * uneven * np.float32(_ENHANCED)
+            level += added * _enhancement(lesion, inner, view, level + detail, added, whole, scan.brain.inside[box])
+        _blend(view, level + detail, whole)
         _blend(view, tissue * np.float32(core) + detail, dead)
     changed = (image != before) & (stored != 0) & scan.brain.inside
     if stored.dtype.kind in "iu":
         image = np.clip(np.rint(image), 1, np.iinfo(stored.dtype).max)  # 0 is outside the brain
     return np.where(changed, image, stored).astype(stored.dtype)
+
+
+def _enhancement(
+    lesion: Lesion,
+    inner: tuple[slice, ...],
+    view: np.ndarray,
+    level: np.ndarray,
+    added: np.ndarray,
+    share: np.ndarray,
+    brain: np.ndarray,
+) -> np.float32:
+    """The lesion's enhancement, or of a faint one as much as it takes to be seen.
+
+    Args:
+        lesion: in the box ``inner`` of the arrays.
+        view: T1c before.
+        level: what the lesion would be without enhancement.
+        added: what an enhancement of 1 would add.
+        share: of the lesion in each voxel.
+        brain: voxels that are compared with.
+    """
+    mask = np.zeros(view.shape, bool)
+    mask[inner] = lesion.whole >= 0.5
+    around = view[brain & (share < 0.01)]
+    if not around.size:
+        return np.float32(lesion.enhancement)
+    wanted = _ROSE * around.std() / np.sqrt(mask.sum())
+    given = (share * (level - view))[mask].mean()
+    return np.float32(max(lesion.enhancement, min((wanted - given) / (share * added)[mask].mean(), _STRONGEST)))
 
 
 def _wider(box: tuple[slice, ...], scan: Scan) -> tuple[tuple[slice, ...], tuple[slice, ...]]:

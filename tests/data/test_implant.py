@@ -242,6 +242,28 @@ def test_noise_goes_on_inside_lesions():
         np.testing.assert_allclose((a - b)[labels > 0], noisy.detail[modality][labels > 0], atol=1.01)
 
 
+@pytest.mark.parametrize("noise", [150.0, 1e5])
+def test_what_no_reader_could_see_is_made_brighter(noise):
+    """Up to 5 standard deviations of a mean over its voxels, or as far as tumours enhance."""
+    scan = flat_scan(0.0)
+    labels, lesions, _ = place_lesions(np.random.default_rng(0), np.random.default_rng(0), scan.brain, [20.0], False)
+    (lesion,) = lesions
+    rough = np.random.default_rng(2).normal(0, noise, scan.brain.frame.shape)
+    images = {name: (image + rough).astype(np.float32) for name, image in scan.images.items()}
+
+    def added(lesion, images):
+        painted = paint(replace(scan, images=images), [lesion], "t1c", np.random.default_rng(0))
+        return (painted - images["t1c"])[labels == 3].astype(float).mean()
+
+    faint, strongest = added(replace(lesion, enhancement=0.01), images), added(replace(lesion, enhancement=1.3), images)
+    if noise == 150.0:
+        assert added(replace(lesion, enhancement=0.01), scan.images) < 0.2 * faint  # where nothing fluctuates
+        np.testing.assert_allclose(faint, 5 * noise / np.sqrt((labels == 3).sum()), rtol=0.1)
+        assert faint < strongest
+    else:
+        np.testing.assert_allclose(faint, strongest)
+
+
 def test_unsigned_files_do_not_wrap_around():
     scan = flat_scan(0.0)
     image = np.where(scan.brain.inside, 250, 0).astype(np.uint8)
