@@ -14,8 +14,8 @@ _SOLID = (0.92, 1.0, 1.5, 1.45)  # solid tumour before contrast medium
 _CORE = (0.78, 0.68, 2.3, 1.45)  # necrosis: between tissue and fluid
 _OEDEMA = (0.9, 0.92, 1.75, 1.9)
 _ENHANCED = 1.2 / 0.82  # what `Lesion.enhancement`, in multiples of white matter's 0.82, adds to T1c
-# Only what a reader saw is in a reference: a lesion stands out of its surroundings' fluctuation by 5 standard deviations
-# of a mean over its voxels (Rose 1948), as far as tumours enhance at all.
+# Only what a reader saw is in a reference: a lesion stands out of its surroundings by 5 standard deviations of a mean
+# over its voxels (Rose 1948), as far as tumours enhance at all.
 _ROSE, _STRONGEST = 5.0, 1.3
 # Standard deviations in mm of the blur at the edges: partial volume, and oedema that thins out.
 _EDGE = {"t1n": 0.6, "t1c": 0.6, "t2w": 0.7, "t2f": 0.9}
@@ -71,7 +71,8 @@ def _enhancement(
     """The lesion's enhancement, or of a faint one as much as it takes to be seen.
 
     Args:
-        lesion: in the box ``inner`` of the arrays.
+        lesion: what is painted.
+        inner: the lesion's box in the arrays.
         view: T1c before.
         level: what the lesion would be without enhancement.
         added: what an enhancement of 1 would add.

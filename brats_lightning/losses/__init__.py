@@ -7,7 +7,7 @@ from brats_lightning.losses.composite import ChannelTarget, CompositeLoss
 from brats_lightning.losses.deep_supervision import DeepSupervision
 from brats_lightning.losses.dice import WeightedDiceLoss
 from brats_lightning.losses.focal import CategoricalFocalLoss
-from brats_lightning.losses.instances import BlobLoss, ComponentDiceLoss
+from brats_lightning.losses.instances import BlobLoss, ComponentDiceLoss, LesionFocalLoss
 
 __all__ = [
     "BlobLoss",
@@ -16,5 +16,6 @@ __all__ = [
     "ComponentDiceLoss",
     "CompositeLoss",
     "DeepSupervision",
+    "LesionFocalLoss",
     "WeightedDiceLoss",
 ]

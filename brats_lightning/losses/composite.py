@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from brats_lightning.losses.instances import InstanceDiceLoss
+from brats_lightning.losses.instances import InstanceLoss
 from brats_lightning.losses.sums import ClassSums, ClassSumsLoss, class_sums
 
 
@@ -36,7 +36,7 @@ class CompositeLoss(nn.Module):
     def prepare(self, target: Tensor) -> None:
         """Let those parts begin that can do some of their work before the logits are there."""
         for part in self.parts.values():
-            if isinstance(part, InstanceDiceLoss):
+            if isinstance(part, InstanceLoss):
                 part.prepare(target)
 
     def forward(

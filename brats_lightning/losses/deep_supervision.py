@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from brats_lightning.losses.composite import CompositeLoss
-from brats_lightning.losses.instances import InstanceDiceLoss
+from brats_lightning.losses.instances import InstanceLoss
 
 
 class DeepSupervision(nn.Module):
@@ -34,7 +34,7 @@ class DeepSupervision(nn.Module):
 
     def prepare(self, target: Tensor) -> None:
         """Begin with what the loss of a target's full resolution needs before the logits are there."""
-        if isinstance(self.loss, CompositeLoss | InstanceDiceLoss):
+        if isinstance(self.loss, CompositeLoss | InstanceLoss):
             self.loss.prepare(target)
 
     def forward(

@@ -1,86 +1,52 @@
-"""Instance-aware Dice losses: every lesion weighs the same, however small."""
+"""Instance-aware losses: every lesion weighs the same, however small."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, reduce
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Int32, Integer
 from scipy import ndimage
 from torch import Tensor, nn
+from torch.nn import functional
 
 from brats_lightning.components import label_components
 from brats_lightning.labels import BRATS_METS, LabelScheme, in_classes
+from brats_lightning.losses.sums import computing_dtype
+
+Lesions = TypeVar("Lesions")  # what a loss keeps of a region's lesions
 
 
-@dataclass(frozen=True)
-class Instances:
-    """One region's lesions in a sample: lesion i is segment i, the territories of the background follow.
+class InstanceLoss(nn.Module, ABC, Generic[Lesions]):
+    """A loss of lesions: what the losses below share.
 
-    Attributes:
-        segments: of each voxel.
-        sizes: voxels of each lesion.
-        territories: into which the background falls.
-    """
-
-    segments: Int32[np.ndarray, "z y x"]
-    sizes: Int[np.ndarray, " n"]
-    territories: int
-
-
-class InstanceDiceLoss(nn.Module, ABC):
-    """What the losses below share: a Dice loss of each lesion of each region, their mean, and the mean over regions.
-
-    A lesion is a 26-connected component of a region in the reference. With R its voxels, FN = Σ 1 - p over them and
-    FP = Σ p over the background charged to it (which is where the losses differ), p being the region's probability::
-
-        lesion:                   cost = (FN + FP) / (2R - FN + FP + smooth)     = 1 - Dice, up to smooth
-        region without a lesion:  cost = FP / (FP + absent_fraction · V)         V voxels in the sample
-
-        loss of a sample = mean over regions with lesions of the mean cost of their lesions
-                         + sum over the others of their cost / number of regions
-
-    the latter as in ``WeightedDiceLoss``, which this loss equals (of regions, with equal weights) where no region has
-    more than one lesion. It lies in [0, 2) and is 0 for a perfect prediction.
-
-    Of class indices the regions are those of the label scheme, a region's p being the sum of its classes' softmax;
-    of memberships each channel is a region, and p its sigmoid.
+    A lesion is a 26-connected component of a region in the reference. Of class indices the regions are those of the
+    label scheme, a region's probability being the sum of its classes' softmax; of memberships each channel is a region,
+    and its probability the sigmoid.
 
     The reference's components are found on the CPU, beside the network's work if `prepare` is called before it; from a
-    GPU the target is copied there, and a 32-bit number per voxel and region back. The sums are made in float32 (float64
-    for float64 logits) from one pass over the voxels, however many lesions there are.
+    GPU the target is copied there, and what a subclass needs of the lesions back. Sums are made in float32 (float64 for
+    float64 logits).
 
     Args:
         labels: foreground classes in index order, from which the regions follow; unused with memberships.
-        smooth: added to the denominator only.
-        absent_fraction: fraction of the volume at which false positives of a region without a lesion cost ½.
 
     Raises:
-        ValueError: settings out of range; in use, a target that does not fit the logits.
+        ValueError: in use, a target that does not fit the logits.
     """
 
-    def __init__(
-        self,
-        labels: Sequence[str] = BRATS_METS.names,
-        *,
-        smooth: float | int = 1e-5,
-        absent_fraction: float | int = 1e-3,
-    ) -> None:
+    def __init__(self, labels: Sequence[str] = BRATS_METS.names) -> None:
         super().__init__()
-        if smooth < 0 or not 0 < absent_fraction < float("inf"):
-            raise ValueError(
-                f"smooth must be 0 or more and absent_fraction positive, got {smooth} and {absent_fraction}"
-            )
         self.scheme = LabelScheme(tuple(labels))
-        self.smooth, self.absent_fraction = smooth, absent_fraction
-        self._prepared: tuple[Tensor, list[Future[list[Instances]]]] | None = None
+        self._prepared: tuple[Tensor, list[Future[list[Lesions]]]] | None = None
 
     def prepare(self, target: Tensor) -> None:
         """Begin to find the components of a target that will be asked for; see ``forward``."""
-        self._prepared = target, [_threads().submit(self._instances, sample) for sample in target.cpu().numpy()]
+        self._prepared = target, [_threads().submit(self._find, sample) for sample in target.cpu().numpy()]
 
     def forward(
         self,
@@ -89,16 +55,28 @@ class InstanceDiceLoss(nn.Module, ABC):
     ) -> Float[Tensor, ""]:
         """The loss of a batch of logits and class indices, or memberships (0 or 1) of regions: the samples' mean."""
         self._check(logits, target)
-        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        samples = logits.to(dtype, memory_format=torch.contiguous_format).unbind()
         prepared, self._prepared = self._prepared, None
         if prepared is not None and prepared[0] is target:
-            instances = [sample.result() for sample in prepared[1]]
+            found = [sample.result() for sample in prepared[1]]
         else:
-            instances = [self._instances(sample) for sample in target.cpu().numpy()]
+            found = [self._find(sample) for sample in target.cpu().numpy()]
         exclusive = target.ndim < logits.ndim
-        losses = [self._loss(*sample, exclusive) for sample in zip(samples, instances, strict=True)]
+        losses = [self._loss(*sample, exclusive) for sample in zip(logits.unbind(), found, strict=True)]
         return torch.stack(losses).mean()
+
+    def _find(self, target: np.ndarray) -> list[Lesions]:
+        """Of each region of a sample: class indices (z, y, x) or memberships (k, z, y, x)."""
+        exclusive = target.ndim == 3
+        masks = [in_classes(target, classes) for classes in self.scheme.regions.values()] if exclusive else target > 0
+        return [self._lesions(mask) for mask in masks]
+
+    @abstractmethod
+    def _lesions(self, mask: Bool[np.ndarray, "z y x"]) -> Lesions:
+        """What the loss needs of a region's lesions."""
+
+    @abstractmethod
+    def _loss(self, logits: Tensor, found: Sequence[Lesions], exclusive: bool) -> Tensor:
+        """The loss of a sample: logits (k, z, y, x), of a softmax if ``exclusive``; the lesions of each region."""
 
     def _check(self, logits: Tensor, target: Tensor) -> None:
         exclusive = target.ndim < logits.ndim
@@ -113,34 +91,84 @@ class InstanceDiceLoss(nn.Module, ABC):
                 f"{tuple(logits.shape)} and {tuple(target.shape)}"
             )
 
-    def _instances(self, target: np.ndarray) -> list[Instances]:
-        """Of each region of a sample: class indices (z, y, x) or memberships (k, z, y, x)."""
-        exclusive = target.ndim == 3
-        masks = [in_classes(target, classes) for classes in self.scheme.regions.values()] if exclusive else target > 0
-        found = []
-        for mask in masks:
-            labels, sizes = _components(mask)
-            segments, territories = self._background(labels, len(sizes))
-            segments += len(sizes)
-            np.subtract(labels, 1, out=segments, where=mask)
-            found.append(Instances(segments, sizes, territories))
-        return found
 
-    def _loss(self, logits: Tensor, instances: Sequence[Instances], exclusive: bool) -> Tensor:
-        """The loss of a sample; logits (k, z, y, x)."""
+@dataclass(frozen=True)
+class Segments:
+    """One region's lesions in a sample: lesion i is segment i, the territories of the background follow.
+
+    Attributes:
+        segments: of each voxel.
+        sizes: voxels of each lesion.
+        territories: into which the background falls.
+    """
+
+    segments: Int32[np.ndarray, "z y x"]
+    sizes: Int[np.ndarray, " n"]
+    territories: int
+
+
+class InstanceDiceLoss(InstanceLoss[Segments]):
+    """Instance-aware Dice loss: every lesion weighs the same, however small.
+
+    The Dice loss of each lesion of each region, their mean, and the mean over regions. With R a lesion's voxels,
+    FN = Σ 1 - p over them and FP = Σ p over the background charged to it (which is where the losses differ), p being
+    the region's probability::
+
+        lesion:                   cost = (FN + FP) / (2R - FN + FP + smooth)     = 1 - Dice, up to smooth
+        region without a lesion:  cost = FP / (FP + absent_fraction · V)         V voxels in the sample
+
+        loss of a sample = mean over regions with lesions of the mean cost of their lesions
+                         + sum over the others of their cost / number of regions
+
+    the latter as in ``WeightedDiceLoss``, which this loss equals (of regions, with equal weights) where no region has
+    more than one lesion. It lies in [0, 2) and is 0 for a perfect prediction. The sums are made from one pass over the
+    voxels, however many lesions there are. Lesions, regions and ``labels`` as in ``InstanceLoss``.
+
+    Args:
+        labels: foreground classes in index order.
+        smooth: added to the denominator only.
+        absent_fraction: fraction of the volume at which false positives of a region without a lesion cost ½.
+
+    Raises:
+        ValueError: settings out of range.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[str] = BRATS_METS.names,
+        *,
+        smooth: float | int = 1e-5,
+        absent_fraction: float | int = 1e-3,
+    ) -> None:
+        super().__init__(labels)
+        if smooth < 0 or not 0 < absent_fraction < float("inf"):
+            raise ValueError(
+                f"smooth must be 0 or more and absent_fraction positive, got {smooth} and {absent_fraction}"
+            )
+        self.smooth, self.absent_fraction = smooth, absent_fraction
+
+    def _lesions(self, mask: Bool[np.ndarray, "z y x"]) -> Segments:
+        labels, sizes = _components(mask)
+        segments, territories = self._background(labels, len(sizes))
+        segments += len(sizes)
+        np.subtract(labels, 1, out=segments, where=mask)
+        return Segments(segments, sizes, territories)
+
+    def _loss(self, logits: Tensor, found: Sequence[Segments], exclusive: bool) -> Tensor:
+        logits = logits.to(computing_dtype(logits), memory_format=torch.contiguous_format)
         present, absent = [], []
-        for found, (right, wrong) in zip(instances, self._probabilities(logits, exclusive), strict=True):
-            n = len(found.sizes)
-            segments = torch.from_numpy(found.segments).to(logits.device)
+        for region, (right, wrong) in zip(found, self._probabilities(logits, exclusive), strict=True):
+            n = len(region.sizes)
+            segments = torch.from_numpy(region.segments).to(logits.device)
             error = torch.where(segments < n, wrong, right)
-            sums = _segment_sums(error, segments, n + found.territories)
+            sums = _segment_sums(error, segments, n + region.territories)
             negatives, positives = sums[:n], sums[n:]
             if n:
-                size = torch.from_numpy(found.sizes).to(sums)
+                size = torch.from_numpy(region.sizes).to(sums)
                 costs = (negatives + positives) / (2 * size - negatives + positives + self.smooth)
                 present.append(costs.mean())
             else:
-                absent.append((positives / (positives + self.absent_fraction * found.segments.size)).sum())
+                absent.append((positives / (positives + self.absent_fraction * region.segments.size)).sum())
         loss = torch.stack(present).mean() if present else logits.new_zeros(())
         return loss + sum(absent) / (len(present) + len(absent))
 
@@ -187,6 +215,71 @@ class BlobLoss(InstanceDiceLoss):
 
     def _background(self, labels: Int32[np.ndarray, "z y x"], n: int) -> tuple[Int32[np.ndarray, "z y x"], int]:  # noqa: ARG002
         return np.zeros_like(labels), 1
+
+
+class Voxels(NamedTuple):
+    """One region's lesion voxels in a sample.
+
+    Attributes:
+        place: their coordinates (z, y, x).
+        weight: of each, one over its lesion's size and the number of lesions; sum 1.
+    """
+
+    place: Int[np.ndarray, "3 n"]
+    weight: Float[np.ndarray, " n"]
+
+
+class LesionFocalLoss(InstanceLoss[Voxels]):
+    """Focal loss of the reference's lesions, each of which weighs the same, however small.
+
+    With p the region's probability::
+
+        loss of a sample = mean over regions with lesions, over their lesions, over the voxels of each of
+                           (1 - p)^γ (-log p)
+
+    Voxels weighted by their lesion's inverse size are the proposal of Shirokikh et al. 2020
+    (https://arxiv.org/abs/2007.10033). Unlike a Dice loss its gradient by the logits does not vanish where a lesion is
+    missed for certain. It knows no false positives and must be added to a loss that does. Only lesion voxels are
+    worked on. Lesions, regions and ``labels`` as in ``InstanceLoss``.
+
+    Args:
+        labels: foreground classes in index order.
+        gamma: how strongly voxels that are found are discounted, 0 or more.
+
+    Raises:
+        ValueError: a negative gamma.
+    """
+
+    def __init__(self, labels: Sequence[str] = BRATS_METS.names, *, gamma: float | int = 2.0) -> None:
+        super().__init__(labels)
+        if gamma < 0:
+            raise ValueError(f"gamma must be 0 or more, got {gamma}")
+        self.gamma = float(gamma)
+
+    def _lesions(self, mask: Bool[np.ndarray, "z y x"]) -> Voxels:
+        labels, sizes = _components(mask)
+        place = np.stack(labels.nonzero())
+        return Voxels(place, 1 / (len(sizes) * sizes[labels[tuple(place)] - 1]))
+
+    def _loss(self, logits: Tensor, found: Sequence[Voxels], exclusive: bool) -> Tensor:
+        place = torch.from_numpy(np.concatenate([voxels.place for voxels in found], 1)).to(logits.device)
+        x = logits.to(computing_dtype(logits))[:, *place]
+        losses = []
+        for number, (voxels, part) in enumerate(zip(found, x.split([len(v.weight) for v in found], 1), strict=True)):
+            if part.numel():
+                log_p, log_q = self._log_probabilities(part, number, exclusive)
+                weight = torch.from_numpy(voxels.weight).to(part)
+                losses.append((weight * (self.gamma * log_q).exp() * -log_p).sum())
+        return torch.stack(losses).mean() if losses else x.sum()
+
+    def _log_probabilities(self, x: Tensor, number: int, exclusive: bool) -> tuple[Tensor, Tensor]:
+        """Logarithms of a region's p and 1 - p; logits (k, n)."""
+        if not exclusive:
+            return functional.logsigmoid(x[number]), functional.logsigmoid(-x[number])
+        classes = list(self.scheme.regions.values())[number]
+        total = x.logsumexp(0)
+        inside, outside = ([c for c in range(len(x)) if (c in classes) == member] for member in (True, False))
+        return x[inside].logsumexp(0) - total, x[outside].logsumexp(0) - total
 
 
 def nearest_component(labels: Int32[np.ndarray, "z y x"]) -> Int32[np.ndarray, "z y x"]:

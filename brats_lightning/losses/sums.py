@@ -82,7 +82,7 @@ class _ClassSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, gamma: float | None) -> tuple[Tensor, ...]:
         sums_of = _softmax_sums if target.ndim < logits.ndim else _sigmoid_sums
-        sums = torch.zeros(4, *logits.shape[:2], dtype=_computing_dtype(logits), device=logits.device)
+        sums = torch.zeros(4, *logits.shape[:2], dtype=computing_dtype(logits), device=logits.device)
         for sample, slab in _chunks(logits):
             x, y = _flat(logits[sample, :, slab], sums.dtype), target[sample, ..., slab, :, :]
             for total, part in zip(sums[:, sample], sums_of(x, y, gamma), strict=False):  # without γ no focal sum
@@ -107,7 +107,8 @@ class _ClassSums(torch.autograd.Function):
         return result, None, None
 
 
-def _computing_dtype(logits: Tensor) -> torch.dtype:
+def computing_dtype(logits: Tensor) -> torch.dtype:
+    """What sums over voxels are made in."""
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 

@@ -14,6 +14,7 @@ from brats_lightning.losses import (
     ComponentDiceLoss,
     CompositeLoss,
     DeepSupervision,
+    LesionFocalLoss,
     WeightedDiceLoss,
     instances,
 )
@@ -21,6 +22,7 @@ from brats_lightning.losses.instances import nearest_component
 from tests.losses import one_hot_losses
 
 BOTH = pytest.mark.parametrize("loss", [ComponentDiceLoss, BlobLoss])
+ALL = pytest.mark.parametrize("loss", [ComponentDiceLoss, BlobLoss, LesionFocalLoss])
 REGIONS = {"et": (3,), "tc": (1, 3), "wt": (1, 2, 3)}
 
 
@@ -135,10 +137,47 @@ def test_a_region_in_error_is_one_of_three(loss):
     assert loss()(certain(guess), target).item() == pytest.approx(1 / 3)  # ET 1, TC 0, WT 0
 
 
+def test_focal_loss_of_lesions_of_two_sizes():
+    """γ = 2: each lesion costs the mean of (1 - p)² (-log p) over its voxels, whatever their number."""
+    target = torch.zeros(1, 4, 4, 4, dtype=torch.uint8)
+    target[0, 0], target[0, 3, 3, 3] = 2, 2  # 16 voxels and one
+    logits = torch.zeros(1, 4, 4, 4, 4)
+    logits[:, 2, 0] = 100  # the larger is found; WT's p at the other is ¾
+    logits[:, 0, 1:3] = -7  # elsewhere anything goes
+    expected = (0 + 0.25**2 * -np.log(0.75)) / 2  # one region has lesions
+    assert LesionFocalLoss()(logits, target).item() == pytest.approx(expected)
+    assert LesionFocalLoss(gamma=0)(logits, target).item() == pytest.approx(-np.log(0.75) / 2)
+    memberships = torch.zeros(1, 3, 4, 4, 4)
+    memberships[:, 2, 0] = 100  # p = ½ at the other
+    assert LesionFocalLoss()(memberships, memberships_of(target)).item() == pytest.approx(0.25 * np.log(2) / 2)
+
+
+def test_without_lesions_the_focal_loss_of_lesions_is_zero():
+    logits = torch.randn(2, 4, 3, 3, 3, requires_grad=True)
+    loss = LesionFocalLoss()(logits, torch.zeros(2, 3, 3, 3, dtype=torch.uint8))
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()
+
+
+def test_a_lesion_missed_for_certain_still_moves_the_focal_loss_of_lesions():
+    """Where the gradient of Dice losses has vanished."""
+    target = two_cubes(large=10, small=2, size=20)
+    logits = certain(target * 0, score=30.0).requires_grad_()
+    small = (0, 3, -1, -1, -1)  # ET of a voxel of the small lesion
+    gradient = {}
+    for loss in (WeightedDiceLoss(), ComponentDiceLoss(), BlobLoss(), LesionFocalLoss()):
+        (grad,) = torch.autograd.grad(loss(logits, target), logits)
+        gradient[type(loss)] = abs(grad[small].item())
+    # one voxel of 8 of one lesion of 2, in ET; in TC and WT ET shares p with 1 and 2 others
+    assert gradient[LesionFocalLoss] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3 / 16, rel=1e-4)
+    assert max(gradient[loss] for loss in (WeightedDiceLoss, ComponentDiceLoss, BlobLoss)) < 1e-11
+
+
 # ---- identities
 
 
-@BOTH
+@ALL
 def test_perfect_prediction_costs_nothing(batch, loss):
     _, target = batch
     assert loss()(certain(target), target).item() == 0
@@ -186,14 +225,14 @@ def test_one_voxel_volume(loss):
     assert loss(smooth=0)(torch.zeros(1, 3, 1, 1, 1), memberships_of(target)).item() == pytest.approx(0.5 / 1.5)
 
 
-@BOTH
+@ALL
 def test_a_batch_is_the_mean_of_its_samples(batch, loss):
     logits, target = batch
     alone = [loss()(logits[i : i + 1], target[i : i + 1]) for i in range(3)]
     torch.testing.assert_close(loss()(logits, target), sum(alone) / 3)
 
 
-@BOTH
+@ALL
 def test_numbers_of_components_do_not_matter(batch, loss, monkeypatch):
     def reversed_numbers(mask):
         labels, n = label_components(mask)
@@ -233,7 +272,7 @@ def test_equals_a_loop_over_lesions_of_memberships(batch, loss):
     torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-10, atol=1e-14)
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("kind", ["classes", "memberships"])
 def test_gradient_by_finite_differences(loss, kind):
     generator = torch.Generator().manual_seed(3)
@@ -246,7 +285,7 @@ def test_gradient_by_finite_differences(loss, kind):
     assert torch.autograd.gradcheck(lambda x: loss()(x, target), (logits,))
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ["classes", "memberships"])
@@ -260,14 +299,14 @@ def test_value_and_gradient_in_any_type_and_layout(batch, loss, dtype, layout, k
     expected.backward()
     with torch.autocast("cpu", torch.bfloat16):  # which must not reach the sums
         value = loss()(logits, target)
-        value.backward()
+    value.backward()
     assert value.dtype == torch.float32
     torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=0)
     assert logits.grad.dtype == dtype
     torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=2 * torch.finfo(dtype).eps, atol=1e-7)
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int64])
 def test_any_integer_target(batch, loss, kind):
     logits, target = batch
@@ -310,15 +349,16 @@ def test_cells_are_wrong_only_where_two_components_are_about_as_near(shape):
 # ---- in use
 
 
-@pytest.mark.parametrize("name", ["cc_dice_focal", "blob"])
+@pytest.mark.parametrize("name", ["cc_dice_focal", "blob", "lesion_focal"])
 def test_config(composed, batch, name):
     logits, target = batch
     loss = instantiate(composed(f"loss={name}").loss)
     result = loss(logits, target)
     assert isinstance(loss, CompositeLoss)
     dice, focal = WeightedDiceLoss()(logits, target), CategoricalFocalLoss()(logits, target)
-    instance = {"cc_dice_focal": ComponentDiceLoss, "blob": BlobLoss}[name]()(logits, target)
-    expected = 2 * dice + 2 * focal + instance if name == "blob" else dice + focal + instance
+    losses = {"cc_dice_focal": ComponentDiceLoss, "blob": BlobLoss, "lesion_focal": LesionFocalLoss}
+    by_hand = {"cc_dice_focal": (1, 1), "blob": (2, 1), "lesion_focal": (1, 0.1)}[name]
+    expected = by_hand[0] * (dice + focal) + by_hand[1] * losses[name]()(logits, target)
     torch.testing.assert_close(result["loss"], expected)
 
 
@@ -327,7 +367,7 @@ def test_config_follows_the_labels(composed):
     assert tuple(instantiate(cfg.loss).parts["blob"].scheme.regions) == ("et", "tc", "wt", "rc")
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("kind", ["classes", "memberships"])
 def test_under_deep_supervision(batch, loss, kind):
     logits, target = batch
@@ -340,7 +380,7 @@ def test_under_deep_supervision(batch, loss, kind):
     assert value != full
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("kind", ["classes", "memberships"])
 def test_components_found_beforehand_are_used_once_and_for_their_target_alone(batch, loss, kind, monkeypatch):
     logits, target = batch
@@ -350,8 +390,8 @@ def test_components_found_beforehand_are_used_once_and_for_their_target_alone(ba
     whole = DeepSupervision(CompositeLoss({"part": part}))
     expected = whole(logits, target)["loss"]
     threads = []
-    find = part._instances
-    monkeypatch.setattr(part, "_instances", lambda sample: threads.append(current_thread()) or find(sample))
+    find = part._find
+    monkeypatch.setattr(part, "_find", lambda sample: threads.append(current_thread()) or find(sample))
 
     whole.prepare(target)
     assert whole(logits, target)["loss"] == expected
@@ -368,6 +408,11 @@ def test_components_found_beforehand_are_used_once_and_for_their_target_alone(ba
 def test_settings_out_of_range(setting):
     with pytest.raises(ValueError, match="absent_fraction positive"):
         ComponentDiceLoss(**setting)
+
+
+def test_negative_gamma():
+    with pytest.raises(ValueError, match="gamma must be 0 or more, got -1"):
+        LesionFocalLoss(gamma=-1)
 
 
 def test_channels_of_other_labels(batch):
