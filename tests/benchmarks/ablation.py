@@ -23,6 +23,7 @@ SCORES = {
     "Dice mean": "dice_mean",
     "lesion Dice": "brats2024/lesion_dice_mean",
     "small F1": "brats2026/small_f1_mean",
+    "FP per case": "false_positives",
 }
 
 

@@ -14,6 +14,7 @@ from tests.benchmarks.workload import case_data, config
 
 SIDE, BATCHES = 96, 4
 PLAIN = "dice_focal"
+LOSSES = ("cc_dice_focal", "blob", "lesion_focal")
 NETWORKS = {
     "UNet 16–256": [],
     "experiment=cpu_small": ["experiment=cpu_small"],
@@ -36,10 +37,9 @@ def rows(options: Options) -> Iterator[Row]:
         batches = [data.on_after_batch_transfer(next(loader), 0) for _ in range(BATCHES)]
         lesions = [lesion_components(batch.mask[0].numpy(), data.scheme)[1] for batch in batches]
         steps = {
-            loss: _steps(data, batches, f"loss={loss}", *overrides, f"data.root={root}")
-            for loss in (PLAIN, "cc_dice_focal", "blob")
+            loss: _steps(data, batches, f"loss={loss}", *overrides, f"data.root={root}") for loss in (PLAIN, *LOSSES)
         }
-        for loss in ("cc_dice_focal", "blob"):
+        for loss in LOSSES:
             yield Row(
                 f"{loss} {title}",
                 f"training step with loss={loss}, 96³, {title}",

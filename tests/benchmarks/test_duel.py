@@ -11,7 +11,7 @@ from brats_lightning.composition import config_dir, register_resolvers, resolved
 from brats_lightning.data.cases import Case
 from tests.benchmarks import ablation as ablation_module
 from tests.benchmarks import duel as duel_module
-from tests.benchmarks.ablation import recipes, table
+from tests.benchmarks.ablation import SCORES, recipes, table
 from tests.benchmarks.arena.nnunet import DiceCrossEntropy, ForegroundOversampling, PlainConvUNet
 from tests.benchmarks.arena.report import paired_difference
 from tests.benchmarks.arena.runs import CONF, ArenaError, Run, make_run, str_time
@@ -288,10 +288,11 @@ def test_parts_are_recipes_that_compose(tmp_path):
     assert set(found) == {*cfg.parts, "together"}
     files = [case(f"BraTS-MET-0000{i}-000", tmp_path) for i in range(2)]
     runs = {part: run_of(files, tmp_path, recipe) for part, recipe in found.items()}
-    predicted = {"mirroring", "hysteresis"}  # without another training
+    predicted = {"mirroring", "hysteresis", "confident"}  # without another training
     folders = {part: run.folder for part, run in runs.items()}
     assert {part for part in runs if folders[part] == folders["plain"]} == {"plain", *predicted}
-    assert len(set(folders.values())) == len(runs) - len(predicted)
+    assert folders["lesion_focal_confident"] == folders["lesion_focal"]
+    assert len(set(folders.values())) == len(runs) - len(predicted) - 1
     together = runs["together"].config
     assert together.target == "regions"
     assert len(together.data.modalities) == 5
@@ -300,7 +301,8 @@ def test_parts_are_recipes_that_compose(tmp_path):
 
 def test_ablation_table_by_hand():
     def result(part, seed, steps, value):
-        scores = {"dice_mean": value, "brats2024/lesion_dice_mean": value, "brats2026/small_f1_mean": None}
+        lesions = {"brats2024/lesion_dice_mean": value, "brats2026/small_f1_mean": None, "false_positives": 2.0}
+        scores = lesions | {"dice_mean": value}
         return {
             "contestant": part,
             "seed": seed,
@@ -312,7 +314,7 @@ def test_ablation_table_by_hand():
     lines = table(results, ["plain", "ema", "blob"]).splitlines()
     assert lines[2].startswith("| plain | 2 | 0.250 (0.200 – 0.300) |  | 0.500 (0.400 – 0.600) |")
     assert lines[3].startswith("| ema | 1 | 0.400 (0.400 – 0.400) | +0.150 | 0.800 (0.800 – 0.800) | +0.300 |")
-    assert lines[3].endswith("| 80 | 1.25 |")
+    assert lines[3].endswith("| 2.000 (2.000 – 2.000) | +0.000 | 80 | 1.25 |")
     assert len(lines) == 4
 
 
@@ -324,7 +326,7 @@ def test_ablation_runs_the_chosen_part_and_shows_all_that_are_known(tmp_path, ca
     cfg.together = ["ema"]
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(duel_module, "choose_cases", lambda found, cfg: {"train": cases[:2], "test": cases[2:4]})
-    scores = {"dice_mean": 0.5, "brats2024/lesion_dice_mean": 0.5, "brats2026/small_f1_mean": None}
+    scores = dict.fromkeys(SCORES.values(), 0.5)
     carried_out = []
 
     def carry_out(run):
