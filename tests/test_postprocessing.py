@@ -229,7 +229,7 @@ def test_the_configs_build_the_rules(composed, tmp_path):
 
     assert chosen() == Postprocessing()
     assert chosen("postprocessing=hysteresis") == Postprocessing(0.25, 0.7)
-    assert chosen("postprocessing=confident") == Postprocessing(0.4, 0.97)
+    assert chosen("postprocessing=confident") == Postprocessing(0.5, 0.95)
     assert chosen("postprocessing.decode=regions") == Postprocessing(decode="regions")
     rules = chosen("postprocessing.min_volume={et:3}", "postprocessing.fill_holes=true")
     assert rules(volume(np.full((1, 1, 2), 3, np.uint8)), MM, BRATS_METS).sum() == 0
