@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from brats_lightning.data.implant_scan import Scan
 from brats_lightning.data.phantom_anatomy import smooth_field
-from brats_lightning.data.phantom_lesions import Lesion
+from brats_lightning.data.phantom_lesions import STRONGEST, Lesion
 from brats_lightning.labels import MODALITIES
 
 # Grey levels as multiples of the healthy tissue's around, in T1n, T1c, T2w and T2-FLAIR.
@@ -16,7 +16,7 @@ _OEDEMA = (0.9, 0.92, 1.75, 1.9)
 _ENHANCED = 1.2 / 0.82  # what `Lesion.enhancement`, in multiples of white matter's 0.82, adds to T1c
 # Only what a reader saw is in a reference: a lesion stands out of its surroundings by 5 standard deviations of a mean
 # over its voxels (Rose 1948), as far as tumours enhance at all.
-_ROSE, _STRONGEST = 5.0, 1.3
+_ROSE = 5.0
 # Standard deviations in mm of the blur at the edges: partial volume, and oedema that thins out.
 _EDGE = {"t1n": 0.6, "t1c": 0.6, "t2w": 0.7, "t2f": 0.9}
 _OEDEMA_EDGE = 1.3
@@ -72,7 +72,7 @@ def _enhancement(
 
     Args:
         lesion: what is painted.
-        inner: the lesion's box in the arrays.
+        inner: the lesion's box in the arrays, which are all (z, y, x).
         view: T1c before.
         level: what the lesion would be without enhancement.
         added: what an enhancement of 1 would add.
@@ -86,7 +86,7 @@ def _enhancement(
         return np.float32(lesion.enhancement)
     wanted = _ROSE * around.std() / np.sqrt(mask.sum())
     given = (share * (level - view))[mask].mean()
-    return np.float32(max(lesion.enhancement, min((wanted - given) / (share * added)[mask].mean(), _STRONGEST)))
+    return np.float32(max(lesion.enhancement, min((wanted - given) / (share * added)[mask].mean(), STRONGEST)))
 
 
 def _wider(box: tuple[slice, ...], scan: Scan) -> tuple[tuple[slice, ...], tuple[slice, ...]]:

@@ -27,6 +27,7 @@ _COUNTS_START = 0.6275  # from here on the first eight cases or more have the fi
 
 GAP_VOXELS = 3  # between lesions: more than any of the challenge's protocols bridges
 LARGEST_SHARE = 0.025  # of the brain, for one lesion
+STRONGEST = 1.3  # enhancement, as in `Lesion`
 
 
 def _log_quantile(u: float, table: tuple[tuple[float, ...], tuple[float, ...]]) -> float:
@@ -167,7 +168,7 @@ def _lesion(
     _keep_off(free, mask, box)
     # What is small leaks little contrast medium and may show in T1c alone: its signal falls to vessels' and noise's.
     small = np.exp(-volume / 60)
-    enhancement = np.clip(0.7 * np.exp(0.4 * rng.standard_normal()), 0.25, 1.3) * (1 - 0.5 * small)
+    enhancement = np.clip(0.7 * np.exp(0.4 * rng.standard_normal()), 0.25, STRONGEST) * (1 - 0.5 * small)
     density = rng.uniform(0.5, 1.0) * (1 - small * rng.uniform(0.0, 0.9))
     oedema = rng.uniform(0.3, 0.9)
     return Lesion(box, whole, core, halo, float(enhancement), float(density), float(oedema), float(rng.uniform(0.2, 1)))

@@ -1,7 +1,7 @@
 """Instance-aware losses: every lesion weighs the same, however small."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, reduce
@@ -180,8 +180,8 @@ class InstanceDiceLoss(InstanceLoss[Segments]):
             return
         p = logits.softmax(0).unbind()
         for classes in self.scheme.regions.values():
-            inside, outside = ([p[c] for c in range(len(p)) if (c in classes) == member] for member in (True, False))
-            yield reduce(torch.add, inside), reduce(torch.add, outside)
+            inside, outside = _sides(classes, len(p))
+            yield reduce(torch.add, [p[c] for c in inside]), reduce(torch.add, [p[c] for c in outside])
 
     @abstractmethod
     def _background(self, labels: Int32[np.ndarray, "z y x"], n: int) -> tuple[Int32[np.ndarray, "z y x"], int]:
@@ -278,7 +278,7 @@ class LesionFocalLoss(InstanceLoss[Voxels]):
             return functional.logsigmoid(x[number]), functional.logsigmoid(-x[number])
         classes = list(self.scheme.regions.values())[number]
         total = x.logsumexp(0)
-        inside, outside = ([c for c in range(len(x)) if (c in classes) == member] for member in (True, False))
+        inside, outside = _sides(classes, len(x))
         return x[inside].logsumexp(0) - total, x[outside].logsumexp(0) - total
 
 
@@ -314,6 +314,12 @@ def nearest_component(labels: Int32[np.ndarray, "z y x"]) -> Int32[np.ndarray, "
 def _threads() -> ThreadPoolExecutor:
     """Shared by all losses; scipy lets go of the interpreter while it labels and measures distances."""
     return ThreadPoolExecutor(thread_name_prefix="components")
+
+
+def _sides(classes: Collection[int], channels: int) -> tuple[list[int], list[int]]:
+    """A softmax's channels inside a region of these classes, and those outside."""
+    inside = [channel for channel in range(channels) if channel in classes]
+    return inside, [channel for channel in range(channels) if channel not in classes]
 
 
 def _components(mask: Bool[np.ndarray, "z y x"]) -> tuple[Int32[np.ndarray, "z y x"], Int[np.ndarray, " n"]]:
