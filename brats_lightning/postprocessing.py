@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Integer, UInt8
 from omegaconf import OmegaConf
 from scipy import ndimage
 
@@ -40,6 +40,10 @@ class Postprocessing:
     Inside, a voxel decoded as background gets its most probable foreground class. It keeps a small lesion that is seen
     faintly but with one clear peak, which a size or mean-confidence filter would lose.
 
+    *Core*, with ``core``: a 26-connected component of ET that exceeds this probability of ET nowhere becomes NETC; then
+    likewise one of TC becomes SNFH. Lesion-wise scores count each speck of core that a network suspects inside an
+    oedema as a lesion of its own, though the whole tumour around it is beyond doubt.
+
     *Holes*: background that tumour core encloses (6-connected background that doesn't reach the volume's border)
     becomes NETC, and what remains enclosed by the whole tumour becomes SNFH.
 
@@ -50,6 +54,7 @@ class Postprocessing:
     Args:
         low: probability; None leaves hysteresis out.
         high: probability, at least ``low``; given together with it.
+        core: probability; None leaves all components of the core.
         fill_holes: whether to fill them; needs the classes netc and snfh.
         min_volume: in mm³: one for every region, or by region name.
         decode: ``argmax`` or ``regions``; None leaves it to the network's target (`decoding`), and is else ``argmax``.
@@ -60,6 +65,7 @@ class Postprocessing:
 
     low: Number | None = None
     high: Number | None = None
+    core: Number | None = None
     fill_holes: bool = False
     min_volume: Number | Mapping[str, Number] | None = None
     decode: str | None = None
@@ -71,6 +77,8 @@ class Postprocessing:
             raise PostprocessingError(
                 f"postprocessing needs 0 ≤ low ≤ high < 1 (probabilities), got low={self.low} high={self.high}"
             )
+        if self.core is not None and not 0 <= self.core < 1:
+            raise PostprocessingError(f"postprocessing.core is a probability, 0 ≤ core < 1, got {self.core}")
         sizes = self.min_volume.values() if isinstance(self.min_volume, Mapping) else [self.min_volume or 0]
         if not all(size >= 0 for size in sizes):
             raise PostprocessingError(f"postprocessing.min_volume is in mm³, at least 0, got {self.min_volume}")
@@ -96,6 +104,9 @@ class Postprocessing:
             ValueError: decoding by regions that do not tell the classes apart.
         """
         labels = self._decode(probabilities, scheme) if self.low is None else self._hysteresis(probabilities, scheme)
+        if self.core is not None:
+            for region in ("et", "tc"):
+                _demote_unsure(labels, probabilities, region, self.core, scheme)
         if self.fill_holes:
             _fill_holes(labels, scheme)
         for region, volume in self._min_volumes(scheme).items():
@@ -117,8 +128,7 @@ class Postprocessing:
         part = probabilities[(slice(None), *box)]
         components, n = label_components(candidates[box])
         if n:
-            peaks = ndimage.maximum(1 - part[0], components, np.arange(n + 1))
-            kept = np.asarray(peaks) > self.high
+            kept = _peaks(1 - part[0], components, n) > self.high
             kept[0] = False
             decoded = self._decode(part, scheme)
             foreground = np.where(decoded == 0, most_probable(part[1:]) + 1, decoded)
@@ -172,6 +182,35 @@ def tuned(checkpoint: str | Path | Sequence[str | Path]) -> Postprocessing:
             f"the members were tuned to different rules; tune them together: 'ckpt=[A,B]'\n  {listed}"
         )
     return first
+
+
+def _demote_unsure(
+    labels: UInt8[np.ndarray, "z y x"],
+    probabilities: Float[np.ndarray, "k z y x"],
+    region: str,
+    least: Number,
+    scheme: LabelScheme,
+) -> None:
+    """Give a region's components whose probability exceeds ``least`` nowhere to what encloses the region."""
+    if region not in scheme.regions:
+        return
+    classes = sorted(scheme.regions[region])
+    mask = in_classes(labels, classes)
+    box = nonzero_box(mask)
+    components, n = label_components(mask[box])
+    if n:
+        unsure = _peaks(probabilities[(classes, *box)].sum(0), components, n) <= least
+        unsure[0] = False
+        labels[box][unsure[components]] = next(
+            (scheme.index(name) for name in _ENCLOSING[region] if name in scheme.names), 0
+        )
+
+
+def _peaks(
+    values: Float[np.ndarray, "z y x"], components: Integer[np.ndarray, "z y x"], n: int
+) -> Float[np.ndarray, " m"]:
+    """Largest value of each of n components, that of the background (0) first."""
+    return np.asarray(ndimage.maximum(values, components, np.arange(n + 1)))
 
 
 def _fill_holes(labels: UInt8[np.ndarray, "z y x"], scheme: LabelScheme) -> None:

@@ -145,10 +145,11 @@ def _candidates(cfg: DictConfig, decode: str) -> list["Postprocessing"]:
 
     pairs: list[tuple[float | None, float | None]] = [(None, None)]
     pairs += [(low, high) for low, high in itertools.product(cfg.grid.low, cfg.grid.high) if low <= high]
+    cores = sorted({0, *cfg.grid.core})
     sizes = sorted({0, *cfg.grid.min_volume})
     return [
-        Postprocessing(low, high, cfg.fill_holes, size or None, decode)
-        for size, (low, high) in itertools.product(sizes, pairs)
+        Postprocessing(low, high, core or None, cfg.fill_holes, size or None, decode)
+        for size, core, (low, high) in itertools.product(sizes, cores, pairs)
     ]
 
 

@@ -98,7 +98,31 @@ def test_low_equal_high_is_one_threshold():
     assert flat(Postprocessing(0.5, 0.5)(line(0.5, 0.625, 0.375), MM, BRATS_METS)) == [0, 3, 0]
 
 
-@pytest.mark.parametrize("rules", [Postprocessing(), Postprocessing(0.25, 0.5, True, 10)])
+def test_core_that_is_sure_nowhere_goes_to_what_encloses_it():
+    rules = Postprocessing(core=0.75)
+    #                      an oedema with a speck of ET that is unsure | with one that is sure and reaches on
+    probabilities = line((0.0, 1.0, 0.0), (0.0, 0.25, 0.75), (0.0, 1.0, 0.0), (0.0, 0.125, 0.875), (0.0, 0.25, 0.5))
+    assert flat(rules(probabilities, MM, BRATS_METS)) == [2, 2, 2, 3, 3]
+    # ET 0.5 is unsure, TC 1 is not | neither is | a sure ET beside NETC, which is sure as part of the core
+    probabilities = line((0.375, 0.0, 0.625), 0.0, (0.125, 0.25, 0.5), 0.0, 0.875, (0.5, 0.25, 0.25))
+    assert flat(rules(probabilities, MM, BRATS_METS)) == [1, 0, 2, 0, 3, 1]
+    # at the threshold is not above it; without any core there is nothing to do
+    assert flat(rules(line(0.75, 0.0, 0.8125), MM, BRATS_METS)) == [2, 0, 3]
+    assert flat(rules(line((0.0, 0.75, 0.0), 0.0), MM, BRATS_METS)) == [2, 0]
+
+
+def test_core_touches_no_other_region_and_needs_no_enclosing_class():
+    cavity = LabelScheme(("netc", "snfh", "et", "rc"))
+    rc = np.array([0.25, 0.0, 0.0, 0.0, 0.75], np.float32).reshape(5, 1, 1, 1)
+    assert flat(Postprocessing(core=0.875)(rc, MM, cavity)) == [4]
+    two = LabelScheme(("netc", "et"))
+    #                p(background), netc, et: ET unsure but the core sure; both unsure
+    probabilities = np.array([[0.0, 0.375], [0.375, 0.0], [0.625, 0.625]], np.float32).reshape(3, 1, 1, 2)
+    assert flat(Postprocessing(core=0.75)(probabilities, MM, two)) == [1, 1]
+    assert flat(Postprocessing(core=0.75)(probabilities[..., 1:], MM, two)) == [0]
+
+
+@pytest.mark.parametrize("rules", [Postprocessing(), Postprocessing(0.25, 0.5, 0.5, True, 10)])
 def test_nothing_stays_nothing(rules):
     empty = rules(volume(np.zeros((2, 3, 4), np.uint8)), MM, BRATS_METS)
     assert empty.shape == (2, 3, 4)
@@ -108,7 +132,7 @@ def test_nothing_stays_nothing(rules):
 
 def test_everything_stays_everything():
     full = np.full((2, 3, 4), 3, np.uint8)
-    assert (Postprocessing(0.25, 0.5, True, 24)(volume(full), MM, BRATS_METS) == 3).all()
+    assert (Postprocessing(0.25, 0.5, 0.5, True, 24)(volume(full), MM, BRATS_METS) == 3).all()
 
 
 def test_small_components_go_by_volume_in_mm3():
@@ -188,6 +212,7 @@ def test_holes_become_what_encloses_them():
         ({"low": 0.6, "high": 0.5}, "low ≤ high"),
         ({"low": -0.1, "high": 0.5}, "low ≤ high"),
         ({"low": 0.1, "high": 1}, "low ≤ high"),
+        ({"core": 1}, "0 ≤ core < 1, got 1"),
         ({"min_volume": -1}, "at least 0"),
         ({"min_volume": {"et": -1}}, "at least 0"),
         ({"decode": "softmax"}, "decode must be argmax, regions or null, got 'softmax'"),
@@ -229,7 +254,7 @@ def test_the_configs_build_the_rules(composed, tmp_path):
 
     assert chosen() == Postprocessing()
     assert chosen("postprocessing=hysteresis") == Postprocessing(0.25, 0.7)
-    assert chosen("postprocessing=confident") == Postprocessing(0.5, 0.95)
+    assert chosen("postprocessing=confident") == Postprocessing(0.5, 0.98, core=0.98)
     assert chosen("postprocessing.decode=regions") == Postprocessing(decode="regions")
     rules = chosen("postprocessing.min_volume={et:3}", "postprocessing.fill_holes=true")
     assert rules(volume(np.full((1, 1, 2), 3, np.uint8)), MM, BRATS_METS).sum() == 0

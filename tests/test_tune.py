@@ -63,7 +63,7 @@ def run(composed):
     def make(ckpt, *overrides):
         ckpt = str(ckpt) if not isinstance(ckpt, list) else f"[{','.join(map(str, ckpt))}]"
         common = [f"ckpt={ckpt}", "device=cpu", "precision=32"]
-        grid = ["grid.low=[0.25]", "grid.high=[0.7,0.9]", "grid.min_volume=[0,2]"]
+        grid = ["grid.low=[0.25]", "grid.high=[0.7,0.9]", "grid.core=[0]", "grid.min_volume=[0,2]"]
         return tune(composed(*common, *grid, *overrides, name="tune"))
 
     return make
@@ -96,6 +96,16 @@ def test_of_equals_the_simplest_is_chosen(run, runs):
     result = run(runs[0], "protocol=brats2024")
     # this protocol ignores specks itself
     assert result["chosen"]["min_volume"] is None
+
+
+def test_the_core_is_tried_with_and_without(run, runs):
+    result = run(runs[0], "protocol=brats2023", "grid.core=[0.99,0]", "grid.high=[0.9]", "grid.min_volume=[0]")
+    tried = {(row["low"], row["core"]): row["et"] for row in result["tried"]}
+    # the lesion's peak is 0.98: sure enough for the foreground, not for this core
+    assert tried == pytest.approx(
+        {(None, None): 2 / 28 / 3, (0.25, None): 1 / 2, (None, 0.99): 0, (0.25, 0.99): 0}, abs=1e-6
+    )
+    assert result["chosen"]["core"] is None
 
 
 def test_the_choice_is_written_beside_the_checkpoint_and_used(run, runs, composed, tmp_path):

@@ -288,7 +288,7 @@ def test_parts_are_recipes_that_compose(tmp_path):
     assert set(found) == {*cfg.parts, "together"}
     files = [case(f"BraTS-MET-0000{i}-000", tmp_path) for i in range(2)]
     runs = {part: run_of(files, tmp_path, recipe) for part, recipe in found.items()}
-    predicted = {"mirroring", "hysteresis", "confident"}  # without another training
+    predicted = {"mirroring", "hysteresis", "core", "confident"}  # without another training
     folders = {part: run.folder for part, run in runs.items()}
     assert {part for part in runs if folders[part] == folders["plain"]} == {"plain", *predicted}
     assert folders["lesion_focal_confident"] == folders["lesion_focal"]
