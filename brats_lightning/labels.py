@@ -93,9 +93,10 @@ def apply_label_map(
 
 def in_classes(mask: Integer[np.ndarray, "*shape"], classes: Iterable[int]) -> np.ndarray:
     """Boolean mask of the voxels whose class is one of ``classes``."""
-    table = np.zeros(256, dtype=bool)
-    table[list(classes)] = True
-    return table[mask]
+    found = np.zeros(mask.shape, dtype=bool)
+    for index in classes:  # comparisons of bytes are several times faster than a look-up
+        found |= mask == index
+    return found
 
 
 def parse_channel(channel: str) -> tuple[str, str | None]:

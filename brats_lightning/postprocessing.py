@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from scipy import ndimage
 
 from brats_lightning.components import NEIGHBOURS_26, label_components
-from brats_lightning.data.nifti import nonzero_box
+from brats_lightning.geometry import nonzero_box
 from brats_lightning.labels import LabelScheme, in_classes
 from brats_lightning.targets import decode_regions
 
@@ -44,6 +44,10 @@ class Postprocessing:
     likewise one of TC becomes SNFH. Lesion-wise scores count each speck of core that a network suspects inside an
     oedema as a lesion of its own, though the whole tumour around it is beyond doubt.
 
+    *The surest*, with ``keep_surest``: of the components that ``high`` and ``core`` judge, the one with the highest
+    probability stays whatever that is. On scans unlike those it was trained on, a network is sure of nothing, and
+    would else lose the whole tumour.
+
     *Holes*: background that tumour core encloses (6-connected background that doesn't reach the volume's border)
     becomes NETC, and what remains enclosed by the whole tumour becomes SNFH.
 
@@ -55,6 +59,7 @@ class Postprocessing:
         low: probability; None leaves hysteresis out.
         high: probability, at least ``low``; given together with it.
         core: probability; None leaves all components of the core.
+        keep_surest: for data where hardly a case has no lesion.
         fill_holes: whether to fill them; needs the classes netc and snfh.
         min_volume: in mm³: one for every region, or by region name.
         decode: ``argmax`` or ``regions``; None leaves it to the network's target (`decoding`), and is else ``argmax``.
@@ -66,6 +71,7 @@ class Postprocessing:
     low: Number | None = None
     high: Number | None = None
     core: Number | None = None
+    keep_surest: bool = False
     fill_holes: bool = False
     min_volume: Number | Mapping[str, Number] | None = None
     decode: str | None = None
@@ -106,7 +112,7 @@ class Postprocessing:
         labels = self._decode(probabilities, scheme) if self.low is None else self._hysteresis(probabilities, scheme)
         if self.core is not None:
             for region in ("et", "tc"):
-                _demote_unsure(labels, probabilities, region, self.core, scheme)
+                self._demote_unsure(labels, probabilities, region, self.core, scheme)
         if self.fill_holes:
             _fill_holes(labels, scheme)
         for region, volume in self._min_volumes(scheme).items():
@@ -128,12 +134,48 @@ class Postprocessing:
         part = probabilities[(slice(None), *box)]
         components, n = label_components(candidates[box])
         if n:
-            kept = _peaks(1 - part[0], components, n) > self.high
-            kept[0] = False
+            kept = self._sure(1 - part[0], components, n, self.high)
             decoded = self._decode(part, scheme)
             foreground = np.where(decoded == 0, most_probable(part[1:]) + 1, decoded)
             labels[box] = np.where(kept[components], foreground, 0)
         return labels
+
+    def _demote_unsure(
+        self,
+        labels: UInt8[np.ndarray, "z y x"],
+        probabilities: Float[np.ndarray, "k z y x"],
+        region: str,
+        least: Number,
+        scheme: LabelScheme,
+    ) -> None:
+        """Give a region's components whose probability exceeds ``least`` nowhere to what encloses the region."""
+        if region not in scheme.regions:
+            return
+        classes = sorted(scheme.regions[region])
+        mask = in_classes(labels, classes)
+        box = nonzero_box(mask)
+        components, n = label_components(mask[box])
+        if n:
+            sure = self._sure(probabilities[(classes, *box)].sum(0), components, n, least)
+            sure[0] = True  # outside the region nothing changes
+            labels[box][~sure[components]] = next(
+                (scheme.index(name) for name in _ENCLOSING[region] if name in scheme.names), 0
+            )
+
+    def _sure(
+        self,
+        probabilities: Float[np.ndarray, "z y x"],
+        components: Integer[np.ndarray, "z y x"],
+        n: int,
+        least: Number,
+    ) -> Bool[np.ndarray, " m"]:
+        """Which of 0 … n components exceed ``least`` somewhere, or are the surest and may stay for that; 0 is False."""
+        peaks = np.asarray(ndimage.maximum(probabilities, components, np.arange(n + 1)))
+        sure = peaks > least
+        if self.keep_surest:
+            sure[1:] |= peaks[1:] == peaks[1:].max()
+        sure[0] = False
+        return sure
 
     def _min_volumes(self, scheme: LabelScheme) -> dict[str, float]:
         if self.min_volume is None:
@@ -182,35 +224,6 @@ def tuned(checkpoint: str | Path | Sequence[str | Path]) -> Postprocessing:
             f"the members were tuned to different rules; tune them together: 'ckpt=[A,B]'\n  {listed}"
         )
     return first
-
-
-def _demote_unsure(
-    labels: UInt8[np.ndarray, "z y x"],
-    probabilities: Float[np.ndarray, "k z y x"],
-    region: str,
-    least: Number,
-    scheme: LabelScheme,
-) -> None:
-    """Give a region's components whose probability exceeds ``least`` nowhere to what encloses the region."""
-    if region not in scheme.regions:
-        return
-    classes = sorted(scheme.regions[region])
-    mask = in_classes(labels, classes)
-    box = nonzero_box(mask)
-    components, n = label_components(mask[box])
-    if n:
-        unsure = _peaks(probabilities[(classes, *box)].sum(0), components, n) <= least
-        unsure[0] = False
-        labels[box][unsure[components]] = next(
-            (scheme.index(name) for name in _ENCLOSING[region] if name in scheme.names), 0
-        )
-
-
-def _peaks(
-    values: Float[np.ndarray, "z y x"], components: Integer[np.ndarray, "z y x"], n: int
-) -> Float[np.ndarray, " m"]:
-    """Largest value of each of n components, that of the background (0) first."""
-    return np.asarray(ndimage.maximum(values, components, np.arange(n + 1)))
 
 
 def _fill_holes(labels: UInt8[np.ndarray, "z y x"], scheme: LabelScheme) -> None:

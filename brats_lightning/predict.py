@@ -231,7 +231,7 @@ def region_sizes(labels: "np.ndarray", spacing: Sequence[float], scheme: "LabelS
     import numpy as np
 
     from brats_lightning.components import label_components
-    from brats_lightning.data.nifti import nonzero_box
+    from brats_lightning.geometry import nonzero_box
     from brats_lightning.labels import in_classes
 
     sizes = {}

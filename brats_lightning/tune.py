@@ -148,7 +148,7 @@ def _candidates(cfg: DictConfig, decode: str) -> list["Postprocessing"]:
     cores = sorted({0, *cfg.grid.core})
     sizes = sorted({0, *cfg.grid.min_volume})
     return [
-        Postprocessing(low, high, core or None, cfg.fill_holes, size or None, decode)
+        Postprocessing(low, high, core or None, cfg.keep_surest, cfg.fill_holes, size or None, decode)
         for size, core, (low, high) in itertools.product(sizes, cores, pairs)
     ]
 

@@ -18,12 +18,29 @@ def test_corners_connect():
     assert labels.dtype == np.int32
 
 
-def test_numbering_is_scipys():
-    mask = np.random.default_rng(0).random((12, 11, 10)) < 0.08
-    labels, n = label_components(mask)
-    expected, m = ndimage.label(mask, np.ones((3, 3, 3)))
-    assert n == m > 5
-    np.testing.assert_array_equal(labels, expected)
+def test_components_and_their_numbers_are_scipys():
+    rng = np.random.default_rng(0)
+    most = 0
+    for _ in range(300):
+        mask = rng.random(rng.integers(1, 12, 3)) < rng.random() ** 2
+        labels, n = label_components(mask)
+        expected, m = ndimage.label(mask, np.ones((3, 3, 3)))
+        assert n == m
+        np.testing.assert_array_equal(labels, expected)
+        most = max(most, n)
+    assert most > 20
+
+
+def test_components_of_nothing_and_of_everything():
+    labels, n = label_components(np.zeros((3, 4, 5), bool))
+    assert n == 0
+    np.testing.assert_array_equal(labels, np.zeros((3, 4, 5)))
+    labels, n = label_components(np.zeros((0, 4, 5), bool))
+    assert n == 0
+    assert labels.shape == (0, 4, 5)
+    labels, n = label_components(np.ones((3, 4, 5), bool))
+    assert n == 1
+    np.testing.assert_array_equal(labels, np.ones((3, 4, 5)))
 
 
 def test_one_oedema_around_two_cores_is_two_lesions():

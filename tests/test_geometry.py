@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from brats_lightning.geometry import Grid, Placement
+from brats_lightning.geometry import Grid, Placement, nonzero_box
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 RAS_ORIGIN = np.array([[1.0, 0, 0, 0], [0, 1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]])
@@ -212,3 +212,13 @@ def test_restored_arrays_have_no_negative_strides(affine):
     restored = placement.restore_probabilities(np.zeros((2, *placement.shape), np.float32))
     assert restored.shape == (2, 3, 4, 5)
     assert min(restored.strides) > 0
+
+
+def test_nonzero_box():
+    array = np.zeros((4, 5, 6), np.int16)
+    assert array[nonzero_box(array)].size == 0
+    array[2, 3, 1] = -3
+    array[3, 1, 1] = 256  # no bit in the low byte
+    assert nonzero_box(array) == (slice(2, 4), slice(1, 4), slice(1, 2))
+    assert nonzero_box(-0.0 * np.ones((2, 2, 2))) == (slice(0, 0),) * 3
+    assert nonzero_box(np.full((2, 3, 4), np.nan)) == (slice(0, 2), slice(0, 3), slice(0, 4))

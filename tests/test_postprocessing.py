@@ -122,7 +122,21 @@ def test_core_touches_no_other_region_and_needs_no_enclosing_class():
     assert flat(Postprocessing(core=0.75)(probabilities[..., 1:], MM, two)) == [0]
 
 
-@pytest.mark.parametrize("rules", [Postprocessing(), Postprocessing(0.25, 0.5, 0.5, True, 10)])
+def test_the_surest_component_stays_however_unsure():
+    faint = line(0.625, 0.0, 0.75, 0.0, 0.0625)
+    assert flat(Postprocessing(0.5, 0.875)(faint, MM, BRATS_METS)) == [0, 0, 0, 0, 0]
+    assert flat(Postprocessing(0.5, 0.875, keep_surest=True)(faint, MM, BRATS_METS)) == [0, 0, 3, 0, 0]
+    # beside one that is sure enough it changes nothing
+    clear = line(0.625, 0.0, 0.9375)
+    assert flat(Postprocessing(0.5, 0.875, keep_surest=True)(clear, MM, BRATS_METS)) == [0, 0, 3]
+    # the core likewise: the surer ET stays ET, the other becomes oedema
+    assert flat(Postprocessing(core=0.875)(faint, MM, BRATS_METS)) == [2, 0, 2, 0, 0]
+    assert flat(Postprocessing(core=0.875, keep_surest=True)(faint, MM, BRATS_METS)) == [2, 0, 3, 0, 0]
+    # what nothing suspects is not made up
+    assert flat(Postprocessing(0.5, 0.875, 0.875, keep_surest=True)(line(0.25, 0.5), MM, BRATS_METS)) == [0, 0]
+
+
+@pytest.mark.parametrize("rules", [Postprocessing(), Postprocessing(0.25, 0.5, 0.5, True, True, 10)])
 def test_nothing_stays_nothing(rules):
     empty = rules(volume(np.zeros((2, 3, 4), np.uint8)), MM, BRATS_METS)
     assert empty.shape == (2, 3, 4)
@@ -132,7 +146,7 @@ def test_nothing_stays_nothing(rules):
 
 def test_everything_stays_everything():
     full = np.full((2, 3, 4), 3, np.uint8)
-    assert (Postprocessing(0.25, 0.5, 0.5, True, 24)(volume(full), MM, BRATS_METS) == 3).all()
+    assert (Postprocessing(0.25, 0.5, 0.5, True, True, 24)(volume(full), MM, BRATS_METS) == 3).all()
 
 
 def test_small_components_go_by_volume_in_mm3():
@@ -254,7 +268,7 @@ def test_the_configs_build_the_rules(composed, tmp_path):
 
     assert chosen() == Postprocessing()
     assert chosen("postprocessing=hysteresis") == Postprocessing(0.25, 0.7)
-    assert chosen("postprocessing=confident") == Postprocessing(0.5, 0.98, core=0.98)
+    assert chosen("postprocessing=confident") == Postprocessing(0.5, 0.98, core=0.98, keep_surest=True)
     assert chosen("postprocessing.decode=regions") == Postprocessing(decode="regions")
     rules = chosen("postprocessing.min_volume={et:3}", "postprocessing.fill_holes=true")
     assert rules(volume(np.full((1, 1, 2), 3, np.uint8)), MM, BRATS_METS).sum() == 0

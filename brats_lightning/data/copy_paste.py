@@ -10,10 +10,9 @@ from scipy import ndimage
 
 from brats_lightning.components import NEIGHBOURS_26
 from brats_lightning.data.entry import CachedCase, Lesion
-from brats_lightning.data.nifti import nonzero_box
 from brats_lightning.data.preprocessing import normalisation
 from brats_lightning.data.sampling import read_patch
-from brats_lightning.geometry import Ints, Slices
+from brats_lightning.geometry import Ints, Slices, nonzero_box
 from brats_lightning.labels import in_classes
 
 FEATHER = 2  # voxels around a lesion over which it fades into the recipient's tissue

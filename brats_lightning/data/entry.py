@@ -21,9 +21,8 @@ from jaxtyping import Int16, UInt8, UInt16
 
 from brats_lightning.components import lesion_components
 from brats_lightning.data.cases import Case
-from brats_lightning.data.nifti import nonzero_box
 from brats_lightning.data.preprocessing import Intensities, Prepared
-from brats_lightning.geometry import Ints, Placement, Triple
+from brats_lightning.geometry import Ints, Placement, Triple, nonzero_box
 from brats_lightning.labels import LabelScheme
 
 FORMAT = 1  # raise it whenever the content of the files would differ

@@ -11,7 +11,7 @@ from jaxtyping import Float64, Int16, UInt8
 
 from brats_lightning.components import label_components
 from brats_lightning.data.entry import CachedCase
-from brats_lightning.data.nifti import UnreadableFile, nonzero_box, read_volume
+from brats_lightning.data.nifti import UnreadableFile, read_volume
 from brats_lightning.data.sampling import (
     LesionBalanced,
     LesionCase,
@@ -21,6 +21,7 @@ from brats_lightning.data.sampling import (
     start_around,
     uniform_start,
 )
+from brats_lightning.geometry import nonzero_box
 
 VOXELS_PER_COMPONENT = 20  # kept of each false positive
 

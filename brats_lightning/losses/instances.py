@@ -258,8 +258,9 @@ class LesionFocalLoss(InstanceLoss[Voxels]):
 
     def _lesions(self, mask: Bool[np.ndarray, "z y x"]) -> Voxels:
         labels, sizes = _components(mask)
-        place = np.stack(labels.nonzero())
-        return Voxels(place, 1 / (len(sizes) * sizes[labels[tuple(place)] - 1]))
+        flat = np.flatnonzero(mask)
+        place = np.stack(np.unravel_index(flat, mask.shape))
+        return Voxels(place, 1 / (len(sizes) * sizes[labels.reshape(-1)[flat] - 1]))
 
     def _loss(self, logits: Tensor, found: Sequence[Voxels], exclusive: bool) -> Tensor:
         place = torch.from_numpy(np.concatenate([voxels.place for voxels in found], 1)).to(logits.device)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from brats_lightning.data import nifti
-from brats_lightning.data.nifti import UnreadableFile, nonzero_box, read_volume
+from brats_lightning.data.nifti import UnreadableFile, read_volume
 from brats_lightning.geometry import Placement
 
 AFFINE = np.diag([-1.0, -1.0, 2.0, 1.0])
@@ -88,16 +88,6 @@ def test_an_empty_volume_has_an_empty_box(tmp_path):
     volume = read_volume(save(tmp_path / "a.nii", np.zeros((3, 4, 5), np.int16)))
     assert volume.values.shape == (0, 0, 0)
     assert not whole(volume).any()
-
-
-def test_nonzero_box():
-    array = np.zeros((4, 5, 6), np.int16)
-    assert array[nonzero_box(array)].size == 0
-    array[2, 3, 1] = -3
-    array[3, 1, 1] = 256  # no bit in the low byte
-    assert nonzero_box(array) == (slice(2, 4), slice(1, 4), slice(1, 2))
-    assert nonzero_box(-0.0 * np.ones((2, 2, 2))) == (slice(0, 0),) * 3
-    assert nonzero_box(np.full((2, 3, 4), np.nan)) == (slice(0, 2), slice(0, 3), slice(0, 4))
 
 
 @pytest.mark.parametrize(
