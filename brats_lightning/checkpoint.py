@@ -17,11 +17,12 @@ from brats_lightning.data.preprocessing import Preprocessing
 from brats_lightning.data.standardisation import Standardiser
 from brats_lightning.inference import SlidingWindow, TrainedModel
 from brats_lightning.labels import LabelScheme
+from brats_lightning.postprocessing import Postprocessing, agreed
 from brats_lightning.targets import make_target
 
 # Whose networks any checkpoint may build, and what else of ours: how it is applied, and where its cases were.
 _NETWORKS = ("brats_lightning", "torch.nn", "monai.networks")
-SETTINGS = ("brats_lightning.inference.SlidingWindow",)
+SETTINGS = ("brats_lightning.inference.SlidingWindow", "brats_lightning.postprocessing.Postprocessing")
 SOURCES = (
     "brats_lightning.data.cases.find_cases",
     "brats_lightning.data.phantom.phantom_cases",
@@ -78,6 +79,25 @@ def load_model(path: Path | str, trust: Sequence[str] = (), inference: Mapping[s
         )
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: its config's data settings are not this version's: {error}") from error
+
+
+def trained_postprocessing(models: Sequence[TrainedModel]) -> Postprocessing:
+    """The rules that the validation and test scores of the models' own runs were made with.
+
+    Raises:
+        CheckpointError: rules that this version does not know.
+        PostprocessingError: models of an ensemble that have different ones.
+    """
+    return agreed(
+        {str(model.path): own_postprocessing(model) for model in models},
+        "the members were trained with different rules; choose: postprocessing=none, hysteresis, confident or tuned",
+    )
+
+
+def own_postprocessing(model: TrainedModel) -> Postprocessing:
+    """The rules in a run's config; none if there are none."""
+    settings = model.config.get("postprocessing")
+    return Postprocessing() if settings is None else build(settings, (), str(model.path))
 
 
 def _read(path: Path) -> dict[str, Any]:

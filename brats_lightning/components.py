@@ -2,6 +2,7 @@
 
 import numpy as np
 from jaxtyping import Bool, Int32, UInt8
+from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -9,13 +10,14 @@ from brats_lightning.geometry import nonzero_box
 from brats_lightning.labels import LabelScheme, in_classes
 
 NEIGHBOURS_26 = np.ones((3, 3, 3), dtype=bool)
+_VOXELS_PER_RUN = 50  # of the whole box; with fewer, scipy is as fast
 
 
 def label_components(mask: Bool[np.ndarray, "a b c"]) -> tuple[Int32[np.ndarray, "a b c"], int]:
     """26-connected components, numbered 1 … n in the array's C order as scipy does, and n.
 
-    Joins runs of voxels along the last axis instead of voxels, of which a mask of lesions has few: two to four times
-    as fast as ``scipy.ndimage.label`` where one voxel in twenty is set, and never slower by much.
+    Joins runs of voxels along the last axis instead of voxels. A mask of lesions has few, and this is two to four times
+    as fast as scipy's; noise has many, and is left to that.
     """
     labels = np.zeros(mask.shape, np.int32)
     box = nonzero_box(mask)
@@ -27,6 +29,9 @@ def label_components(mask: Bool[np.ndarray, "a b c"]) -> tuple[Int32[np.ndarray,
     voxels[:, :-1, :-1] = inside
     bounds = np.flatnonzero(np.diff(voxels.reshape(-1), prepend=False))
     starts, ends = bounds[::2], bounds[1::2]
+    if len(starts) > inside.size / _VOXELS_PER_RUN:
+        labels[box], n = ndimage.label(inside, structure=NEIGHBOURS_26)
+        return labels, n
     pairs = []
     # The next line of the plane, and three of the next plane; those before are met from the other side.
     for lines in (1, height - 1, height, height + 1):

@@ -41,12 +41,12 @@ class Postprocessing:
     faintly but with one clear peak, which a size or mean-confidence filter would lose.
 
     *Core*, with ``core``: a 26-connected component of ET that exceeds this probability of ET nowhere becomes NETC; then
-    likewise one of TC becomes SNFH. Lesion-wise scores count each speck of core that a network suspects inside an
-    oedema as a lesion of its own, though the whole tumour around it is beyond doubt.
+    likewise one of TC becomes SNFH, whatever lies around it. Lesion-wise scores count each speck of core that a network
+    suspects inside an oedema as a lesion of its own, though the whole tumour around it is beyond doubt.
 
     *The surest*, with ``keep_surest``: of the components that ``high`` and ``core`` judge, the one with the highest
-    probability stays whatever that is. On scans unlike those it was trained on, a network is sure of nothing, and
-    would else lose the whole tumour.
+    probability stays whatever that is, of TC also the one with the surest ET. On scans unlike those it was trained on,
+    a network is sure of nothing, and would else lose the whole tumour.
 
     *Holes*: background that tumour core encloses (6-connected background that doesn't reach the volume's border)
     becomes NETC, and what remains enclosed by the whole tumour becomes SNFH.
@@ -59,7 +59,7 @@ class Postprocessing:
         low: probability; None leaves hysteresis out.
         high: probability, at least ``low``; given together with it.
         core: probability; None leaves all components of the core.
-        keep_surest: for data where hardly a case has no lesion.
+        keep_surest: with ``high`` or ``core``; for data where hardly a case has no lesion.
         fill_holes: whether to fill them; needs the classes netc and snfh.
         min_volume: in mm³: one for every region, or by region name.
         decode: ``argmax`` or ``regions``; None leaves it to the network's target (`decoding`), and is else ``argmax``.
@@ -158,6 +158,8 @@ class Postprocessing:
         if n:
             sure = self._sure(probabilities[(classes, *box)].sum(0), components, n, least)
             sure[0] = True  # outside the region nothing changes
+            if region == "tc" and "et" in scheme.regions:  # ET that has stayed
+                sure[components[in_classes(labels[box], scheme.regions["et"])]] = True
             labels[box][~sure[components]] = next(
                 (scheme.index(name) for name in _ENCLOSING[region] if name in scheme.names), 0
             )
@@ -217,12 +219,18 @@ def tuned(checkpoint: str | Path | Sequence[str | Path]) -> Postprocessing:
             raise PostprocessingError(f"there is no {file}; make it with: python -m brats_lightning.tune ckpt={path}")
         content: Any = OmegaConf.to_container(OmegaConf.load(file))
         found[str(file)] = Postprocessing(**content["chosen"])
-    first, *others = found.values()
+    return agreed(found, "the members were tuned to different rules; tune them together: 'ckpt=[A,B]'")
+
+
+def agreed(rules: Mapping[str, Postprocessing], otherwise: str) -> Postprocessing:
+    """The rules of an ensemble's members, by their files, which must be the same.
+
+    Raises:
+        PostprocessingError: ``otherwise``, and which file has which.
+    """
+    first, *others = rules.values()
     if any(other != first for other in others):
-        listed = "\n  ".join(f"{file}: {rules}" for file, rules in found.items())
-        raise PostprocessingError(
-            f"the members were tuned to different rules; tune them together: 'ckpt=[A,B]'\n  {listed}"
-        )
+        raise PostprocessingError("\n  ".join([otherwise, *(f"{file}: {found}" for file, found in rules.items())]))
     return first
 
 

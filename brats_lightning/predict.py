@@ -44,14 +44,18 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
     """
     from hydra.utils import instantiate
 
+    from brats_lightning.checkpoint import trained_postprocessing
     from brats_lightning.data.cases import CaseError, check_files
 
     if cfg.on_bad_case not in ("error", "skip"):
         raise ValueError(f"on_bad_case must be error or skip, got {cfg.on_bad_case!r}")
-    rules = instantiate(cfg.postprocessing)
+    chosen = cfg.get("postprocessing")
+    rules = None if chosen is None else instantiate(chosen)
     cases = _chosen(find_inputs(cfg.input), cfg)
     ensemble = load_ensemble(cfg)
+    rules = rules or trained_postprocessing(ensemble.models)
     postprocess = rules.decoding(ensemble.decode)
+    log.info("post-processing%s: %s", " as in training" if chosen is None else "", postprocess)
     tolerance = affine_tolerance(cfg, ensemble)
     output = Path(cfg.output)
     output.mkdir(parents=True, exist_ok=True)

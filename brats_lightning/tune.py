@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from brats_lightning.composition import entry_point
 from brats_lightning.predict import affine_tolerance, find_inputs, load_ensemble, progress_bar
@@ -63,7 +63,7 @@ def tune(cfg: DictConfig) -> dict[str, Any]:
     validated = _validation_cases(models)
     cases = _find(cfg, models, sorted(set().union(*validated)))
     label_map = models[0].config["data"]["label_map"]
-    rules = _candidates(cfg, ensemble.decode)
+    rules = _candidates(cfg, ensemble)
     log.info("%d combinations on %d validation cases, %s", len(rules), len(cases), cfg.protocol)
 
     scores: dict[str, list[dict[str, float]]] = {}
@@ -139,18 +139,30 @@ def _find(cfg: DictConfig, models: Sequence["TrainedModel"], wanted: Sequence[st
     return [by_id[name] for name in wanted]
 
 
-def _candidates(cfg: DictConfig, decode: str) -> list["Postprocessing"]:
-    """The simplest first."""
+def _candidates(cfg: DictConfig, ensemble: "Ensemble") -> list["Postprocessing"]:
+    """The grid's, the simplest first, then what the runs themselves were tested with."""
+    from brats_lightning.checkpoint import own_postprocessing
     from brats_lightning.postprocessing import Postprocessing
 
+    if wrong := [f"{name}={values}" for name, values in cfg.grid.items() if not isinstance(values, ListConfig)]:
+        raise ValueError(f"the values to try are lists, as in 'grid.core=[0.9]'; got grid.{', grid.'.join(wrong)}")
     pairs: list[tuple[float | None, float | None]] = [(None, None)]
     pairs += [(low, high) for low, high in itertools.product(cfg.grid.low, cfg.grid.high) if low <= high]
-    cores = sorted({0, *cfg.grid.core})
-    sizes = sorted({0, *cfg.grid.min_volume})
-    return [
-        Postprocessing(low, high, core or None, cfg.keep_surest, cfg.fill_holes, size or None, decode)
+    cores, sizes = (sorted({0, *(value or 0 for value in cfg.grid[name])}) for name in ("core", "min_volume"))
+    rules = [
+        Postprocessing(
+            low=low,
+            high=high,
+            core=core or None,
+            keep_surest=cfg.keep_surest,
+            fill_holes=cfg.fill_holes,
+            min_volume=size or None,
+            decode=ensemble.decode,
+        )
         for size, core, (low, high) in itertools.product(sizes, cores, pairs)
     ]
+    used = [own_postprocessing(model).decoding(ensemble.decode) for model in ensemble.models]
+    return rules + [rule for i, rule in enumerate(used) if rule not in rules + used[:i]]
 
 
 def _score_all(

@@ -132,6 +132,10 @@ def test_the_surest_component_stays_however_unsure():
     # the core likewise: the surer ET stays ET, the other becomes oedema
     assert flat(Postprocessing(core=0.875)(faint, MM, BRATS_METS)) == [2, 0, 2, 0, 0]
     assert flat(Postprocessing(core=0.875, keep_surest=True)(faint, MM, BRATS_METS)) == [2, 0, 3, 0, 0]
+    # the surest ET stays though the surest core is another: ET .5625 in a core of .625, beside a core of .8125
+    two = line((0.0625, 0.3125, 0.5625), 0.0, (0.75, 0.125, 0.0625))
+    assert flat(Postprocessing(core=0.875)(two, MM, BRATS_METS)) == [2, 0, 2]
+    assert flat(Postprocessing(core=0.875, keep_surest=True)(two, MM, BRATS_METS)) == [3, 0, 1]
     # what nothing suspects is not made up
     assert flat(Postprocessing(0.5, 0.875, 0.875, keep_surest=True)(line(0.25, 0.5), MM, BRATS_METS)) == [0, 0]
 
@@ -266,11 +270,11 @@ def test_the_configs_build_the_rules(composed, tmp_path):
         paths = [f"ckpt={tmp_path}/a.ckpt", "input=x", "output=y"]
         return instantiate(composed(*paths, *overrides, name="predict").postprocessing)
 
-    assert chosen() == Postprocessing()
+    assert chosen("postprocessing=none") == Postprocessing()
     assert chosen("postprocessing=hysteresis") == Postprocessing(0.25, 0.7)
     assert chosen("postprocessing=confident") == Postprocessing(0.5, 0.98, core=0.98, keep_surest=True)
-    assert chosen("postprocessing.decode=regions") == Postprocessing(decode="regions")
-    rules = chosen("postprocessing.min_volume={et:3}", "postprocessing.fill_holes=true")
+    assert chosen("postprocessing=none", "postprocessing.decode=regions") == Postprocessing(decode="regions")
+    rules = chosen("postprocessing=none", "postprocessing.min_volume={et:3}", "postprocessing.fill_holes=true")
     assert rules(volume(np.full((1, 1, 2), 3, np.uint8)), MM, BRATS_METS).sum() == 0
     tuned_file(tmp_path / "a.ckpt").write_text("chosen: {min_volume: 3}")
     assert chosen("postprocessing=tuned") == Postprocessing(min_volume=3)

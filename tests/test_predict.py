@@ -355,6 +355,26 @@ def test_an_ensemble_takes_the_rules_its_members_share(run, tmp_path):
     assert np.array_equal(np.asanyarray(written(tmp_path).dataobj), truth)
 
 
+def test_rules_are_the_runs_own_unless_chosen(run, tmp_path):
+    image, truth = marked(marks=[(3, 4, 2), (8, 9, 7), (8, 10, 7)])
+    write_case(tmp_path / "in", t1c=image, seg=None)
+    path = bright_is_et(tmp_path / "et.ckpt")
+    other = bright_is_et(tmp_path / "other.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    rules = {"_target_": "brats_lightning.postprocessing.Postprocessing", "min_volume": 2}
+    checkpoint["config"]["postprocessing"] = rules
+    torch.save(checkpoint, path)
+    run("postprocessing=none")
+    assert np.array_equal(np.asanyarray(written(tmp_path).dataobj), truth)
+    run("overwrite=true")
+    truth[3, 4, 2] = 0
+    assert np.array_equal(np.asanyarray(written(tmp_path).dataobj), truth)
+    with pytest.raises(
+        ValueError, match=r"(?s)trained with different rules; choose: postprocessing=none.*et.ckpt: .*=2"
+    ):
+        run("overwrite=true", ckpt=f"[{path},{other}]")
+
+
 def test_a_package_of_the_users_must_be_trusted(run, tmp_path):
     write_case(tmp_path / "in", seg=None)
     path = bright_is_et(tmp_path / "et.ckpt")
@@ -370,7 +390,7 @@ def test_postprocessing_is_applied_in_mm_of_the_input(run, tmp_path):
     image, truth = marked(marks=[(3, 4, 2), (8, 9, 7), (8, 10, 7)])
     write_case(tmp_path / "in", affine=ROTATED, t1c=image, seg=None)  # voxels of 1.5 mm³
     bright_is_et(tmp_path / "et.ckpt")
-    run("postprocessing.min_volume={et:2.9}")
+    run("postprocessing=none", "postprocessing.min_volume={et:2.9}")
     truth[3, 4, 2] = 0
     assert np.array_equal(np.asanyarray(written(tmp_path).dataobj), truth)
 

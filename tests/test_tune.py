@@ -98,6 +98,27 @@ def test_of_equals_the_simplest_is_chosen(run, runs):
     assert result["chosen"]["min_volume"] is None
 
 
+def test_the_runs_own_rules_are_tried_too(run, runs):
+    checkpoint = torch.load(runs[0], weights_only=True)
+    own = {
+        "_target_": "brats_lightning.postprocessing.Postprocessing",
+        "low": 0.125,
+        "high": 0.5,
+        "min_volume": {"et": 9},
+    }
+    checkpoint["config"]["postprocessing"] = own
+    torch.save(checkpoint, runs[0])
+    result = run(runs[0], "protocol=brats2023", "grid.high=[0.9]", "grid.min_volume=[]")
+    # Alone in the grid, hysteresis keeps the speck as well; the run's own rules keep the lesion and nothing else.
+    assert [row["score"] for row in result["tried"]] == pytest.approx([1, 1 / 2, 2 / 28 / 3], abs=1e-6)
+    assert result["chosen"]["min_volume"] == {"et": 9}
+
+
+def test_a_grid_is_of_lists(run, runs):
+    with pytest.raises(ValueError, match=r"lists, as in 'grid.core=\[0.9\]'; got grid.core=0.5"):
+        run(runs[0], "grid.core=0.5")
+
+
 def test_the_core_is_tried_with_and_without(run, runs):
     result = run(runs[0], "protocol=brats2023", "grid.core=[0.99,0]", "grid.high=[0.9]", "grid.min_volume=[0]")
     tried = {(row["low"], row["core"]): row["et"] for row in result["tried"]}

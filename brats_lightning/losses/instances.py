@@ -313,7 +313,7 @@ def nearest_component(labels: Int32[np.ndarray, "z y x"]) -> Int32[np.ndarray, "
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    """Shared by all losses; scipy lets go of the interpreter while it labels and measures distances."""
+    """Shared by all losses; numpy and scipy let go of the interpreter in most of what is done to an array."""
     return ThreadPoolExecutor(thread_name_prefix="components")
 
 

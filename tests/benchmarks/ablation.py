@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from tests.benchmarks.arena.report import Result, case_table, mean_without_nan, number
 from tests.benchmarks.arena.runs import ArenaError
-from tests.benchmarks.duel import command, finish, plan, stored_results
+from tests.benchmarks.duel import command, finish, listed, plan, stored_results
 
 SCORES = {
     "Dice mean": "dice_mean",
@@ -30,9 +30,7 @@ SCORES = {
 def ablation(cfg: DictConfig, data: Sequence[str]) -> list[Result]:
     """Carry out the chosen parts' runs that are missing, then write the table of all parts; the results there are."""
     contestants = recipes(cfg)
-    chosen = (
-        list(contestants) if cfg.part is None else list(cfg.part) if isinstance(cfg.part, ListConfig) else [cfg.part]
-    )
+    chosen = list(contestants) if cfg.part is None else listed(cfg.part)
     for part in chosen:
         if part not in contestants:
             near = difflib.get_close_matches(part, contestants, n=1)
@@ -76,12 +74,21 @@ def table(results: Sequence[Result], parts: Sequence[str]) -> str:
         for score in SCORES.values():
             values = seed_means(found, score)
             cells.append(f"{number(values.mean())} ({number(values.min())} – {number(values.max())})")
-            gain = values.mean() - seed_means(own["plain"], score).mean() if "plain" in own else float("nan")
+            gain = gain_over(own.get("plain", []), found, score)
             cells.append("" if part == "plain" or gain != gain else f"{gain:+.3f}")
         steps = mean_steps(found)
         cells += [f"{steps:.0f}", f"{mean_steps(own['plain']) / steps:.2f}" if "plain" in own else ""]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def gain_over(plain: Sequence[Result], results: Sequence[Result], score: str) -> float:
+    """Mean difference of the runs that have a plain one of the same seed; NaN if there is none."""
+    means = {result["seed"]: float(seed_means([result], score)[0]) for result in plain}
+    gains = [
+        float(seed_means([result], score)[0]) - means[result["seed"]] for result in results if result["seed"] in means
+    ]
+    return float(np.mean(gains)) if gains else float("nan")
 
 
 def seed_means(results: Sequence[Result], score: str) -> np.ndarray:

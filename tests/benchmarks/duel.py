@@ -13,9 +13,10 @@ import fcntl
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from omegaconf import DictConfig, ListConfig
 
@@ -35,11 +36,12 @@ def duel(cfg: DictConfig, data: Sequence[str]) -> list[dict[str, Any]]:
         cfg: resolved, as ``duel.yaml`` composes it.
         data: the overrides that chose the data.
     """
-    experiments = [entry.split()[0] for entry in cfg.contestants]
+    entries = listed(cfg.contestants)
+    experiments = [entry.split()[0] for entry in entries]
     # An experiment that competes once needs no overrides in its name.
     contestants = {
         experiment if experiments.count(experiment) == 1 else entry: entry
-        for experiment, entry in zip(experiments, cfg.contestants, strict=True)
+        for experiment, entry in zip(experiments, entries, strict=True)
     }
     results = [finish(run, Path(cfg.output)) for run in plan(contestants, cfg, data)]
     print(write_report(results, list(contestants), Path(cfg.output), cfg.resamples))
@@ -55,28 +57,36 @@ def plan(contestants: Mapping[str, str], cfg: DictConfig, data: Sequence[str]) -
 
     check_contestants(contestants.values())
     cases = choose_cases(instantiate(cfg.data.source), cfg)
-    seeds = list(cfg.seed) if isinstance(cfg.seed, ListConfig) else [cfg.seed]
     return [
         make_run(name, contestant, seed, [*data, *cfg.common], cases, cfg.minutes, cfg.threads, Path(cfg.output))
-        for seed in seeds
+        for seed in listed(cfg.seed)
         for name, contestant in contestants.items()
     ]
 
 
 def finish(run: Run, output: Path) -> dict[str, Any]:
     """The result of a run, from the results file if it is known."""
-    result = next((result for result in stored_results(output, run) if result["seed"] == run.seed), None)
-    if result is None:
-        key = run.key
-        cases = f"{len(key['train'])} train, {len(key['test'])} test cases"
-        start = f"{time.strftime('%H:%M:%S')} {run.contestant}, seed {run.seed}"
-        print(f"{start}: {key['minutes']:g} minutes, {key['threads']} threads, {cases} …", flush=True)
-        result = run.carry_out()
-        with (output / "results.jsonl").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # other pieces of the arena may end at the same time
-            file.write(json.dumps(result) + "\n")
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with locked(run.folder / "lock"):  # another piece of the arena may be at the same run, or its training
+        result = next((result for result in stored_results(output, run) if result["seed"] == run.seed), None)
+        if result is None:
+            key = run.key
+            cases = f"{len(key['train'])} train, {len(key['test'])} test cases"
+            start = f"{time.strftime('%H:%M:%S')} {run.contestant}, seed {run.seed}"
+            print(f"{start}: {key['minutes']:g} minutes, {key['threads']} threads, {cases} …", flush=True)
+            result = run.carry_out()
+            with locked(output / "results.jsonl") as file:
+                file.write(json.dumps(result) + "\n")
     print(run_line(result), flush=True)
     return result
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[IO[str]]:
+    """A file open for appending, that no other process has."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
 
 
 def stored_results(output: Path, run: Run) -> list[dict[str, Any]]:
@@ -89,6 +99,11 @@ def stored_results(output: Path, run: Run) -> list[dict[str, Any]]:
 
 def _lines(file: Path) -> list[str]:
     return file.read_text().splitlines(keepends=True) if file.is_file() else []
+
+
+def listed(value: Any) -> list[Any]:
+    """A setting that may be one value or a list of them."""
+    return list(value) if isinstance(value, ListConfig | list) else [value]
 
 
 def check_contestants(contestants: Sequence[str]) -> None:
@@ -110,7 +125,7 @@ def choose_cases(found: Sequence[Case], cfg: DictConfig) -> dict[str, list[Case]
     from brats_lightning.data.splits import SplitSettings
 
     cases = {case.id: case for case in found if case.mask is not None}
-    named = {part: None if cfg[part] is None else list(map(str, cfg[part])) for part in ("train", "test")}
+    named = {part: None if cfg[part] is None else list(map(str, listed(cfg[part]))) for part in ("train", "test")}
     faults = []
     for part, names in named.items():
         for name in dict.fromkeys(names or []):
@@ -144,7 +159,8 @@ def choose_cases(found: Sequence[Case], cfg: DictConfig) -> dict[str, list[Case]
         raise ArenaError(f"test: these are of patients that also train, their scores would be no test: {pairs}")
     if empty := [part for part, names in chosen.items() if not names]:
         raise ArenaError(f"{' and '.join(empty)}: no case is left of the {len(cases)} in {cfg.data.root}")
-    return {part: [cases[name] for name in names] for part, names in chosen.items()}
+    # In the source's order, in which they are scored, whatever order they were named in.
+    return {part: [case for case in cases.values() if case.id in names] for part, names in chosen.items()}
 
 
 def data_overrides() -> list[str]:

@@ -13,6 +13,7 @@ from tests.benchmarks import ablation as ablation_module
 from tests.benchmarks import duel as duel_module
 from tests.benchmarks.ablation import SCORES, recipes, table
 from tests.benchmarks.arena.nnunet import DiceCrossEntropy, ForegroundOversampling, PlainConvUNet
+from tests.benchmarks.arena.report import SCORES as REPORTED
 from tests.benchmarks.arena.report import paired_difference
 from tests.benchmarks.arena.runs import CONF, ArenaError, Run, make_run, str_time
 from tests.benchmarks.duel import check_contestants, choose_cases, duel
@@ -50,6 +51,7 @@ def test_a_duel_trains_scores_reports_and_never_repeats(tmp_path, shared_outputs
     assert first[0]["steps"] == first[1]["steps"] > 0
     assert first[0]["scores"] != first[1]["scores"]
     assert list(first[0]["scores"]) == first[0]["key"]["test"]
+    assert {*REPORTED.values(), *SCORES.values()} <= set(first[0]["scores"][first[0]["key"]["test"][0]])
     for scores in first[0]["scores"].values():
         assert 0 <= scores["dice_wt"] <= 1
         assert 0 <= scores["brats2024/lesion_dice_mean"] <= 1
@@ -103,6 +105,13 @@ def test_a_failed_run_shows_its_last_words(tmp_path):
     run = run_of([case(f"BraTS-MET-0000{i}-000", tmp_path) for i in range(2)], tmp_path)
     run.key["threads"] = "many"
     with pytest.raises(ArenaError, match=r"(?s)name, seed 0, failed.*log.txt.*invalid literal for int.*'many'"):
+        run.carry_out()
+
+
+def test_no_result_of_sources_that_changed_meanwhile(tmp_path):
+    run = run_of([case(f"BraTS-MET-0000{i}-000", tmp_path) for i in range(2)], tmp_path)
+    run.key["code"] = "of another version"
+    with pytest.raises(ArenaError, match="the program has changed since this arena was planned; start it again"):
         run.carry_out()
 
 
@@ -164,6 +173,13 @@ def test_cases_that_make_no_duel(cases, train, test, message):
         choose_cases(cases, lists(train, test))
 
 
+def test_named_cases_are_taken_in_the_order_they_are_scored_in(cases):
+    test = ["BraTS-MET-00004-000", "BraTS-MET-00001-001", "BraTS-MET-00001-000"]
+    chosen = choose_cases(cases, lists(["BraTS-MET-00003-000"], test))
+    assert [case.id for case in chosen["test"]] == sorted(test)
+    assert [case.id for case in chosen["train"]] == ["BraTS-MET-00003-000"]
+
+
 def test_unknown_contestants_are_named_with_near_ones():
     check_contestants(["quick", "monai_segresnet optimizer.lr=1e-3", "nnunet"])
     with pytest.raises(ArenaError, match="no experiment nnunett; did you mean nnunet"):
@@ -186,11 +202,12 @@ def test_paired_intervals():
     assert paired_difference(np.array([[0.0, 1.0]]), np.array([[0.0, 0.0]]), "ab", 1000) == (0.5, 0, 1)
     # Two cases of one patient are always drawn together.
     assert paired_difference(np.array([[0.0, 1.0, 0.5]]), np.zeros((1, 3)), "aab", 1000) == (0.5, 0.5, 0.5)
-    # Seeds are averaged before, one that lacks the score left out; a case that only one side has does not count.
+    # Seeds are averaged before, one that lacks the score left out. In the last case the peer is right about nothing
+    # being there, and ours is not: 0.9 against 1.
     ours = np.array([[0.2, 0.4, 0.9], [0.4, math.nan, 0.9]])
     peer = np.array([[0.1, 0.2, math.nan]])
     mean, low, high = paired_difference(ours, peer, "abc", 1000)
-    assert (mean, low, high) == pytest.approx((0.2, 0.2, 0.2))
+    assert (mean, low, high) == pytest.approx((0.1, -0.1, 0.2))
 
 
 # ---- nnU-Net
@@ -311,9 +328,9 @@ def test_ablation_table_by_hand():
         }
 
     results = [result("plain", 0, 100, 0.4), result("plain", 1, 100, 0.6), result("ema", 0, 80, 0.8)]
-    lines = table(results, ["plain", "ema", "blob"]).splitlines()
+    lines = table(results, ["plain", "ema", "blob"]).splitlines()  # gains are over plain's run of the same seed
     assert lines[2].startswith("| plain | 2 | 0.250 (0.200 – 0.300) |  | 0.500 (0.400 – 0.600) |")
-    assert lines[3].startswith("| ema | 1 | 0.400 (0.400 – 0.400) | +0.150 | 0.800 (0.800 – 0.800) | +0.300 |")
+    assert lines[3].startswith("| ema | 1 | 0.400 (0.400 – 0.400) | +0.200 | 0.800 (0.800 – 0.800) | +0.400 |")
     assert lines[3].endswith("| 2.000 (2.000 – 2.000) | +0.000 | 80 | 1.25 |")
     assert len(lines) == 4
 
@@ -326,7 +343,7 @@ def test_ablation_runs_the_chosen_part_and_shows_all_that_are_known(tmp_path, ca
     cfg.together = ["ema"]
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(duel_module, "choose_cases", lambda found, cfg: {"train": cases[:2], "test": cases[2:4]})
-    scores = dict.fromkeys(SCORES.values(), 0.5)
+    scores = dict.fromkeys([*REPORTED.values(), *SCORES.values()], 0.5)
     carried_out = []
 
     def carry_out(run):

@@ -30,7 +30,7 @@ LEGEND = (
 def case_table(results: Sequence[Result], score: str) -> np.ndarray:
     """(seeds, cases) of one contestant's score, NaN where it is undefined; cases in the results' order."""
     cases = list(results[0]["scores"])
-    rows = [[result["scores"][case].get(score) for case in cases] for result in results]
+    rows = [[result["scores"][case][score] for case in cases] for result in results]
     return np.array(rows, dtype=np.float64)  # None becomes NaN
 
 
@@ -45,6 +45,7 @@ def paired_difference(
 ) -> tuple[float, float, float]:
     """Mean of ours − peer over the cases and its 95 % bootstrap interval; seeds are averaged before.
 
+    Where one side alone has no value, a region is neither in the reference nor in its prediction, which is right: 1.
     Patients are resampled, each with all their cases, which are more alike than those of different patients.
 
     Args:
@@ -53,7 +54,9 @@ def paired_difference(
         patients: of each case.
         resamples: of the patients, with replacement.
     """
-    differences = mean_without_nan(ours, axis=0) - mean_without_nan(peer, axis=0)
+    ours, peer = mean_without_nan(ours, axis=0), mean_without_nan(peer, axis=0)
+    one = np.isnan(ours) ^ np.isnan(peer)
+    differences = np.where(one & np.isnan(ours), 1, ours) - np.where(one & np.isnan(peer), 1, peer)
     has = ~np.isnan(differences)
     belongs = np.array([[name == patient for name in patients] for patient in sorted(set(patients))], dtype=np.float64)
     sums, counts = belongs @ np.where(has, differences, 0.0), belongs @ has

@@ -62,6 +62,7 @@ class Run:
             ArenaError: the process failed; its last words and where the others are.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._check_code()
         split = {"train": self.key["train"], "test": self.key["test"]}
         (self.folder / "cases.json").write_text(json.dumps(split, indent=1))
         OmegaConf.save(self.config, self.folder / "run.yaml")
@@ -79,8 +80,14 @@ class Run:
             lines = log.read_text().strip().splitlines()
             last = "\n  ".join(lines[-8:])
             raise ArenaError(f"{self.contestant}, seed {self.seed}, failed; all of it is in {log}:\n  {last}")
+        self._check_code()
         outcome = json.loads((self.folder / "outcome.json").read_text())
         return {"contestant": self.contestant, "seed": self.seed, "key": self.key} | outcome
+
+    def _check_code(self) -> None:
+        """Refuse to go on, or to keep a result, where the sources are no longer those of the key."""
+        if _code() != self.key["code"]:
+            raise ArenaError("the program has changed since this arena was planned; start it again")
 
 
 def make_run(
@@ -128,6 +135,7 @@ def make_run(
         "seed": seed,
         "threads": threads,
         "processor": _processor(),
+        "device": _device(),
         "versions": {package: version(package) for package in PACKAGES if find_spec(package.replace("-", "_"))},
         "code": _code(),
     }
@@ -179,6 +187,13 @@ def _processor() -> str:
     info = Path("/proc/cpuinfo")
     found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
     return found[1] if found else platform.processor() or platform.machine()
+
+
+def _device() -> str:
+    """What ``trainer=auto`` will train on."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def carry_out_here(folder: Path, threads: int) -> dict[str, Any]:
