@@ -73,7 +73,9 @@ def finish(run: Run, output: Path) -> dict[str, Any]:
             key = run.key
             cases = f"{len(key['train'])} train, {len(key['test'])} test cases"
             start = f"{time.strftime('%H:%M:%S')} {run.contestant}, seed {run.seed}"
-            print(f"{start}: {key['minutes']:g} minutes, {key['threads']} threads, {cases} …", flush=True)
+            print(
+                f"{start}: {key['minutes']:g} minutes, {key['threads']} threads, {cases}, in {run.folder} …", flush=True
+            )
             result = run.carry_out()
             with locked(output / "results.jsonl") as file:
                 file.write(json.dumps(result) + "\n")
