@@ -272,7 +272,7 @@ def test_the_configs_build_the_rules(composed, tmp_path):
 
     assert chosen("postprocessing=none") == Postprocessing()
     assert chosen("postprocessing=hysteresis") == Postprocessing(0.25, 0.7)
-    assert chosen("postprocessing=confident") == Postprocessing(0.5, 0.995, core=0.995, keep_surest=True)
+    assert chosen("postprocessing=confident") == Postprocessing(0.5, 0.98, core=0.98, keep_surest=True)
     assert chosen("postprocessing=none", "postprocessing.decode=regions") == Postprocessing(decode="regions")
     rules = chosen("postprocessing=none", "postprocessing.min_volume={et:3}", "postprocessing.fill_holes=true")
     assert rules(volume(np.full((1, 1, 2), 3, np.uint8)), MM, BRATS_METS).sum() == 0
