@@ -21,6 +21,8 @@ class Interruption(pl.Callback):
 
     def __init__(self, dirpath: str) -> None:
         self.last = Path(dirpath) / "last.ckpt"
+        # It logs inside the handler of a signal, which is an error where the signal arrives amid another line.
+        logging.getLogger("pytorch_lightning.trainer.connectors.signal_connector").setLevel(logging.WARNING)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:  # noqa: ARG002
         """Save if this is an interruption; an error leaves no state worth going on from."""
