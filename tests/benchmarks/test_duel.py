@@ -14,7 +14,7 @@ from tests.benchmarks import duel as duel_module
 from tests.benchmarks.ablation import SCORES, recipes, table
 from tests.benchmarks.arena.nnunet import DiceCrossEntropy, ForegroundOversampling, PlainConvUNet
 from tests.benchmarks.arena.report import SCORES as REPORTED
-from tests.benchmarks.arena.report import paired_difference
+from tests.benchmarks.arena.report import difference_cell, paired_difference
 from tests.benchmarks.arena.runs import CONF, ArenaError, Run, make_run, str_time
 from tests.benchmarks.duel import check_contestants, choose_cases, duel
 
@@ -208,6 +208,12 @@ def test_paired_intervals():
     peer = np.array([[0.1, 0.2, math.nan]])
     mean, low, high = paired_difference(ours, peer, "abc", 1000)
     assert (mean, low, high) == pytest.approx((0.1, -0.1, 0.2))
+
+
+def test_cells_of_differences():
+    assert difference_cell(0.1, -0.02, 0.2) == "+0.100 [-0.020, +0.200]"
+    assert difference_cell(0.1, math.nan, math.nan) == "+0.100"  # of a single patient
+    assert difference_cell(math.nan, math.nan, math.nan) == "–"
 
 
 # ---- nnU-Net

@@ -80,6 +80,13 @@ def number(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.3f}"
 
 
+def difference_cell(mean: float, low: float, high: float) -> str:
+    """With its interval, if there is one: a single patient has none."""
+    if math.isnan(mean):
+        return "–"
+    return f"{mean:+.3f}" if math.isnan(low) else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
 def write_report(results: Sequence[Result], contestants: Sequence[str], output: Path, resamples: int) -> str:
     """Write ``table.md`` and ``figure.png`` below ``output``; the text of the table. The first contestant is ours."""
     by_contestant = {name: [r for r in results if r["contestant"] == name] for name in contestants}
@@ -104,12 +111,12 @@ def write_report(results: Sequence[Result], contestants: Sequence[str], output: 
         lines += ["", f"{ours} minus … with 95 % interval (bootstrap over patients, seeds averaged first)", ""]
         lines += ["| peer | " + " | ".join(SCORES) + " |", "|---" * (1 + len(SCORES)) + "|"]
         for peer, scores in differences.items():
-            cells = [f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" for mean, low, high in scores.values()]
+            cells = [difference_cell(*values) for values in scores.values()]
             lines.append(f"| {peer} | " + " | ".join(cells) + " |")
     key = results[0]["key"]
     cases = f"{len(key['train'])} train, {len(key['test'])} test cases"
     setting = f"{cases}, {key['minutes']:g} minutes, {key['threads']} threads, {key['processor']}"
-    text = "\n".join([*lines, "", LEGEND, "", setting]).replace("nan", "–") + "\n"
+    text = "\n".join([*lines, "", LEGEND, "", setting]) + "\n"
     output.mkdir(parents=True, exist_ok=True)
     (output / "table.md").write_text(text)
     draw(by_contestant, differences, output / "figure.png")
