@@ -6,6 +6,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from scipy import ndimage
+from torch.nn import functional
 
 from brats_lightning.components import label_components
 from brats_lightning.losses import (
@@ -359,6 +360,14 @@ def test_config(composed, batch, name):
     losses = {"cc_dice_focal": ComponentDiceLoss, "blob": BlobLoss, "lesion_focal": LesionFocalLoss}
     by_hand = {"cc_dice_focal": (1, 1), "blob": (2, 1), "lesion_focal": (1, 0.07)}[name]
     expected = by_hand[0] * (dice + focal) + by_hand[1] * losses[name]()(logits, target)
+    torch.testing.assert_close(result["loss"], expected)
+
+
+def test_config_of_the_cross_entropy_of_large_patches(composed, batch):
+    logits, target = batch
+    result = instantiate(composed("loss=lesion_ce").loss)(logits, target)
+    cross_entropy = functional.cross_entropy(logits, target.long())
+    expected = WeightedDiceLoss()(logits, target) + 0.3 * LesionFocalLoss()(logits, target) + 30 * cross_entropy
     torch.testing.assert_close(result["loss"], expected)
 
 
