@@ -363,7 +363,7 @@ def test_config(composed, batch, name):
     torch.testing.assert_close(result["loss"], expected)
 
 
-def test_config_of_the_cross_entropy_of_large_patches(composed, batch):
+def test_config_with_cross_entropy(composed, batch):
     logits, target = batch
     result = instantiate(composed("loss=lesion_ce").loss)(logits, target)
     cross_entropy = functional.cross_entropy(logits, target.long())
