@@ -48,6 +48,10 @@ class Postprocessing:
     probability stays whatever that is, of TC also the one with the surest ET. On scans unlike those it was trained on,
     a network is sure of nothing, and would else lose the whole tumour.
 
+    *Core required*, with ``require_core``: a 26-connected component of WT in which no TC is left goes; with
+    ``keep_surest`` not if none has any, then the surest stays. Oedema surrounds a metastasis and is none by itself:
+    what a network takes for it elsewhere is mostly other white matter disease.
+
     *Holes*: background that tumour core encloses (6-connected background that doesn't reach the volume's border)
     becomes NETC, and what remains enclosed by the whole tumour becomes SNFH.
 
@@ -59,10 +63,11 @@ class Postprocessing:
         low: probability; None leaves hysteresis out.
         high: probability, at least ``low``; given together with it.
         core: probability; None leaves all components of the core.
-        keep_surest: with ``high`` or ``core``; for data where hardly a case has no lesion.
+        keep_surest: with ``high``, ``core`` or ``require_core``; for data where hardly a case has no lesion.
         fill_holes: whether to fill them; needs the classes netc and snfh.
         min_volume: in mm³: one for every region, or by region name.
         decode: ``argmax`` or ``regions``; None leaves it to the network's target (`decoding`), and is else ``argmax``.
+        require_core: whether components of WT without TC go; needs both regions.
 
     Raises:
         PostprocessingError: impossible settings.
@@ -75,6 +80,7 @@ class Postprocessing:
     fill_holes: bool = False
     min_volume: Number | Mapping[str, Number] | None = None
     decode: str | None = None
+    require_core: bool = False
 
     def __post_init__(self) -> None:
         if (self.low is None) != (self.high is None):
@@ -113,6 +119,8 @@ class Postprocessing:
         if self.core is not None:
             for region in ("et", "tc"):
                 self._demote_unsure(labels, probabilities, region, self.core, scheme)
+        if self.require_core:
+            self._remove_coreless(labels, probabilities, scheme)
         if self.fill_holes:
             _fill_holes(labels, scheme)
         for region, volume in self._min_volumes(scheme).items():
@@ -163,6 +171,26 @@ class Postprocessing:
             labels[box][~sure[components]] = next(
                 (scheme.index(name) for name in _ENCLOSING[region] if name in scheme.names), 0
             )
+
+    def _remove_coreless(
+        self, labels: UInt8[np.ndarray, "z y x"], probabilities: Float[np.ndarray, "k z y x"], scheme: LabelScheme
+    ) -> None:
+        """Remove the components of WT that hold no TC."""
+        if missing := {"wt", "tc"} - set(scheme.regions):
+            raise PostprocessingError(
+                f"postprocessing.require_core needs the regions wt and tc; the classes {', '.join(scheme.names)} "
+                f"have no {' and no '.join(sorted(missing))}"
+            )
+        mask = in_classes(labels, scheme.regions["wt"])
+        box = nonzero_box(mask)
+        components, n = label_components(mask[box])
+        if n:
+            kept = np.zeros(n + 1, bool)
+            kept[components[in_classes(labels[box], scheme.regions["tc"])]] = True
+            if self.keep_surest and not kept.any():
+                kept = self._sure(1 - probabilities[(0, *box)], components, n, 1)
+            kept[0] = True  # outside the region nothing changes
+            labels[box][~kept[components]] = 0
 
     def _sure(
         self,

@@ -155,6 +155,7 @@ def _candidates(cfg: DictConfig, ensemble: "Ensemble") -> list["Postprocessing"]
             high=high,
             core=core or None,
             keep_surest=cfg.keep_surest,
+            require_core=cfg.require_core,
             fill_holes=cfg.fill_holes,
             min_volume=size or None,
             decode=ensemble.decode,

@@ -140,7 +140,41 @@ def test_the_surest_component_stays_however_unsure():
     assert flat(Postprocessing(0.5, 0.875, 0.875, keep_surest=True)(line(0.25, 0.5), MM, BRATS_METS)) == [0, 0]
 
 
-@pytest.mark.parametrize("rules", [Postprocessing(), Postprocessing(0.25, 0.5, 0.5, True, True, 10)])
+def test_oedema_without_core_goes_where_a_core_is_required():
+    rules = Postprocessing(require_core=True)
+    #       oedema alone | oedema around ET, in one component with it | NETC alone is a core
+    labels = np.array([2, 2, 0, 2, 3, 2, 0, 1], np.uint8).reshape(1, 1, -1)
+    assert flat(rules(volume(labels), MM, BRATS_METS)) == [0, 0, 0, 2, 3, 2, 0, 1]
+    # a corner joins oedema to a core
+    corner = np.zeros((2, 2, 4), np.uint8)
+    corner[0, 0, 0], corner[1, 1, 1], corner[0, 0, 3] = 2, 3, 2
+    assert np.argwhere(rules(volume(corner), MM, BRATS_METS)).tolist() == [[0, 0, 0], [1, 1, 1]]
+    # a core that is not sure enough is none, and its oedema goes with it
+    unsure = line((0.0, 1.0, 0.0), (0.0, 0.25, 0.75), 0.0, (0.0, 0.125, 0.875), (0.0, 1.0, 0.0))
+    assert flat(Postprocessing(core=0.75)(unsure, MM, BRATS_METS)) == [2, 2, 0, 3, 2]
+    assert flat(Postprocessing(core=0.75, require_core=True)(unsure, MM, BRATS_METS)) == [0, 0, 0, 3, 2]
+
+
+def test_without_any_core_the_surest_oedema_stays_if_that_is_asked_for():
+    oedema = line((0.0, 0.625, 0.0), 0.0, (0.125, 0.625, 0.0), 0.0, (0.0, 0.5625, 0.0))
+    assert flat(Postprocessing(require_core=True)(oedema, MM, BRATS_METS)) == [0, 0, 0, 0, 0]
+    assert flat(Postprocessing(require_core=True, keep_surest=True)(oedema, MM, BRATS_METS)) == [0, 0, 2, 0, 0]
+    # not beside a core, however sure the oedema is
+    both = line((0.0, 1.0, 0.0), 0.0, (0.0, 0.0, 0.625))
+    assert flat(Postprocessing(require_core=True, keep_surest=True)(both, MM, BRATS_METS)) == [0, 0, 3]
+
+
+def test_a_cavity_needs_no_core():
+    cavity = LabelScheme(("netc", "snfh", "et", "rc"))
+    labels = np.array([4, 4, 0, 2, 4, 0, 3], np.uint8).reshape(1, 1, -1)
+    probabilities = np.stack([labels == index for index in range(5)]).astype(np.float32)
+    assert flat(Postprocessing(require_core=True)(probabilities, MM, cavity)) == [4, 4, 0, 0, 4, 0, 3]
+
+
+EVERYTHING = Postprocessing(0.25, 0.5, 0.5, True, True, 10, require_core=True)
+
+
+@pytest.mark.parametrize("rules", [Postprocessing(), EVERYTHING])
 def test_nothing_stays_nothing(rules):
     empty = rules(volume(np.zeros((2, 3, 4), np.uint8)), MM, BRATS_METS)
     assert empty.shape == (2, 3, 4)
@@ -150,7 +184,7 @@ def test_nothing_stays_nothing(rules):
 
 def test_everything_stays_everything():
     full = np.full((2, 3, 4), 3, np.uint8)
-    assert (Postprocessing(0.25, 0.5, 0.5, True, True, 24)(volume(full), MM, BRATS_METS) == 3).all()
+    assert (EVERYTHING(volume(full), MM, BRATS_METS) == 3).all()
 
 
 def test_small_components_go_by_volume_in_mm3():
@@ -247,6 +281,10 @@ def test_rules_that_do_not_fit_the_classes():
         Postprocessing(min_volume={"rc": 1})(labels, MM, BRATS_METS)
     with pytest.raises(PostprocessingError, match="needs the classes netc and snfh"):
         Postprocessing(fill_holes=True)(labels, MM, LabelScheme(("lesion", "b", "c")))
+    with pytest.raises(PostprocessingError, match="classes lesion, b, c have no tc and no wt"):
+        Postprocessing(require_core=True)(labels, MM, LabelScheme(("lesion", "b", "c")))
+    with pytest.raises(PostprocessingError, match="classes netc, et have no wt"):
+        Postprocessing(require_core=True)(labels[:3], MM, LabelScheme(("netc", "et")))
 
 
 def test_tuned_rules_are_read_from_beside_the_checkpoint(tmp_path):

@@ -108,9 +108,27 @@ def test_a_failed_run_shows_its_last_words(tmp_path):
         run.carry_out()
 
 
-def test_no_result_of_sources_that_changed_meanwhile(tmp_path):
+def test_a_version_that_only_predicts_otherwise_shares_the_training(tmp_path, monkeypatch):
+    cases = [case(f"BraTS-MET-0000{i}-000", tmp_path) for i in range(2)]
+    sources = [tmp_path / f"brats_lightning/{name}.py" for name in ("postprocessing", "inference", "losses/dice")]
+    for source in sources:
+        source.parent.mkdir(parents=True, exist_ok=True)
+        source.write_text("pass")
+    monkeypatch.setattr("tests.benchmarks.arena.runs.PROJECT", tmp_path)
+    first = run_of(cases, tmp_path)
+    for source, shared in zip(sources, (True, True, False), strict=True):
+        source.write_text("changed")
+        changed = run_of(cases, tmp_path)
+        assert changed.key != first.key
+        assert (changed.folder == first.folder) is shared
+        source.write_text("pass")
+    assert run_of(cases, tmp_path).key == first.key
+
+
+@pytest.mark.parametrize("part", ["code", "prediction_code"])
+def test_no_result_of_sources_that_changed_meanwhile(part, tmp_path):
     run = run_of([case(f"BraTS-MET-0000{i}-000", tmp_path) for i in range(2)], tmp_path)
-    run.key["code"] = "of another version"
+    run.key[part] = "of another version"
     with pytest.raises(ArenaError, match="the program has changed since this arena was planned; start it again"):
         run.carry_out()
 

@@ -10,7 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -28,7 +28,8 @@ CONF = Path(__file__).parent / "conf"
 PROJECT = Path(__file__).parents[3]
 # Whose versions may change a result.
 PACKAGES = ("torch", "pytorch-lightning", "monai", "numpy", "scipy")
-# What only prediction looks at: contestants that differ in nothing else share one training.
+# What only prediction looks at, parts of the config and modules of that name. Contestants that differ in nothing else
+# share one training, and so do versions of the program.
 PREDICTION = ("inference", "postprocessing")
 # Names and places, at the top of a config and in its data: the cases' fingerprint stands for them.
 PLACES = ("paths", "seed", "name", "description", "root", "source", "background", "cache_workers")
@@ -86,7 +87,7 @@ class Run:
 
     def _check_code(self) -> None:
         """Refuse to go on, or to keep a result, where the sources are no longer those of the key."""
-        if _code() != self.key["code"]:
+        if _code() != {part: self.key[part] for part in _code()}:
             raise ArenaError("the program has changed since this arena was planned; start it again")
 
 
@@ -137,9 +138,9 @@ def make_run(
         "processor": _processor(),
         "device": _device(),
         "versions": {package: version(package) for package in PACKAGES if find_spec(package.replace("-", "_"))},
-        "code": _code(),
+        **_code(),
     }
-    training = _hash({part: value for part, value in key.items() if part != "prediction"})
+    training = _hash({part: value for part, value in key.items() if not part.startswith("prediction")})
     stem = re.sub(r"[^\w.=-]+", "_", experiment)
     folder = output.absolute() / "runs" / f"{stem}_seed{seed}_{training}"
     # The cache holds the chosen cases alone, however many others lie beside them.
@@ -173,10 +174,16 @@ def fingerprint(cases: Sequence[Case]) -> str:
     return _hash(sorted((case.id, file, path.stat().st_size) for case in cases for file, path in case.files.items()))
 
 
-def _code() -> str:
-    """Of the program's own sources, which change between its versions."""
-    sources = [*(PROJECT / "brats_lightning").rglob("*.py"), *CONF.parent.glob("*.py")]
-    return _hash(sorted((path.relative_to(PROJECT).as_posix(), path.read_text()) for path in sources))
+def _code() -> dict[str, str]:
+    """Of the program's own sources, which change between versions: those that train, and those that only predict."""
+    package = PROJECT / "brats_lightning"
+    predict = {package / f"{part}.py" for part in PREDICTION}
+    train = {*package.rglob("*.py"), *(PROJECT / "tests/benchmarks/arena").glob("*.py")} - predict
+    return {"code": _hash_files(train), "prediction_code": _hash_files(predict)}
+
+
+def _hash_files(files: Iterable[Path]) -> str:
+    return _hash(sorted((path.relative_to(PROJECT).as_posix(), path.read_text()) for path in files))
 
 
 def _hash(value: Any) -> str:
