@@ -367,7 +367,7 @@ def test_config_with_cross_entropy(composed, batch):
     logits, target = batch
     result = instantiate(composed("loss=lesion_ce").loss)(logits, target)
     cross_entropy = functional.cross_entropy(logits, target.long())
-    expected = WeightedDiceLoss()(logits, target) + 0.3 * LesionFocalLoss()(logits, target) + 30 * cross_entropy
+    expected = WeightedDiceLoss()(logits, target) + 0.3 * LesionFocalLoss()(logits, target) + 7 * cross_entropy
     torch.testing.assert_close(result["loss"], expected)
 
 
