@@ -49,8 +49,7 @@ class Postprocessing:
     a network is sure of nothing, and would else lose the whole tumour.
 
     *Core required*, with ``require_core``: a 26-connected component of WT in which no TC is left goes; with
-    ``keep_surest`` not if none has any, then the surest stays. Oedema surrounds a metastasis and is none by itself:
-    what a network takes for it elsewhere is mostly other white matter disease.
+    ``keep_surest`` not if none has any, then the surest stays. Oedema surrounds a metastasis and is none by itself.
 
     *Holes*: background that tumour core encloses (6-connected background that doesn't reach the volume's border)
     becomes NETC, and what remains enclosed by the whole tumour becomes SNFH.

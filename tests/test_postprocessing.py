@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -184,7 +186,8 @@ def test_nothing_stays_nothing(rules):
 
 def test_everything_stays_everything():
     full = np.full((2, 3, 4), 3, np.uint8)
-    assert (EVERYTHING(volume(full), MM, BRATS_METS) == 3).all()
+    exactly = replace(EVERYTHING, min_volume=full.size)
+    assert (exactly(volume(full), MM, BRATS_METS) == 3).all()
 
 
 def test_small_components_go_by_volume_in_mm3():
