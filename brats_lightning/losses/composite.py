@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from brats_lightning.losses.instances import InstanceLoss
-from brats_lightning.losses.sums import ClassSums, ClassSumsLoss, class_sums
+from brats_lightning.losses.instances import InstanceDiceLoss, InstanceLoss, Segments
+from brats_lightning.losses.sums import ClassSums, ClassSumsLoss, Partition, class_sums
 
 
 class CompositeLoss(nn.Module):
@@ -45,14 +45,28 @@ class CompositeLoss(nn.Module):
         target: Integer[Tensor, "b z y x"] | Integer[Tensor, "b k z y x"],
     ) -> dict[str, Float[Tensor, ""]]:
         """The total under ``loss``, and under its name each part without its weight, detached: for the log."""
+        lesions: dict[str, list[list[Segments]]] = {}
+        partitions: list[Partition] = []
+        spans: dict[str, slice] = {}  # of the partitions, by the part that asks for them
+        for name, part in self.parts.items():
+            if isinstance(part, InstanceDiceLoss):
+                lesions[name] = part.found(logits, target)
+                asked = part.partitions(logits, target, lesions[name])
+                spans[name] = slice(len(partitions), len(partitions) + len(asked))
+                partitions += asked
         shared: dict[float | None, ClassSums] = {}
+
+        def sums(gamma: float | None) -> ClassSums:
+            if gamma not in shared:
+                shared[gamma] = class_sums(logits, target, gamma, partitions if gamma == self._gamma else ())
+            return shared[gamma]
+
         values: dict[str, Tensor] = {}
         for name, part in self.parts.items():
             if isinstance(part, ClassSumsLoss):
-                gamma = self._gamma if part.gamma is None else part.gamma
-                if gamma not in shared:
-                    shared[gamma] = class_sums(logits, target, gamma)
-                values[name] = part.from_sums(shared[gamma])
+                values[name] = part.from_sums(sums(self._gamma if part.gamma is None else part.gamma))
+            elif isinstance(part, InstanceDiceLoss):
+                values[name] = part.from_errors(lesions[name], sums(self._gamma).errors[spans[name]])
             else:
                 values[name] = part(logits, target)
         total = torch.stack([self.weights[name] * value for name, value in values.items()]).sum()

@@ -1,10 +1,10 @@
 """Instance-aware losses: every lesion weighs the same, however small."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, reduce
+from functools import cache
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from brats_lightning.components import label_components
 from brats_lightning.labels import BRATS_METS, LabelScheme, in_classes
-from brats_lightning.losses.sums import computing_dtype
+from brats_lightning.losses.sums import Partition, class_sums, computing_dtype, sides
 
 Lesions = TypeVar("Lesions")  # what a loss keeps of a region's lesions
 
@@ -48,21 +48,21 @@ class InstanceLoss(nn.Module, ABC, Generic[Lesions]):
         """Begin to find the components of a target that will be asked for; see ``forward``."""
         self._prepared = target, [_threads().submit(self._find, sample) for sample in target.cpu().numpy()]
 
+    def found(self, logits: Tensor, target: Tensor) -> list[list[Lesions]]:
+        """The lesions of each sample's regions, begun by `prepare` or found now."""
+        self._check(logits, target)
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None and prepared[0] is target:
+            return [sample.result() for sample in prepared[1]]
+        return [self._find(sample) for sample in target.cpu().numpy()]
+
+    @abstractmethod
     def forward(
         self,
         logits: Float[Tensor, "b k z y x"],
         target: Integer[Tensor, "b z y x"] | Integer[Tensor, "b k z y x"],
     ) -> Float[Tensor, ""]:
         """The loss of a batch of logits and class indices, or memberships (0 or 1) of regions: the samples' mean."""
-        self._check(logits, target)
-        prepared, self._prepared = self._prepared, None
-        if prepared is not None and prepared[0] is target:
-            found = [sample.result() for sample in prepared[1]]
-        else:
-            found = [self._find(sample) for sample in target.cpu().numpy()]
-        exclusive = target.ndim < logits.ndim
-        losses = [self._loss(*sample, exclusive) for sample in zip(logits.unbind(), found, strict=True)]
-        return torch.stack(losses).mean()
 
     def _find(self, target: np.ndarray) -> list[Lesions]:
         """Of each region of a sample: class indices (z, y, x) or memberships (k, z, y, x)."""
@@ -73,10 +73,6 @@ class InstanceLoss(nn.Module, ABC, Generic[Lesions]):
     @abstractmethod
     def _lesions(self, mask: Bool[np.ndarray, "z y x"]) -> Lesions:
         """What the loss needs of a region's lesions."""
-
-    @abstractmethod
-    def _loss(self, logits: Tensor, found: Sequence[Lesions], exclusive: bool) -> Tensor:
-        """The loss of a sample: logits (k, z, y, x), of a softmax if ``exclusive``; the lesions of each region."""
 
     def _check(self, logits: Tensor, target: Tensor) -> None:
         exclusive = target.ndim < logits.ndim
@@ -121,8 +117,9 @@ class InstanceDiceLoss(InstanceLoss[Segments]):
                          + sum over the others of their cost / number of regions
 
     the latter as in ``WeightedDiceLoss``, which this loss equals (of regions, with equal weights) where no region has
-    more than one lesion. It lies in [0, 2) and is 0 for a perfect prediction. The sums are made from one pass over the
-    voxels, however many lesions there are. Lesions, regions and ``labels`` as in ``InstanceLoss``.
+    more than one lesion. It lies in [0, 2) and is 0 for a perfect prediction. The sums are made in one pass over the
+    voxels, however many lesions there are, and in a ``CompositeLoss`` in that of its other parts. Lesions, regions and
+    ``labels`` as in ``InstanceLoss``.
 
     Args:
         labels: foreground classes in index order.
@@ -147,21 +144,46 @@ class InstanceDiceLoss(InstanceLoss[Segments]):
             )
         self.smooth, self.absent_fraction = smooth, absent_fraction
 
-    def _lesions(self, mask: Bool[np.ndarray, "z y x"]) -> Segments:
-        labels, sizes = _components(mask)
-        segments, territories = self._background(labels, len(sizes))
-        segments += len(sizes)
-        np.subtract(labels, 1, out=segments, where=mask)
-        return Segments(segments, sizes, territories)
+    def forward(
+        self,
+        logits: Float[Tensor, "b k z y x"],
+        target: Integer[Tensor, "b z y x"] | Integer[Tensor, "b k z y x"],
+    ) -> Float[Tensor, ""]:
+        """The loss of a batch of logits and class indices, or memberships (0 or 1) of regions: the samples' mean."""
+        found = self.found(logits, target)
+        return self.from_errors(found, class_sums(logits, target, None, self.partitions(logits, target, found)).errors)
 
-    def _loss(self, logits: Tensor, found: Sequence[Segments], exclusive: bool) -> Tensor:
-        logits = logits.to(computing_dtype(logits), memory_format=torch.contiguous_format)
+    def partitions(self, logits: Tensor, target: Tensor, found: Sequence[Sequence[Segments]]) -> list[Partition]:
+        """What class sums must sum apart: of each sample each region's segments."""
+        if target.ndim < logits.ndim:
+            channels = [tuple(classes) for classes in self.scheme.regions.values()]
+        else:
+            channels = [(channel,) for channel in range(logits.shape[1])]
+        return [
+            Partition(
+                sample,
+                channels[number],
+                torch.from_numpy(region.segments).to(logits.device),
+                len(region.sizes),
+                len(region.sizes) + region.territories,
+            )
+            for sample, regions in enumerate(found)
+            for number, region in enumerate(regions)
+        ]
+
+    def from_errors(
+        self, found: Sequence[Sequence[Segments]], errors: Sequence[Float[Tensor, " _"]]
+    ) -> Float[Tensor, ""]:
+        """The loss, from the errors of the segments of `partitions`."""
+        number = len(found[0])
+        samples = [errors[i : i + number] for i in range(0, len(errors), number)]
+        return torch.stack([self._loss(*sample) for sample in zip(found, samples, strict=True)]).mean()
+
+    def _loss(self, regions: Sequence[Segments], errors: Sequence[Tensor]) -> Tensor:
+        """The loss of a sample."""
         present, absent = [], []
-        for region, (right, wrong) in zip(found, self._probabilities(logits, exclusive), strict=True):
+        for region, sums in zip(regions, errors, strict=True):
             n = len(region.sizes)
-            segments = torch.from_numpy(region.segments).to(logits.device)
-            error = torch.where(segments < n, wrong, right)
-            sums = _segment_sums(error, segments, n + region.territories)
             negatives, positives = sums[:n], sums[n:]
             if n:
                 size = torch.from_numpy(region.sizes).to(sums)
@@ -169,19 +191,15 @@ class InstanceDiceLoss(InstanceLoss[Segments]):
                 present.append(costs.mean())
             else:
                 absent.append((positives / (positives + self.absent_fraction * region.segments.size)).sum())
-        loss = torch.stack(present).mean() if present else logits.new_zeros(())
-        return loss + sum(absent) / (len(present) + len(absent))
+        loss = torch.stack(present).mean() if present else torch.zeros_like(absent[0])
+        return loss + sum(absent) / len(regions)
 
-    def _probabilities(self, logits: Tensor, exclusive: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of each region its probability p, and 1 - p without the rounding of a difference."""
-        if not exclusive:
-            for x in logits.unbind():
-                yield x.sigmoid(), (-x).sigmoid()
-            return
-        p = logits.softmax(0).unbind()
-        for classes in self.scheme.regions.values():
-            inside, outside = _sides(classes, len(p))
-            yield reduce(torch.add, [p[c] for c in inside]), reduce(torch.add, [p[c] for c in outside])
+    def _lesions(self, mask: Bool[np.ndarray, "z y x"]) -> Segments:
+        labels, sizes = _components(mask)
+        segments, territories = self._background(labels, len(sizes))
+        segments += len(sizes)
+        np.subtract(labels, 1, out=segments, where=mask)
+        return Segments(segments, sizes, territories)
 
     @abstractmethod
     def _background(self, labels: Int32[np.ndarray, "z y x"], n: int) -> tuple[Int32[np.ndarray, "z y x"], int]:
@@ -221,11 +239,11 @@ class Voxels(NamedTuple):
     """One region's lesion voxels in a sample.
 
     Attributes:
-        place: their coordinates (z, y, x).
+        place: their indices in the flattened volume.
         weight: of each, one over its lesion's size and the number of lesions; sum 1.
     """
 
-    place: Int[np.ndarray, "3 n"]
+    place: Int[np.ndarray, " n"]
     weight: Float[np.ndarray, " n"]
 
 
@@ -258,29 +276,48 @@ class LesionFocalLoss(InstanceLoss[Voxels]):
 
     def _lesions(self, mask: Bool[np.ndarray, "z y x"]) -> Voxels:
         labels, sizes = _components(mask)
-        flat = np.flatnonzero(mask)
-        place = np.stack(np.unravel_index(flat, mask.shape))
-        return Voxels(place, 1 / (len(sizes) * sizes[labels.reshape(-1)[flat] - 1]))
+        place = np.flatnonzero(mask)
+        return Voxels(place, 1 / (len(sizes) * sizes[labels.reshape(-1)[place] - 1]))
 
-    def _loss(self, logits: Tensor, found: Sequence[Voxels], exclusive: bool) -> Tensor:
-        place = torch.from_numpy(np.concatenate([voxels.place for voxels in found], 1)).to(logits.device)
-        x = logits.to(computing_dtype(logits))[:, *place]
+    def forward(
+        self,
+        logits: Float[Tensor, "b k z y x"],
+        target: Integer[Tensor, "b z y x"] | Integer[Tensor, "b k z y x"],
+    ) -> Float[Tensor, ""]:
+        """The loss of a batch of logits and class indices, or memberships (0 or 1) of regions: the samples' mean."""
+        found, exclusive = self.found(logits, target), target.ndim < logits.ndim
+        samples = [_shared_voxels(regions, logits[0, 0].numel()) for regions in found]
+        place = np.concatenate([place + sample * logits[0, 0].numel() for sample, (place, _) in enumerate(samples)])
+        # Channels last, as the networks leave them. Each voxel is taken once, though regions share them: so its
+        # gradient is rounded but once to the logits' type.
+        x = logits.movedim(1, -1).flatten(0, 3)[torch.from_numpy(place).to(logits.device)].to(computing_dtype(logits))
+        parts = x.split([len(place) for place, _ in samples])
+        losses = [
+            self._loss(part, regions, indices, exclusive)
+            for part, regions, (_, indices) in zip(parts, found, samples, strict=True)
+        ]
+        return torch.stack(losses).mean()
+
+    def _loss(
+        self, x: Float[Tensor, "m k"], found: Sequence[Voxels], indices: Sequence[np.ndarray], exclusive: bool
+    ) -> Tensor:
+        """The loss of a sample: logits of its lesion voxels, of a softmax if ``exclusive``; which are each region's."""
         losses = []
-        for number, (voxels, part) in enumerate(zip(found, x.split([len(v.weight) for v in found], 1), strict=True)):
-            if part.numel():
-                log_p, log_q = self._log_probabilities(part, number, exclusive)
-                weight = torch.from_numpy(voxels.weight).to(part)
+        for number, (voxels, index) in enumerate(zip(found, indices, strict=True)):
+            if len(index):
+                log_p, log_q = self._log_probabilities(x[torch.from_numpy(index).to(x.device)], number, exclusive)
+                weight = torch.from_numpy(voxels.weight).to(log_p)
                 losses.append((weight * (self.gamma * log_q).exp() * -log_p).sum())
         return torch.stack(losses).mean() if losses else x.sum()
 
     def _log_probabilities(self, x: Tensor, number: int, exclusive: bool) -> tuple[Tensor, Tensor]:
-        """Logarithms of a region's p and 1 - p; logits (k, n)."""
+        """Logarithms of a region's p and 1 - p; logits (n, k)."""
         if not exclusive:
-            return functional.logsigmoid(x[number]), functional.logsigmoid(-x[number])
+            return functional.logsigmoid(x[:, number]), functional.logsigmoid(-x[:, number])
         classes = list(self.scheme.regions.values())[number]
-        total = x.logsumexp(0)
-        inside, outside = _sides(classes, len(x))
-        return x[inside].logsumexp(0) - total, x[outside].logsumexp(0) - total
+        inside, outside = sides(classes, x.shape[1])
+        total = x.logsumexp(1)
+        return x[:, inside].logsumexp(1) - total, x[:, outside].logsumexp(1) - total
 
 
 def nearest_component(labels: Int32[np.ndarray, "z y x"]) -> Int32[np.ndarray, "z y x"]:
@@ -317,10 +354,15 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix="components")
 
 
-def _sides(classes: Collection[int], channels: int) -> tuple[list[int], list[int]]:
-    """A softmax's channels inside a region of these classes, and those outside."""
-    inside = [channel for channel in range(channels) if channel in classes]
-    return inside, [channel for channel in range(channels) if channel not in classes]
+def _shared_voxels(regions: Sequence[Voxels], size: int) -> tuple[Int[np.ndarray, " m"], list[Int[np.ndarray, " _"]]]:
+    """The voxels of any of a sample's regions, and where in these each region's are."""
+    inside = np.zeros(size, bool)
+    for voxels in regions:
+        inside[voxels.place] = True
+    place = np.flatnonzero(inside)
+    order = np.empty(size, np.int64)
+    order[place] = np.arange(len(place))
+    return place, [order[voxels.place] for voxels in regions]
 
 
 def _components(mask: Bool[np.ndarray, "z y x"]) -> tuple[Int32[np.ndarray, "z y x"], Int[np.ndarray, " n"]]:
@@ -329,13 +371,3 @@ def _components(mask: Bool[np.ndarray, "z y x"]) -> tuple[Int32[np.ndarray, "z y
         return np.zeros(mask.shape, dtype=np.int32), np.zeros(0, dtype=np.int64)
     labels, _ = label_components(mask)
     return labels, np.bincount(labels[mask])[1:]
-
-
-def _segment_sums(values: Float[Tensor, "z y x"], segments: Int[Tensor, "z y x"], number: int) -> Float[Tensor, " n"]:
-    """Sums of the values of each segment.
-
-    By rows first: a float32 total of a million voxels would lose small summands, and a GPU wait for its turns at it.
-    """
-    rows = values.reshape(-1, values.shape[-1])
-    sums = rows.new_zeros(len(rows), number)
-    return sums.scatter_add(1, segments.reshape(rows.shape).long(), rows).sum(0)

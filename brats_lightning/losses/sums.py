@@ -1,16 +1,44 @@
 """Sums over voxels by channel: all that Dice and focal losses need of a batch, from one pass over its logits."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Int32, Integer
 from torch import Tensor, nn
 from torch.nn import functional
 
 # Voxels worked on at a time. On a CPU the temporaries of a chunk stay in the cache; on a GPU few launches matter more.
 _CHUNK_CPU, _CHUNK_GPU = 1 << 17, 1 << 22
+
+
+class Partition(NamedTuple):
+    """A sample's volume in segments, in each of which the errors of one region are summed."""
+
+    sample: int  # of the batch
+    channels: tuple[int, ...]  # of a softmax, those that make up the region; of memberships the region's own
+    numbers: Int32[Tensor, "z y x"]  # of each voxel's segment
+    inside: int  # segments below this lie inside the region in the reference, the others outside
+    segments: int  # how many there are
+
+    def chunk(self, slab: slice) -> "Partition":
+        """Of some axial slices."""
+        return self._replace(numbers=self.numbers[slab])
+
+    def sums(self, errors: Float[Tensor, " voxels"]) -> Float[Tensor, " segments"]:
+        """Errors summed by segment.
+
+        By rows first: a float32 total of a million voxels would lose small summands, and a GPU wait for its turns.
+        """
+        rows = errors.view(-1, self.numbers.shape[-1])
+        sums = rows.new_zeros(len(rows), self.segments)
+        return sums.scatter_add_(1, self.numbers.reshape(rows.shape).long(), rows).sum(0)
+
+    def spread(self, by_segment: Float[Tensor, " segments"]) -> Float[Tensor, " voxels"]:
+        """To each voxel its segment's value."""
+        return by_segment.index_select(0, self.numbers.reshape(-1))
 
 
 class ClassSums(NamedTuple):
@@ -29,17 +57,19 @@ class ClassSums(NamedTuple):
     focal: Float[Tensor, "b k"]
     voxels: Float[Tensor, "b 1"]
     exclusive: bool  # whether the channels are those of a softmax, the first one of the background
+    # Of each partition asked for, by segment: Σ of the probability of what is wrong about the region
+    errors: tuple[Float[Tensor, " n"], ...] = ()
 
     def over_batch(self) -> "ClassSums":
-        """The sums of all samples as of one."""
-        *sums, exclusive = self
-        return ClassSums._make([*(part.sum(0, keepdim=True) for part in sums), exclusive])
+        """The sums of all samples as of one; no errors of segments."""
+        return ClassSums._make([*(part.sum(0, keepdim=True) for part in self[:5]), self.exclusive, ()])
 
 
 def class_sums(
     logits: Float[Tensor, "b k z y x"],
     target: Integer[Tensor, "b z y x"] | Integer[Tensor, "b k z y x"],
     gamma: float | int | None = None,
+    partitions: Sequence[Partition] = (),
 ) -> ClassSums:
     """Class sums of a batch, differentiable with respect to the logits.
 
@@ -51,6 +81,7 @@ def class_sums(
         target: class index of each voxel, 0 … k - 1; or, with as many dimensions as the logits, memberships of the
             regions, 0 or 1.
         gamma: exponent of the focal sum, None to leave it out.
+        partitions: into segments whose errors are wanted.
 
     Raises:
         ValueError: shapes that do not match; on a CPU also values the target cannot have.
@@ -71,40 +102,55 @@ def class_sums(
             if exclusive
             else f"the target holds {target.unique().tolist()}, but memberships of regions are 0 or 1"
         )
-    reference, negatives, positives, focal = _ClassSums.apply(logits, target, gamma)
+    reference, negatives, positives, focal, *errors = _ClassSums.apply(logits, target, gamma, partitions)
     voxels = reference.new_full((len(logits), 1), logits[0, 0].numel())
-    return ClassSums(reference, negatives, positives, focal, voxels, exclusive)
+    return ClassSums(reference, negatives, positives, focal, voxels, exclusive, tuple(errors))
 
 
 class _ClassSums(torch.autograd.Function):
     """Forward and backward of ``class_sums``; within a chunk tensors are (k, n) by channel or (n,) by voxel."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, gamma: float | None) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, logits: Tensor, target: Tensor, gamma: float | None, partitions: Sequence[Partition]
+    ) -> tuple[Tensor, ...]:
         sums_of = _softmax_sums if target.ndim < logits.ndim else _sigmoid_sums
         sums = torch.zeros(4, *logits.shape[:2], dtype=computing_dtype(logits), device=logits.device)
+        errors = [sums.new_zeros(partition.segments) for partition in partitions]
         for sample, slab in _chunks(logits):
             x, y = _flat(logits[sample, :, slab], sums.dtype), target[sample, ..., slab, :, :]
-            for total, part in zip(sums[:, sample], sums_of(x, y, gamma), strict=False):  # without γ no focal sum
+            here = [i for i, partition in enumerate(partitions) if partition.sample == sample]
+            parts, by_segment = sums_of(x, y, gamma, [partitions[i].chunk(slab) for i in here])
+            for total, part in zip(sums[:, sample], parts, strict=False):  # without γ no focal sum
                 total += part
+            for i, part in zip(here, by_segment, strict=True):
+                errors[i] += part
         ctx.save_for_backward(logits, target)
-        ctx.gamma = gamma
-        results = sums.unbind()
+        ctx.gamma, ctx.partitions = gamma, partitions
+        results = (*sums.unbind(), *errors)
         ctx.mark_non_differentiable(results[0])
         return results
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         logits, target = ctx.saved_tensors
         gradient_of = _softmax_gradient if target.ndim < logits.ndim else _sigmoid_gradient
-        by_sums = torch.stack(gradients[1:]).unsqueeze(-1)  # (3, b, k, 1)
+        by_sums = torch.stack(gradients[1:4]).unsqueeze(-1)  # (3, b, k, 1)
+        by_errors = list(zip(ctx.partitions, gradients[4:], strict=True))
         result = torch.empty_like(logits)
         for sample, slab in _chunks(logits):
             x, y = _flat(logits[sample, :, slab], by_sums.dtype), target[sample, ..., slab, :, :]
-            gradient = gradient_of(x, y, ctx.gamma, *by_sums[:, sample])
+            here = [(part.chunk(slab), gradient) for part, gradient in by_errors if part.sample == sample]
+            gradient = gradient_of(x, y, ctx.gamma, by_sums[:, sample], here)
             result[sample, :, slab].copy_(gradient.view_as(result[sample, :, slab]))
-        return result, None, None
+        return result, None, None, None
+
+
+def sides(region: Collection[int], channels: int) -> tuple[list[int], list[int]]:
+    """A softmax's channels inside a region of these classes, and those outside."""
+    inside = [channel for channel in range(channels) if channel in region]
+    return inside, [channel for channel in range(channels) if channel not in region]
 
 
 def computing_dtype(logits: Tensor) -> torch.dtype:
@@ -128,20 +174,38 @@ def _flat(logits: Tensor, dtype: torch.dtype) -> Tensor:
 # ---- of a softmax
 
 
-def _softmax_sums(x: Tensor, target: Tensor, gamma: float | None) -> tuple[Tensor, ...]:
+def _softmax_sums(
+    x: Tensor, target: Tensor, gamma: float | None, partitions: Sequence[Partition]
+) -> tuple[tuple[Tensor, ...], list[Tensor]]:
     p, log_p, y = _softmax(x, target)
+    errors = []
+    for partition in partitions:
+        within, without = (reduce(torch.add, [p[c] for c in side]) for side in sides(partition.channels, len(p)))
+        errors.append(partition.sums(torch.where(partition.numbers.reshape(-1) < partition.inside, without, within)))
     others = p.sub_(p * y)
     miss = others.sum(0)  # 1 - p of the reference class, exact where that rounds to 1
-    sums = y.sum(1), (miss * y).sum(1), others.sum(1)
-    return sums if gamma is None else (*sums, (miss.pow_(gamma).mul_(log_p) * y).sum(1).neg_())
+    sums: tuple[Tensor, ...] = y.sum(1), (miss * y).sum(1), others.sum(1)
+    if gamma is not None:
+        sums = *sums, (miss.pow_(gamma).mul_(log_p) * y).sum(1).neg_()
+    return sums, errors
 
 
 def _softmax_gradient(
-    x: Tensor, target: Tensor, gamma: float | None, by_negatives: Tensor, by_positives: Tensor, by_focal: Tensor
+    x: Tensor,
+    target: Tensor,
+    gamma: float | None,
+    by_sums: Tensor,
+    by_errors: Sequence[tuple[Partition, Tensor]],
 ) -> Tensor:
+    by_negatives, by_positives, by_focal = by_sums
     p, log_p, y = _softmax(x, target)
     # Through the softmax a gradient g by p becomes p (g - Σ p g), and one h by log p_y becomes h (y - p).
     g = by_positives - y * (by_positives + by_negatives)
+    for partition, by_segment in by_errors:
+        # 1 - p of a region's lesions falls as its channels' p rises
+        by_p = partition.spread(torch.cat([-by_segment[: partition.inside], by_segment[partition.inside :]]))
+        for channel in partition.channels:
+            g[channel] += by_p
     if gamma is None:
         return g.sub_((p * g).sum(0)).mul_(p)
     hit = p * y
@@ -168,21 +232,34 @@ def _softmax(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 # ---- of sigmoids: with m = σ(x) where y is 0 and σ(-x) where it is 1, the probability of what is wrong
 
 
-def _sigmoid_sums(x: Tensor, target: Tensor, gamma: float | None) -> tuple[Tensor, ...]:
+def _sigmoid_sums(
+    x: Tensor, target: Tensor, gamma: float | None, partitions: Sequence[Partition]
+) -> tuple[tuple[Tensor, ...], list[Tensor]]:
     y, _, wrong = _signed(x, target)
     miss = wrong.sigmoid()
+    errors = [partition.sums(miss[partition.channels[0]]) for partition in partitions]
     negatives = (miss * y).sum(1)
-    sums = y.sum(1), negatives, miss.sum(1).sub_(negatives)
-    return sums if gamma is None else (*sums, miss.pow_(gamma).mul_(_softplus(wrong)).sum(1))
+    sums: tuple[Tensor, ...] = y.sum(1), negatives, miss.sum(1).sub_(negatives)
+    if gamma is not None:
+        sums = *sums, miss.pow_(gamma).mul_(_softplus(wrong)).sum(1)
+    return sums, errors
 
 
 def _sigmoid_gradient(
-    x: Tensor, target: Tensor, gamma: float | None, by_negatives: Tensor, by_positives: Tensor, by_focal: Tensor
+    x: Tensor,
+    target: Tensor,
+    gamma: float | None,
+    by_sums: Tensor,
+    by_errors: Sequence[tuple[Partition, Tensor]],
 ) -> Tensor:
+    by_negatives, by_positives, by_focal = by_sums
     y, sign, wrong = _signed(x, target)
     miss = wrong.sigmoid()
     hit = 1 - miss
-    g = y.mul_(by_negatives - by_positives).add_(by_positives).mul_(miss).mul_(hit)
+    g = y.mul_(by_negatives - by_positives).add_(by_positives)
+    for partition, by_segment in by_errors:
+        g[partition.channels[0]] += partition.spread(by_segment)
+    g.mul_(miss).mul_(hit)
     if gamma is not None:
         # of m^γ softplus: m^γ (m + γ (1 - m) softplus)
         g.add_(_softplus(wrong).mul_(hit).mul_(gamma).add_(miss).mul_(miss.pow_(gamma)).mul_(by_focal))

@@ -2,7 +2,16 @@ import pytest
 import torch
 from torch import nn
 
-from brats_lightning.losses import CategoricalFocalLoss, ChannelTarget, CompositeLoss, WeightedDiceLoss, composite
+from brats_lightning.losses import (
+    BlobLoss,
+    CategoricalFocalLoss,
+    ChannelTarget,
+    ComponentDiceLoss,
+    CompositeLoss,
+    WeightedDiceLoss,
+    composite,
+    sums,
+)
 
 
 class Constant(nn.Module):
@@ -39,9 +48,9 @@ def test_parts_equal_the_losses_alone(random_batch):
 def test_one_pass_over_the_voxels_for_equal_gamma(random_batch, monkeypatch):
     passes = []
 
-    def counting(logits, target, gamma):
+    def counting(logits, target, gamma, partitions=()):
         passes.append(gamma)
-        return class_sums(logits, target, gamma)
+        return class_sums(logits, target, gamma, partitions)
 
     class_sums = composite.class_sums
     monkeypatch.setattr(composite, "class_sums", counting)
@@ -52,6 +61,31 @@ def test_one_pass_over_the_voxels_for_equal_gamma(random_batch, monkeypatch):
     assert passes == [2.0]
     CompositeLoss({"dice": dice})(*random_batch)
     assert passes == [2.0, None]
+    CompositeLoss({"dice": dice, "focal": focal, "blob": BlobLoss(), "component": ComponentDiceLoss()})(*random_batch)
+    assert passes == [2.0, None, 2.0]
+
+
+@pytest.mark.parametrize("kind", ["classes", "memberships"])
+def test_instance_losses_in_the_one_pass_equal_themselves_alone(random_batch, kind, monkeypatch):
+    monkeypatch.setattr(sums, "_CHUNK_CPU", 100)  # several chunks a sample
+    logits, target = random_batch
+    target = target * (torch.rand(target.shape) < 0.1)  # several lesions in each sample
+    if kind == "memberships":
+        target = torch.stack([target == 3, (target == 1) | (target == 3), target > 0], 1).byte()
+        logits = logits[:, 1:]
+    parts = {"blob": BlobLoss(), "dice": WeightedDiceLoss(), "component": ComponentDiceLoss()}
+    parts["focal"] = CategoricalFocalLoss()
+    weights = {"blob": 2.0, "dice": 1.0, "component": 3.0, "focal": 0.5}
+    together, apart = (logits.detach().clone().requires_grad_() for _ in range(2))
+    result = CompositeLoss(parts, weights)(together, target)
+    alone = {name: part(apart, target) for name, part in parts.items()}
+    for name, value in alone.items():
+        torch.testing.assert_close(result[name], value.detach())
+    expected = sum(weights[name] * value for name, value in alone.items())
+    torch.testing.assert_close(result["loss"], expected)
+    result["loss"].backward()
+    expected.backward()
+    torch.testing.assert_close(together.grad, apart.grad)
 
 
 @pytest.mark.parametrize("parts", [{}, {"loss": Constant(1.0)}])
