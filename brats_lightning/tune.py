@@ -149,20 +149,22 @@ def _candidates(cfg: DictConfig, ensemble: "Ensemble") -> list["Postprocessing"]
     pairs: list[tuple[float | None, float | None]] = [(None, None)]
     pairs += [(low, high) for low, high in itertools.product(cfg.grid.low, cfg.grid.high) if low <= high]
     cores, sizes = (sorted({0, *(value or 0 for value in cfg.grid[name])}) for name in ("core", "min_volume"))
+    used = [own_postprocessing(model).decoding(ensemble.decode) for model in ensemble.models]
+    common = {
+        name: all(getattr(rule, name) for rule in used) if cfg[name] is None else cfg[name]
+        for name in ("keep_surest", "require_core", "fill_holes")
+    }
     rules = [
         Postprocessing(
             low=low,
             high=high,
             core=core or None,
-            keep_surest=cfg.keep_surest,
-            require_core=cfg.require_core,
-            fill_holes=cfg.fill_holes,
+            **common,
             min_volume=size or None,
             decode=ensemble.decode,
         )
         for size, core, (low, high) in itertools.product(sizes, cores, pairs)
     ]
-    used = [own_postprocessing(model).decoding(ensemble.decode) for model in ensemble.models]
     return rules + [rule for i, rule in enumerate(used) if rule not in rules + used[:i]]
 
 

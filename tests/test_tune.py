@@ -114,6 +114,23 @@ def test_the_runs_own_rules_are_tried_too(run, runs):
     assert result["chosen"]["min_volume"] == {"et": 9}
 
 
+def test_switches_are_the_runs_own_unless_given(run, runs):
+    checkpoint = torch.load(runs[0], weights_only=True)
+    own = {"_target_": "brats_lightning.postprocessing.Postprocessing", "keep_surest": True, "require_core": True}
+    checkpoint["config"]["postprocessing"] = own
+    torch.save(checkpoint, runs[0])
+
+    def switches(ckpt, *overrides):
+        names = ("keep_surest", "require_core", "fill_holes")
+        return {tuple(row[name] for name in names) for row in run(ckpt, *overrides)["tried"]}
+
+    assert switches(runs[0]) == {(True, True, False)}
+    # what the run was tested with is tried as it was
+    given = ["keep_surest=false", "fill_holes=true"]
+    assert switches(runs[0], *given) == {(False, True, True), (True, True, False)}
+    assert switches(runs) == {(False, False, False), (True, True, False)}  # the other run has none of them
+
+
 def test_a_grid_is_of_lists(run, runs):
     with pytest.raises(ValueError, match=r"lists, as in 'grid.core=\[0.9\]'; got grid.core=0.5"):
         run(runs[0], "grid.core=0.5")
