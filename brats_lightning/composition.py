@@ -6,6 +6,7 @@ Only this module and the entry points know Hydra. Nothing heavy is imported befo
 
 import json
 import logging
+import math
 import os
 import sys
 import warnings
@@ -38,12 +39,18 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("equal", lambda one, other: one == other, replace=True)
     OmegaConf.register_new_resolver("cpu_count", _cpu_count, replace=True)
     OmegaConf.register_new_resolver("patch_size", _patch_size, replace=True)
+    OmegaConf.register_new_resolver("volume_scaled", _volume_scaled, replace=True)
     OmegaConf.register_new_resolver("direction", {"max": "maximize", "min": "minimize"}.__getitem__, replace=True)
 
 
 def _cpu_count() -> int:
     # What this process may use, which in a container or a SLURM job is less than the machine has.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _volume_scaled(value: float, side: int, size: Sequence[int]) -> float:
+    """A value meant for patches of ``side``³ voxels, in proportion for those of another size (z, y, x)."""
+    return value * math.prod(size) / side**3
 
 
 def _output_count(labels: Sequence[str], target: str) -> int:

@@ -48,15 +48,16 @@ class Postprocessing:
     probability stays whatever that is, of TC also the one with the surest ET. On scans unlike those it was trained on,
     a network is sure of nothing, and would else lose the whole tumour.
 
-    *Core required*, with ``require_core``: a 26-connected component of WT in which no TC is left goes; with
-    ``keep_surest`` not if none has any, then the surest stays. Oedema surrounds a metastasis and is none by itself.
-
     *Holes*: background that tumour core encloses (6-connected background that doesn't reach the volume's border)
     becomes NETC, and what remains enclosed by the whole tumour becomes SNFH.
 
     *Minimum volume*: a 26-connected component of a region smaller than so many mm³ goes. A component of ET becomes
     NETC if it touches that, else SNFH if it touches that, else background; one of TC becomes SNFH or background; all
     others background. Regions are taken in the order ET, TC, WT, then the rest.
+
+    *Core required*, with ``require_core``: a 26-connected component of all foreground that is nothing but oedema (SNFH)
+    goes; with ``keep_surest`` the surest one stays if all are such. Oedema surrounds a metastasis or a cavity and is
+    neither. Classes without SNFH have none to remove.
 
     Args:
         low: probability; None leaves hysteresis out.
@@ -66,7 +67,7 @@ class Postprocessing:
         fill_holes: whether to fill them; needs the classes netc and snfh.
         min_volume: in mm³: one for every region, or by region name.
         decode: ``argmax`` or ``regions``; None leaves it to the network's target (`decoding`), and is else ``argmax``.
-        require_core: whether components of WT without TC go; needs both regions.
+        require_core: whether components of oedema alone go.
 
     Raises:
         PostprocessingError: impossible settings.
@@ -118,12 +119,12 @@ class Postprocessing:
         if self.core is not None:
             for region in ("et", "tc"):
                 self._demote_unsure(labels, probabilities, region, self.core, scheme)
-        if self.require_core:
-            self._remove_coreless(labels, probabilities, scheme)
         if self.fill_holes:
             _fill_holes(labels, scheme)
         for region, volume in self._min_volumes(scheme).items():
             _remove_small(labels, region, volume / math.prod(spacing), scheme)
+        if self.require_core and "snfh" in scheme.names:
+            self._remove_bare_oedema(labels, probabilities, scheme.index("snfh"))
         return labels
 
     def _decode(self, probabilities: Float[np.ndarray, "k z y x"], scheme: LabelScheme) -> UInt8[np.ndarray, "z y x"]:
@@ -171,25 +172,19 @@ class Postprocessing:
                 (scheme.index(name) for name in _ENCLOSING[region] if name in scheme.names), 0
             )
 
-    def _remove_coreless(
-        self, labels: UInt8[np.ndarray, "z y x"], probabilities: Float[np.ndarray, "k z y x"], scheme: LabelScheme
+    def _remove_bare_oedema(
+        self, labels: UInt8[np.ndarray, "z y x"], probabilities: Float[np.ndarray, "k z y x"], oedema: int
     ) -> None:
-        """Remove the components of WT that hold no TC."""
-        if missing := {"wt", "tc"} - set(scheme.regions):
-            raise PostprocessingError(
-                f"postprocessing.require_core needs the regions wt and tc; the classes {', '.join(scheme.names)} "
-                f"have no {' and no '.join(sorted(missing))}"
-            )
-        mask = in_classes(labels, scheme.regions["wt"])
-        box = nonzero_box(mask)
-        components, n = label_components(mask[box])
+        """Remove the components of foreground that hold nothing but oedema."""
+        box = nonzero_box(labels)
+        part = labels[box]
+        components, n = label_components(part > 0)
         if n:
             kept = np.zeros(n + 1, bool)
-            kept[components[in_classes(labels[box], scheme.regions["tc"])]] = True
+            kept[components[(part > 0) & (part != oedema)]] = True
             if self.keep_surest and not kept.any():
                 kept = self._sure(1 - probabilities[(0, *box)], components, n, 1)
-            kept[0] = True  # outside the region nothing changes
-            labels[box][~kept[components]] = 0
+            part[~kept[components]] = 0
 
     def _sure(
         self,

@@ -166,11 +166,23 @@ def test_without_any_core_the_surest_oedema_stays_if_that_is_asked_for():
     assert flat(Postprocessing(require_core=True, keep_surest=True)(both, MM, BRATS_METS)) == [0, 0, 3]
 
 
-def test_a_cavity_needs_no_core():
+def test_oedema_may_surround_a_cavity():
     cavity = LabelScheme(("netc", "snfh", "et", "rc"))
-    labels = np.array([4, 4, 0, 2, 4, 0, 3], np.uint8).reshape(1, 1, -1)
+    labels = np.array([4, 4, 0, 2, 4, 0, 2, 0, 3], np.uint8).reshape(1, 1, -1)
     probabilities = np.stack([labels == index for index in range(5)]).astype(np.float32)
-    assert flat(Postprocessing(require_core=True)(probabilities, MM, cavity)) == [4, 4, 0, 0, 4, 0, 3]
+    assert flat(Postprocessing(require_core=True)(probabilities, MM, cavity)) == [4, 4, 0, 2, 4, 0, 0, 0, 3]
+
+
+def test_a_core_too_small_to_stay_leaves_no_oedema():
+    labels = np.array([2, 2, 3, 2, 0, 3, 3, 2], np.uint8).reshape(1, 1, -1)
+    rules = Postprocessing(min_volume={"et": 2})
+    assert flat(rules(volume(labels), MM, BRATS_METS)) == [2, 2, 2, 2, 0, 3, 3, 2]
+    assert flat(replace(rules, require_core=True)(volume(labels), MM, BRATS_METS)) == [0, 0, 0, 0, 0, 3, 3, 2]
+
+
+def test_classes_without_oedema_need_no_core():
+    labels = np.stack([[[[0.0, 1.0]]], [[[1.0, 0.0]]]]).astype(np.float32)
+    assert flat(Postprocessing(require_core=True)(labels, MM, LabelScheme(("lesion",)))) == [1, 0]
 
 
 EVERYTHING = Postprocessing(0.25, 0.5, 0.5, True, True, 10, require_core=True)
@@ -284,10 +296,6 @@ def test_rules_that_do_not_fit_the_classes():
         Postprocessing(min_volume={"rc": 1})(labels, MM, BRATS_METS)
     with pytest.raises(PostprocessingError, match="needs the classes netc and snfh"):
         Postprocessing(fill_holes=True)(labels, MM, LabelScheme(("lesion", "b", "c")))
-    with pytest.raises(PostprocessingError, match="classes lesion, b, c have no tc and no wt"):
-        Postprocessing(require_core=True)(labels, MM, LabelScheme(("lesion", "b", "c")))
-    with pytest.raises(PostprocessingError, match="classes netc, et have no wt"):
-        Postprocessing(require_core=True)(labels[:3], MM, LabelScheme(("netc", "et")))
 
 
 def test_tuned_rules_are_read_from_beside_the_checkpoint(tmp_path):

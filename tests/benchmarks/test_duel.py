@@ -57,7 +57,9 @@ def test_a_duel_trains_scores_reports_and_never_repeats(tmp_path, shared_outputs
         assert 0 <= scores["brats2024/lesion_dice_mean"] <= 1
         assert scores["false_positives"] >= 0
         assert scores["dice_mean"] == pytest.approx(np.mean([scores[f"dice_{r}"] for r in ("et", "tc", "wt")]))
-    masks = [carried_out[0].folder / f"masks_{run.key['prediction']}" for run in carried_out]
+    masks = [
+        carried_out[0].folder / f"masks_{run.key['prediction']}_{run.key['prediction_code']}" for run in carried_out
+    ]
     for folder in masks:
         assert sorted(path.name for path in folder.iterdir()) == sorted(f"{c}.nii.gz" for c in first[0]["scores"])
     assert (tmp_path / "figure.png").stat().st_size > 10_000

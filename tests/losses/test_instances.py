@@ -366,11 +366,20 @@ def test_config(composed, batch, name):
     torch.testing.assert_close(result["loss"], expected)
 
 
-def test_config_with_cross_entropy(composed, batch):
+@pytest.mark.parametrize(
+    ("overrides", "weight"),
+    [
+        (["sampling.size=[48,48,48]"], 7),
+        (["sampling.size=[96,48,24]"], 7),
+        (["sampling.size=[96,96,96]"], 56),  # so that a voxel weighs the same
+        (["loss.weights.focal=3"], 3),
+    ],
+)
+def test_config_with_cross_entropy(composed, batch, overrides, weight):
     logits, target = batch
-    result = instantiate(composed("loss=lesion_ce").loss)(logits, target)
+    result = instantiate(composed("loss=lesion_ce", *overrides).loss)(logits, target)
     cross_entropy = functional.cross_entropy(logits, target.long())
-    expected = WeightedDiceLoss()(logits, target) + 0.3 * LesionFocalLoss()(logits, target) + 7 * cross_entropy
+    expected = WeightedDiceLoss()(logits, target) + 0.3 * LesionFocalLoss()(logits, target) + weight * cross_entropy
     torch.testing.assert_close(result["loss"], expected)
 
 

@@ -215,7 +215,8 @@ def carry_out_here(folder: Path, threads: int) -> dict[str, Any]:
     if not checkpoint.exists():
         train(cfg)
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    masks = folder / f"masks_{_hash({part: OmegaConf.to_container(cfg[part]) for part in PREDICTION})}"
+    prediction = _hash({part: OmegaConf.to_container(cfg[part]) for part in PREDICTION})
+    masks = folder / f"masks_{prediction}_{_code()['prediction_code']}"
     return {"steps": saved["global_step"], "scores": score_cases(cfg, checkpoint, masks)}
 
 
