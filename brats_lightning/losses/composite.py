@@ -1,17 +1,20 @@
 """Sums of losses, and losses from elsewhere."""
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from brats_lightning.losses.instances import InstanceDiceLoss, InstanceLoss, Segments
-from brats_lightning.losses.sums import ClassSums, ClassSumsLoss, Partition, class_sums
+from brats_lightning.losses.instances import InstanceDiceLoss, InstanceLoss
+from brats_lightning.losses.sums import ClassSums, ClassSumsLoss, class_sums
 
 
 class CompositeLoss(nn.Module):
-    """Weighted sum of named losses, ``loss = Σ weight · part``; our own share one pass over the voxels.
+    """Weighted sum of named losses, ``loss = Σ weight · part``.
+
+    Dice, focal and instance-aware Dice losses share one pass over the voxels for each γ.
 
     Args:
         parts: losses by name, each ``(logits, target) -> scalar``.
@@ -45,15 +48,10 @@ class CompositeLoss(nn.Module):
         target: Integer[Tensor, "b z y x"] | Integer[Tensor, "b k z y x"],
     ) -> dict[str, Float[Tensor, ""]]:
         """The total under ``loss``, and under its name each part without its weight, detached: for the log."""
-        lesions: dict[str, list[list[Segments]]] = {}
-        partitions: list[Partition] = []
-        spans: dict[str, slice] = {}  # of the partitions, by the part that asks for them
-        for name, part in self.parts.items():
-            if isinstance(part, InstanceDiceLoss):
-                lesions[name] = part.found(logits, target)
-                asked = part.partitions(logits, target, lesions[name])
-                spans[name] = slice(len(partitions), len(partitions) + len(asked))
-                partitions += asked
+        asked = {
+            name: part.ask(logits, target) for name, part in self.parts.items() if isinstance(part, InstanceDiceLoss)
+        }
+        partitions = [partition for one in asked.values() for partition in one.partitions]
         shared: dict[float | None, ClassSums] = {}
 
         def sums(gamma: float | None) -> ClassSums:
@@ -62,11 +60,12 @@ class CompositeLoss(nn.Module):
             return shared[gamma]
 
         values: dict[str, Tensor] = {}
+        errors = iter(sums(self._gamma).errors if asked else ())  # of the partitions, in their order
         for name, part in self.parts.items():
             if isinstance(part, ClassSumsLoss):
                 values[name] = part.from_sums(sums(self._gamma if part.gamma is None else part.gamma))
-            elif isinstance(part, InstanceDiceLoss):
-                values[name] = part.from_errors(lesions[name], sums(self._gamma).errors[spans[name]])
+            elif name in asked:
+                values[name] = asked[name].loss(list(islice(errors, len(asked[name].partitions))))
             else:
                 values[name] = part(logits, target)
         total = torch.stack([self.weights[name] * value for name, value in values.items()]).sum()

@@ -1,10 +1,10 @@
 """Instance-aware losses: every lesion weighs the same, however small."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -18,7 +18,7 @@ from brats_lightning.components import label_components
 from brats_lightning.labels import BRATS_METS, LabelScheme, in_classes
 from brats_lightning.losses.sums import Partition, class_sums, computing_dtype, sides
 
-Lesions = TypeVar("Lesions")  # what a loss keeps of a region's lesions
+Lesions = TypeVar("Lesions")  # what a loss keeps of a sample's lesions
 
 
 class InstanceLoss(nn.Module, ABC, Generic[Lesions]):
@@ -42,14 +42,14 @@ class InstanceLoss(nn.Module, ABC, Generic[Lesions]):
     def __init__(self, labels: Sequence[str] = BRATS_METS.names) -> None:
         super().__init__()
         self.scheme = LabelScheme(tuple(labels))
-        self._prepared: tuple[Tensor, list[Future[list[Lesions]]]] | None = None
+        self._prepared: tuple[Tensor, list[Future[Lesions]]] | None = None
 
     def prepare(self, target: Tensor) -> None:
-        """Begin to find the components of a target that will be asked for; see ``forward``."""
+        """Begin to find the lesions of a target whose loss will be asked for next."""
         self._prepared = target, [_threads().submit(self._find, sample) for sample in target.cpu().numpy()]
 
-    def found(self, logits: Tensor, target: Tensor) -> list[list[Lesions]]:
-        """The lesions of each sample's regions, begun by `prepare` or found now."""
+    def _found(self, logits: Tensor, target: Tensor) -> list[Lesions]:
+        """The lesions of each sample: once those that `prepare` has begun to find, else found now."""
         self._check(logits, target)
         prepared, self._prepared = self._prepared, None
         if prepared is not None and prepared[0] is target:
@@ -64,15 +64,15 @@ class InstanceLoss(nn.Module, ABC, Generic[Lesions]):
     ) -> Float[Tensor, ""]:
         """The loss of a batch of logits and class indices, or memberships (0 or 1) of regions: the samples' mean."""
 
-    def _find(self, target: np.ndarray) -> list[Lesions]:
-        """Of each region of a sample: class indices (z, y, x) or memberships (k, z, y, x)."""
+    def _find(self, target: np.ndarray) -> Lesions:
+        """The lesions of a sample: class indices (z, y, x) or memberships (k, z, y, x)."""
         exclusive = target.ndim == 3
         masks = [in_classes(target, classes) for classes in self.scheme.regions.values()] if exclusive else target > 0
-        return [self._lesions(mask) for mask in masks]
+        return self._lesions(list(masks))
 
     @abstractmethod
-    def _lesions(self, mask: Bool[np.ndarray, "z y x"]) -> Lesions:
-        """What the loss needs of a region's lesions."""
+    def _lesions(self, masks: Sequence[Bool[np.ndarray, "z y x"]]) -> Lesions:
+        """What the loss needs of the lesions of all regions."""
 
     def _check(self, logits: Tensor, target: Tensor) -> None:
         exclusive = target.ndim < logits.ndim
@@ -103,7 +103,14 @@ class Segments:
     territories: int
 
 
-class InstanceDiceLoss(InstanceLoss[Segments]):
+class Asked(NamedTuple):
+    """What an `InstanceDiceLoss` wants of class sums, and the loss that it makes of them."""
+
+    partitions: list[Partition]
+    loss: Callable[[Sequence[Tensor]], Tensor]  # of the partitions' errors
+
+
+class InstanceDiceLoss(InstanceLoss[list[Segments]]):
     """Instance-aware Dice loss: every lesion weighs the same, however small.
 
     The Dice loss of each lesion of each region, their mean, and the mean over regions. With R a lesion's voxels,
@@ -150,16 +157,17 @@ class InstanceDiceLoss(InstanceLoss[Segments]):
         target: Integer[Tensor, "b z y x"] | Integer[Tensor, "b k z y x"],
     ) -> Float[Tensor, ""]:
         """The loss of a batch of logits and class indices, or memberships (0 or 1) of regions: the samples' mean."""
-        found = self.found(logits, target)
-        return self.from_errors(found, class_sums(logits, target, None, self.partitions(logits, target, found)).errors)
+        asked = self.ask(logits, target)
+        return asked.loss(class_sums(logits, target, None, asked.partitions).errors)
 
-    def partitions(self, logits: Tensor, target: Tensor, found: Sequence[Sequence[Segments]]) -> list[Partition]:
-        """What class sums must sum apart: of each sample each region's segments."""
+    def ask(self, logits: Tensor, target: Tensor) -> Asked:
+        """The loss but for the sums over voxels, which others may need as well."""
+        found = self._found(logits, target)
         if target.ndim < logits.ndim:
             channels = [tuple(classes) for classes in self.scheme.regions.values()]
         else:
             channels = [(channel,) for channel in range(logits.shape[1])]
-        return [
+        partitions = [
             Partition(
                 sample,
                 channels[number],
@@ -171,16 +179,14 @@ class InstanceDiceLoss(InstanceLoss[Segments]):
             for number, region in enumerate(regions)
         ]
 
-    def from_errors(
-        self, found: Sequence[Sequence[Segments]], errors: Sequence[Float[Tensor, " _"]]
-    ) -> Float[Tensor, ""]:
-        """The loss, from the errors of the segments of `partitions`."""
-        number = len(found[0])
-        samples = [errors[i : i + number] for i in range(0, len(errors), number)]
-        return torch.stack([self._loss(*sample) for sample in zip(found, samples, strict=True)]).mean()
+        def loss(errors: Sequence[Tensor]) -> Tensor:
+            samples = [errors[i : i + len(channels)] for i in range(0, len(errors), len(channels))]
+            return torch.stack([self._loss(*sample) for sample in zip(found, samples, strict=True)]).mean()
+
+        return Asked(partitions, loss)
 
     def _loss(self, regions: Sequence[Segments], errors: Sequence[Tensor]) -> Tensor:
-        """The loss of a sample."""
+        """The loss of a sample, from each region's errors by segment."""
         present, absent = [], []
         for region, sums in zip(regions, errors, strict=True):
             n = len(region.sizes)
@@ -194,7 +200,10 @@ class InstanceDiceLoss(InstanceLoss[Segments]):
         loss = torch.stack(present).mean() if present else torch.zeros_like(absent[0])
         return loss + sum(absent) / len(regions)
 
-    def _lesions(self, mask: Bool[np.ndarray, "z y x"]) -> Segments:
+    def _lesions(self, masks: Sequence[Bool[np.ndarray, "z y x"]]) -> list[Segments]:
+        return [self._segments(mask) for mask in masks]
+
+    def _segments(self, mask: Bool[np.ndarray, "z y x"]) -> Segments:
         labels, sizes = _components(mask)
         segments, territories = self._background(labels, len(sizes))
         segments += len(sizes)
@@ -236,15 +245,16 @@ class BlobLoss(InstanceDiceLoss):
 
 
 class Voxels(NamedTuple):
-    """One region's lesion voxels in a sample.
+    """A sample's lesion voxels.
 
     Attributes:
-        place: their indices in the flattened volume.
-        weight: of each, one over its lesion's size and the number of lesions; sum 1.
+        place: indices in the flattened volume of the voxels in any region's lesions.
+        regions: which of these are each region's, and the weight of each: one over its lesion's size and the number of
+            lesions; sum 1.
     """
 
-    place: Int[np.ndarray, " n"]
-    weight: Float[np.ndarray, " n"]
+    place: Int[np.ndarray, " m"]
+    regions: list[tuple[Int[np.ndarray, " _"], Float[np.ndarray, " _"]]]
 
 
 class LesionFocalLoss(InstanceLoss[Voxels]):
@@ -274,40 +284,39 @@ class LesionFocalLoss(InstanceLoss[Voxels]):
             raise ValueError(f"gamma must be 0 or more, got {gamma}")
         self.gamma = float(gamma)
 
-    def _lesions(self, mask: Bool[np.ndarray, "z y x"]) -> Voxels:
-        labels, sizes = _components(mask)
-        place = np.flatnonzero(mask)
-        return Voxels(place, 1 / (len(sizes) * sizes[labels.reshape(-1)[place] - 1]))
-
     def forward(
         self,
         logits: Float[Tensor, "b k z y x"],
         target: Integer[Tensor, "b z y x"] | Integer[Tensor, "b k z y x"],
     ) -> Float[Tensor, ""]:
         """The loss of a batch of logits and class indices, or memberships (0 or 1) of regions: the samples' mean."""
-        found, exclusive = self.found(logits, target), target.ndim < logits.ndim
-        samples = [_shared_voxels(regions, logits[0, 0].numel()) for regions in found]
-        place = np.concatenate([place + sample * logits[0, 0].numel() for sample, (place, _) in enumerate(samples)])
-        # Channels last, as the networks leave them. Each voxel is taken once, though regions share them: so its
-        # gradient is rounded but once to the logits' type.
-        x = logits.movedim(1, -1).flatten(0, 3)[torch.from_numpy(place).to(logits.device)].to(computing_dtype(logits))
-        parts = x.split([len(place) for place, _ in samples])
-        losses = [
-            self._loss(part, regions, indices, exclusive)
-            for part, regions, (_, indices) in zip(parts, found, samples, strict=True)
-        ]
+        found, exclusive = self._found(logits, target), target.ndim < logits.ndim
+        sizes = [len(voxels.place) for voxels in found]
+        sample = torch.from_numpy(np.repeat(np.arange(len(found)), sizes)).to(logits.device)
+        place = torch.from_numpy(np.concatenate([voxels.place for voxels in found])).to(logits.device)
+        # Each voxel is taken once, though regions share them: its gradient is rounded but once to the logits' type.
+        x = logits.flatten(2).transpose(1, 2)[sample, place].to(computing_dtype(logits))
+        losses = [self._loss(part, voxels, exclusive) for part, voxels in zip(x.split(sizes), found, strict=True)]
         return torch.stack(losses).mean()
 
-    def _loss(
-        self, x: Float[Tensor, "m k"], found: Sequence[Voxels], indices: Sequence[np.ndarray], exclusive: bool
-    ) -> Tensor:
-        """The loss of a sample: logits of its lesion voxels, of a softmax if ``exclusive``; which are each region's."""
+    def _lesions(self, masks: Sequence[Bool[np.ndarray, "z y x"]]) -> Voxels:
+        place = np.flatnonzero(reduce(np.logical_or, masks))
+        regions = []
+        for mask in masks:
+            labels, sizes = _components(mask)
+            numbers = labels.reshape(-1)[place]
+            index = np.flatnonzero(numbers)
+            regions.append((index, 1 / (len(sizes) * sizes[numbers[index] - 1])))
+        return Voxels(place, regions)
+
+    def _loss(self, x: Float[Tensor, "m k"], voxels: Voxels, exclusive: bool) -> Tensor:
+        """The loss of a sample from the logits of its lesion voxels, of a softmax if ``exclusive``."""
         losses = []
-        for number, (voxels, index) in enumerate(zip(found, indices, strict=True)):
+        for number, (index, weight) in enumerate(voxels.regions):
             if len(index):
                 log_p, log_q = self._log_probabilities(x[torch.from_numpy(index).to(x.device)], number, exclusive)
-                weight = torch.from_numpy(voxels.weight).to(log_p)
-                losses.append((weight * (self.gamma * log_q).exp() * -log_p).sum())
+                weights = torch.from_numpy(weight).to(log_p)
+                losses.append((weights * (self.gamma * log_q).exp() * -log_p).sum())
         return torch.stack(losses).mean() if losses else x.sum()
 
     def _log_probabilities(self, x: Tensor, number: int, exclusive: bool) -> tuple[Tensor, Tensor]:
@@ -352,17 +361,6 @@ def nearest_component(labels: Int32[np.ndarray, "z y x"]) -> Int32[np.ndarray, "
 def _threads() -> ThreadPoolExecutor:
     """Shared by all losses; numpy and scipy let go of the interpreter in most of what is done to an array."""
     return ThreadPoolExecutor(thread_name_prefix="components")
-
-
-def _shared_voxels(regions: Sequence[Voxels], size: int) -> tuple[Int[np.ndarray, " m"], list[Int[np.ndarray, " _"]]]:
-    """The voxels of any of a sample's regions, and where in these each region's are."""
-    inside = np.zeros(size, bool)
-    for voxels in regions:
-        inside[voxels.place] = True
-    place = np.flatnonzero(inside)
-    order = np.empty(size, np.int64)
-    order[place] = np.arange(len(place))
-    return place, [order[voxels.place] for voxels in regions]
 
 
 def _components(mask: Bool[np.ndarray, "z y x"]) -> tuple[Int32[np.ndarray, "z y x"], Int[np.ndarray, " n"]]:

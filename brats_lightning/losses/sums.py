@@ -15,7 +15,10 @@ _CHUNK_CPU, _CHUNK_GPU = 1 << 17, 1 << 22
 
 
 class Partition(NamedTuple):
-    """A sample's volume in segments, in each of which the errors of one region are summed."""
+    """A sample's volume in segments, in each of which the errors of one region are summed.
+
+    Those of memberships are told by the target, those of a softmax by ``inside``, which must agree with it.
+    """
 
     sample: int  # of the batch
     channels: tuple[int, ...]  # of a softmax, those that make up the region; of memberships the region's own
@@ -30,7 +33,8 @@ class Partition(NamedTuple):
     def sums(self, errors: Float[Tensor, " voxels"]) -> Float[Tensor, " segments"]:
         """Errors summed by segment.
 
-        By rows first: a float32 total of a million voxels would lose small summands, and a GPU wait for its turns.
+        By rows first: a float32 total of a million voxels would lose small summands, and on a GPU all voxels of a
+        segment would queue to be added to one number.
         """
         rows = errors.view(-1, self.numbers.shape[-1])
         sums = rows.new_zeros(len(rows), self.segments)
@@ -62,7 +66,8 @@ class ClassSums(NamedTuple):
 
     def over_batch(self) -> "ClassSums":
         """The sums of all samples as of one; no errors of segments."""
-        return ClassSums._make([*(part.sum(0, keepdim=True) for part in self[:5]), self.exclusive, ()])
+        names = ("reference", "false_negatives", "false_positives", "focal", "voxels")
+        return self._replace(**{name: getattr(self, name).sum(0, keepdim=True) for name in names}, errors=())
 
 
 def class_sums(
@@ -74,7 +79,8 @@ def class_sums(
     """Class sums of a batch, differentiable with respect to the logits.
 
     Computed in chunks of voxels, in float32 (float64 for float64 logits) whatever the logits' type and layout, and
-    once more in the backward pass instead of being stored: the memory needed beyond the gradient is that of a chunk.
+    once more in the backward pass instead of being stored: the memory needed beyond the gradient is that of a chunk
+    and of the partitions, four bytes a voxel each.
 
     Args:
         logits: scores of k classes, or of k regions.
@@ -125,8 +131,9 @@ class _ClassSums(torch.autograd.Function):
                 total += part
             for i, part in zip(here, by_segment, strict=True):
                 errors[i] += part
-        ctx.save_for_backward(logits, target)
-        ctx.gamma, ctx.partitions = gamma, partitions
+        ctx.save_for_backward(logits, target, *(partition.numbers for partition in partitions))
+        nothing = target.new_empty(0)  # a saved tensor is let go after the backward pass, an attribute is not
+        ctx.gamma, ctx.partitions = gamma, [partition._replace(numbers=nothing) for partition in partitions]
         results = (*sums.unbind(), *errors)
         ctx.mark_non_differentiable(results[0])
         return results
@@ -134,10 +141,11 @@ class _ClassSums(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        logits, target = ctx.saved_tensors
+        logits, target, *numbers = ctx.saved_tensors
         gradient_of = _softmax_gradient if target.ndim < logits.ndim else _sigmoid_gradient
         by_sums = torch.stack(gradients[1:4]).unsqueeze(-1)  # (3, b, k, 1)
-        by_errors = list(zip(ctx.partitions, gradients[4:], strict=True))
+        partitions = [part._replace(numbers=saved) for part, saved in zip(ctx.partitions, numbers, strict=True)]
+        by_errors = list(zip(partitions, gradients[4:], strict=True))
         result = torch.empty_like(logits)
         for sample, slab in _chunks(logits):
             x, y = _flat(logits[sample, :, slab], by_sums.dtype), target[sample, ..., slab, :, :]

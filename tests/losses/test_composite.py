@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from brats_lightning.components import label_components
 from brats_lightning.losses import (
     BlobLoss,
     CategoricalFocalLoss,
@@ -10,6 +11,7 @@ from brats_lightning.losses import (
     CompositeLoss,
     WeightedDiceLoss,
     composite,
+    instances,
     sums,
 )
 
@@ -53,7 +55,8 @@ def test_one_pass_over_the_voxels_for_equal_gamma(random_batch, monkeypatch):
         return class_sums(logits, target, gamma, partitions)
 
     class_sums = composite.class_sums
-    monkeypatch.setattr(composite, "class_sums", counting)
+    for module in (composite, instances):
+        monkeypatch.setattr(module, "class_sums", counting)
     dice, focal = WeightedDiceLoss(), CategoricalFocalLoss()
     CompositeLoss({"dice": dice, "focal": focal, "weighted": CategoricalFocalLoss(class_weights=[1, 2, 3, 4])})(
         *random_batch
@@ -63,19 +66,22 @@ def test_one_pass_over_the_voxels_for_equal_gamma(random_batch, monkeypatch):
     assert passes == [2.0, None]
     CompositeLoss({"dice": dice, "focal": focal, "blob": BlobLoss(), "component": ComponentDiceLoss()})(*random_batch)
     assert passes == [2.0, None, 2.0]
+    BlobLoss()(*random_batch)
+    assert passes == [2.0, None, 2.0, None]
 
 
 @pytest.mark.parametrize("kind", ["classes", "memberships"])
 def test_instance_losses_in_the_one_pass_equal_themselves_alone(random_batch, kind, monkeypatch):
     monkeypatch.setattr(sums, "_CHUNK_CPU", 100)  # several chunks a sample
     logits, target = random_batch
-    target = target * (torch.rand(target.shape) < 0.1)  # several lesions in each sample
+    target = target * (torch.rand(target.shape) < 0.1)
+    assert all(label_components(sample.numpy() > 0)[1] > 1 for sample in target)
     if kind == "memberships":
         target = torch.stack([target == 3, (target == 1) | (target == 3), target > 0], 1).byte()
         logits = logits[:, 1:]
     parts = {"blob": BlobLoss(), "dice": WeightedDiceLoss(), "component": ComponentDiceLoss()}
-    parts["focal"] = CategoricalFocalLoss()
-    weights = {"blob": 2.0, "dice": 1.0, "component": 3.0, "focal": 0.5}
+    parts |= {"focal": CategoricalFocalLoss(), "entropy": CategoricalFocalLoss(0, 1)}  # of two γ
+    weights = {"blob": 2.0, "dice": 1.0, "component": 3.0, "focal": 0.5, "entropy": 0.25}
     together, apart = (logits.detach().clone().requires_grad_() for _ in range(2))
     result = CompositeLoss(parts, weights)(together, target)
     alone = {name: part(apart, target) for name, part in parts.items()}

@@ -33,8 +33,8 @@ def certain(target, classes=4, score=200.0):
     return one_hot_losses.one_hot(target, classes).float() * score
 
 
-def memberships_of(target):
-    return torch.stack([torch.isin(target, torch.tensor(classes)) for classes in REGIONS.values()], 1).byte()
+def memberships_of(target, regions=REGIONS):
+    return torch.stack([torch.isin(target, torch.tensor(classes)) for classes in regions.values()], 1).byte()
 
 
 def two_cubes(large=30, small=2, size=40):
@@ -88,8 +88,8 @@ def brute_force(p, member, kind, smooth=1e-5, absent_fraction=1e-3):
     return sum(losses) / len(losses)
 
 
-def softmax_regions(logits):
-    return torch.stack([logits.softmax(1)[:, list(classes)].sum(1) for classes in REGIONS.values()], 1)
+def softmax_regions(logits, regions=REGIONS):
+    return torch.stack([logits.softmax(1)[:, list(classes)].sum(1) for classes in regions.values()], 1)
 
 
 # ---- values by hand
@@ -256,6 +256,21 @@ def test_equals_a_loop_over_lesions_of_classes(batch, loss, monkeypatch):
     mine, theirs = (logits.clone().requires_grad_() for _ in range(2))
     value = loss()(mine, target)
     expected = brute_force(softmax_regions(theirs), memberships_of(target), loss)
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+    value.backward()
+    expected.backward()
+    torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-10, atol=1e-14)
+
+
+@BOTH
+def test_equals_a_loop_over_lesions_of_further_classes(batch, loss):
+    logits, target = batch
+    logits = torch.cat([logits, logits[:, 1:2].flip(2)], 1)
+    target[0, 5, 6, 6], target[1, 0, 0, 0] = 4, 4
+    regions = REGIONS | {"rc": (4,)}
+    mine, theirs = (logits.clone().requires_grad_() for _ in range(2))
+    value = loss(["netc", "snfh", "et", "rc"])(mine, target)
+    expected = brute_force(softmax_regions(theirs, regions), memberships_of(target, regions), loss)
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
     value.backward()
     expected.backward()
