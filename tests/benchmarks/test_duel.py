@@ -14,7 +14,7 @@ from tests.benchmarks import duel as duel_module
 from tests.benchmarks.ablation import SCORES, recipes, table
 from tests.benchmarks.arena.nnunet import DiceCrossEntropy, ForegroundOversampling, PlainConvUNet
 from tests.benchmarks.arena.report import SCORES as REPORTED
-from tests.benchmarks.arena.report import difference_cell, paired_difference
+from tests.benchmarks.arena.report import difference_cell, interval_note, paired_difference
 from tests.benchmarks.arena.runs import CONF, ArenaError, Run, make_run, str_time
 from tests.benchmarks.duel import check_contestants, choose_cases, duel
 
@@ -228,6 +228,16 @@ def test_paired_intervals():
     peer = np.array([[0.1, 0.2, math.nan]])
     mean, low, high = paired_difference(ours, peer, "abc", 1000)
     assert (mean, low, high) == pytest.approx((0.1, -0.1, 0.2))
+
+
+def test_intervals_are_called_what_they_are():
+    assert interval_note(1) == "of one patient"
+    assert interval_note(2) == "in brackets the means of either patient alone, no confidence interval"
+    assert interval_note(7) == "with 95 % interval (bootstrap over patients, too narrow of only 7)"
+    assert interval_note(10) == "with 95 % interval (bootstrap over patients)"
+    # of two patients it is that: their means are 0.1 and -0.3
+    ours, peer = np.array([[0.4, 0.6, 0.2]]), np.array([[0.4, 0.4, 0.5]])
+    assert paired_difference(ours, peer, ["a", "a", "b"], 1000)[1:] == pytest.approx((-0.3, 0.1))
 
 
 def test_cells_of_differences():

@@ -64,6 +64,18 @@ def paired_difference(
     return float(mean_without_nan(differences)), float(low[0]), float(high[0])
 
 
+def interval_note(patients: int) -> str:
+    """What the brackets are: of few patients a bootstrap knows only these, and is too sure of them."""
+    if patients < 3:
+        return (
+            "of one patient"
+            if patients == 1
+            else "in brackets the means of either patient alone, no confidence interval"
+        )
+    few = f", too narrow of only {patients}" if patients < 10 else ""
+    return f"with 95 % interval (bootstrap over patients{few})"
+
+
 def run_line(result: Result) -> str:
     """One run in one line."""
     scores = [f"{title} {number(mean_of([result], score))}" for title, score in SCORES.items() if "Dice" in title]
@@ -108,7 +120,7 @@ def write_report(results: Sequence[Result], contestants: Sequence[str], output: 
         for peer in peers
     }
     if peers:
-        lines += ["", f"{ours} minus … with 95 % interval (bootstrap over patients, seeds averaged first)", ""]
+        lines += ["", f"{ours} minus …, {interval_note(len(set(patients)))}, seeds averaged first", ""]
         lines += ["| peer | " + " | ".join(SCORES) + " |", "|---" * (1 + len(SCORES)) + "|"]
         for peer, scores in differences.items():
             cells = [difference_cell(*values) for values in scores.values()]
