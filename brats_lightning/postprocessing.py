@@ -56,8 +56,8 @@ class Postprocessing:
     others background. Regions are taken in the order ET, TC, WT, then the rest.
 
     *Core required*, with ``require_core``: a 26-connected component of all foreground that is nothing but oedema (SNFH)
-    goes; with ``keep_surest`` the surest one stays if all are such. Oedema surrounds a metastasis or a cavity and is
-    neither. Classes without SNFH have none to remove.
+    goes, all other classes being core here; with ``keep_surest`` the surest one stays if all are such, of equals the
+    largest. Oedema surrounds a metastasis or a cavity and is neither. Classes without SNFH have none to remove.
 
     Args:
         low: probability; None leaves hysteresis out.
@@ -183,7 +183,9 @@ class Postprocessing:
             kept = np.zeros(n + 1, bool)
             kept[components[(part > 0) & (part != oedema)]] = True
             if self.keep_surest and not kept.any():
-                kept = self._sure(1 - probabilities[(0, *box)], components, n, 1)
+                peaks = ndimage.maximum(1 - probabilities[(0, *box)], components, np.arange(n + 1))
+                sizes = np.bincount(components.reshape(-1))
+                kept[max(range(1, n + 1), key=lambda number: (peaks[number], sizes[number]))] = True
             part[~kept[components]] = 0
 
     def _sure(

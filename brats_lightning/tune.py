@@ -140,7 +140,7 @@ def _find(cfg: DictConfig, models: Sequence["TrainedModel"], wanted: Sequence[st
 
 
 def _candidates(cfg: DictConfig, ensemble: "Ensemble") -> list["Postprocessing"]:
-    """The grid's, the simplest first, then what the runs themselves were tested with."""
+    """None, the grid's, the simplest first, then what the runs themselves were tested with."""
     from brats_lightning.checkpoint import own_postprocessing
     from brats_lightning.postprocessing import Postprocessing
 
@@ -165,7 +165,8 @@ def _candidates(cfg: DictConfig, ensemble: "Ensemble") -> list["Postprocessing"]
         )
         for size, core, (low, high) in itertools.product(sizes, cores, pairs)
     ]
-    return rules + [rule for i, rule in enumerate(used) if rule not in rules + used[:i]]
+    rules = [Postprocessing(decode=ensemble.decode), *rules, *used]
+    return [rule for i, rule in enumerate(rules) if rule not in rules[:i]]
 
 
 def _score_all(

@@ -161,6 +161,9 @@ def test_without_any_core_the_surest_oedema_stays_if_that_is_asked_for():
     oedema = line((0.0, 0.625, 0.0), 0.0, (0.125, 0.625, 0.0), 0.0, (0.0, 0.5625, 0.0))
     assert flat(Postprocessing(require_core=True)(oedema, MM, BRATS_METS)) == [0, 0, 0, 0, 0]
     assert flat(Postprocessing(require_core=True, keep_surest=True)(oedema, MM, BRATS_METS)) == [0, 0, 2, 0, 0]
+    # of equals the largest, not all
+    certain = line((0.0, 1.0, 0.0), 0.0, (0.0, 1.0, 0.0), (0.0, 1.0, 0.0), 0.0, (0.0, 1.0, 0.0))
+    assert flat(Postprocessing(require_core=True, keep_surest=True)(certain, MM, BRATS_METS)) == [0, 0, 2, 2, 0, 0]
     # not beside a core, however sure the oedema is
     both = line((0.0, 1.0, 0.0), 0.0, (0.0, 0.0, 0.625))
     assert flat(Postprocessing(require_core=True, keep_surest=True)(both, MM, BRATS_METS)) == [0, 0, 3]

@@ -1,4 +1,5 @@
 import json
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -56,6 +57,10 @@ def runs(tmp_path):
         (tmp_path / run / "split.json").write_text(json.dumps(split))
         paths.append(path)
     return paths
+
+
+def rules_of(row):
+    return Postprocessing(**{field.name: row[field.name] for field in fields(Postprocessing)})
 
 
 @pytest.fixture
@@ -122,13 +127,16 @@ def test_switches_are_the_runs_own_unless_given(run, runs):
 
     def switches(ckpt, *overrides):
         names = ("keep_surest", "require_core", "fill_holes")
-        return {tuple(row[name] for name in names) for row in run(ckpt, *overrides)["tried"]}
+        result = run(ckpt, *overrides)
+        without = [row["score"] for row in result["tried"] if Postprocessing(decode="argmax") == rules_of(row)]
+        assert [result["without"]] == without
+        return {tuple(row[name] for name in names) for row in result["tried"]} - {(False, False, False)}
 
     assert switches(runs[0]) == {(True, True, False)}
     # what the run was tested with is tried as it was
     given = ["keep_surest=false", "fill_holes=true"]
     assert switches(runs[0], *given) == {(False, True, True), (True, True, False)}
-    assert switches(runs) == {(False, False, False), (True, True, False)}  # the other run has none of them
+    assert switches(runs) == {(True, True, False)}  # the other run has none of them: only what this was tested with
 
 
 def test_a_grid_is_of_lists(run, runs):

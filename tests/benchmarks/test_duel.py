@@ -14,7 +14,7 @@ from tests.benchmarks import duel as duel_module
 from tests.benchmarks.ablation import SCORES, recipes, table
 from tests.benchmarks.arena.nnunet import DiceCrossEntropy, ForegroundOversampling, PlainConvUNet
 from tests.benchmarks.arena.report import SCORES as REPORTED
-from tests.benchmarks.arena.report import difference_cell, interval_note, paired_difference
+from tests.benchmarks.arena.report import difference_cell, interval_note, paired_difference, write_report
 from tests.benchmarks.arena.runs import CONF, ArenaError, Run, make_run, str_time
 from tests.benchmarks.duel import check_contestants, choose_cases, duel
 
@@ -238,6 +238,31 @@ def test_intervals_are_called_what_they_are():
     # of two patients it is that: their means are 0.1 and -0.3
     ours, peer = np.array([[0.4, 0.6, 0.2]]), np.array([[0.4, 0.4, 0.5]])
     assert paired_difference(ours, peer, ["a", "a", "b"], 1000)[1:] == pytest.approx((-0.3, 0.1))
+
+
+def test_the_table_counts_patients_not_cases(tmp_path):
+    cases = ["A-100", "A-101", "B-100", "B-101"]
+    key = {
+        "patients": ["A", "A", "B", "B"],
+        "train": ["C"],
+        "test": cases,
+        "minutes": 1,
+        "threads": 1,
+        "processor": "x",
+    }
+    results = [
+        {
+            "contestant": name,
+            "seed": 0,
+            "steps": 3,
+            "key": key,
+            "scores": {c: dict.fromkeys(REPORTED.values(), score) for c in cases},
+        }
+        for name, score in (("ours", 0.75), ("peer", 0.5))
+    ]
+    text = write_report(results, ["ours", "peer"], tmp_path, 100)
+    assert f"ours minus …, {interval_note(2)}, seeds averaged first" in text
+    assert "| peer | " + " | ".join(["+0.250 [+0.250, +0.250]"] * len(REPORTED)) + " |" in text
 
 
 def test_cells_of_differences():

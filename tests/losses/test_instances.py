@@ -398,6 +398,11 @@ def test_config_with_cross_entropy(composed, batch, overrides, weight):
     torch.testing.assert_close(result["loss"], expected)
 
 
+def test_weight_of_the_cross_entropy_for_slices(composed):
+    overrides = ["sampling=slices", "sampling.depth=[16,48]", "sampling.multiple_of=16", "sampling.in_plane=[96,48]"]
+    assert composed("loss=lesion_ce", *overrides, plain=True).loss.weights.focal == 14  # of the deepest
+
+
 def test_config_follows_the_labels(composed):
     cfg = composed("loss=blob", "data.labels=[netc,snfh,et,rc]")
     assert tuple(instantiate(cfg.loss).parts["blob"].scheme.regions) == ("et", "tc", "wt", "rc")

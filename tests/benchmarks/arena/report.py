@@ -131,7 +131,7 @@ def write_report(results: Sequence[Result], contestants: Sequence[str], output: 
     text = "\n".join([*lines, "", LEGEND, "", setting]) + "\n"
     output.mkdir(parents=True, exist_ok=True)
     (output / "table.md").write_text(text)
-    draw(by_contestant, differences, output / "figure.png")
+    draw(by_contestant, differences, interval_note(len(set(patients))), output / "figure.png")
     return text
 
 
@@ -143,9 +143,12 @@ def table_line(name: str, seed: str, results: Sequence[Result]) -> str:
 
 
 def draw(
-    by_contestant: dict[str, list[Result]], differences: dict[str, dict[str, tuple[float, float, float]]], path: Path
+    by_contestant: dict[str, list[Result]],
+    differences: dict[str, dict[str, tuple[float, float, float]]],
+    note: str,
+    path: Path,
 ) -> None:
-    """Each case's scores, lines joining the same case; below, ours minus each peer with its interval."""
+    """Each case's scores, lines joining the same case; below, ours minus each peer, and what its bar is."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -181,4 +184,6 @@ def draw(
         bottom.set_yticks(range(len(differences)), peers if column == 0 else [""] * len(peers), fontsize=8)
         reach = max([0.05, *(abs(end) for scores in differences.values() for end in scores[title] if end == end)])
         bottom.set_xlim(-1.1 * reach, 1.1 * reach)
+    if differences:
+        figure.supxlabel(f"{names[0]} − peer, {note}".replace("in brackets", "bars:"), fontsize=8)
     figure.savefig(path, dpi=130)
