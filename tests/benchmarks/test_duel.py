@@ -232,7 +232,7 @@ def test_paired_intervals():
 
 def test_intervals_are_called_what_they_are():
     assert interval_note(1) == "of one patient"
-    assert interval_note(2) == "in brackets the means of either patient alone, no confidence interval"
+    assert interval_note(2) == "with the span of the two patients' means, no confidence interval"
     assert interval_note(7) == "with 95 % interval (bootstrap over patients, too narrow of only 7)"
     assert interval_note(10) == "with 95 % interval (bootstrap over patients)"
     # of two patients it is that: their means are 0.1 and -0.3

@@ -65,13 +65,11 @@ def paired_difference(
 
 
 def interval_note(patients: int) -> str:
-    """What the brackets are: of few patients a bootstrap knows only these, and is too sure of them."""
-    if patients < 3:
-        return (
-            "of one patient"
-            if patients == 1
-            else "in brackets the means of either patient alone, no confidence interval"
-        )
+    """What the interval is: of few patients a bootstrap knows only these, and is too sure of them."""
+    if patients == 1:
+        return "of one patient"
+    if patients == 2:
+        return "with the span of the two patients' means, no confidence interval"
     few = f", too narrow of only {patients}" if patients < 10 else ""
     return f"with 95 % interval (bootstrap over patients{few})"
 
@@ -185,5 +183,5 @@ def draw(
         reach = max([0.05, *(abs(end) for scores in differences.values() for end in scores[title] if end == end)])
         bottom.set_xlim(-1.1 * reach, 1.1 * reach)
     if differences:
-        figure.supxlabel(f"{names[0]} − peer, {note}".replace("in brackets", "bars:"), fontsize=8)
+        figure.supxlabel(f"{names[0]} − peer, {note}", fontsize=8)
     figure.savefig(path, dpi=130)
