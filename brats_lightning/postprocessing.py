@@ -48,6 +48,11 @@ class Postprocessing:
     probability stays whatever that is, of TC also the one with the surest ET. On scans unlike those it was trained on,
     a network is sure of nothing, and would else lose the whole tumour.
 
+    *Solid core*, with ``solid_core``: oedema (SNFH) that tumour core encloses in the slices of at least two of the
+    three orientations becomes NETC; enclosed in a slice is what no path of 4-connected voxels outside the core joins to
+    its border. Oedema lies around a core, never in it, but in a patch smaller than the tumour its inside looks like
+    oedema. Classes without both have nothing to fill.
+
     *Holes*: background that tumour core encloses (6-connected background that doesn't reach the volume's border)
     becomes NETC, and what remains enclosed by the whole tumour becomes SNFH.
 
@@ -68,6 +73,7 @@ class Postprocessing:
         min_volume: in mm³: one for every region, or by region name.
         decode: ``argmax`` or ``regions``; None leaves it to the network's target (`decoding`), and is else ``argmax``.
         require_core: whether components of oedema alone go.
+        solid_core: whether enclosed oedema becomes NETC.
 
     Raises:
         PostprocessingError: impossible settings.
@@ -81,6 +87,7 @@ class Postprocessing:
     min_volume: Number | Mapping[str, Number] | None = None
     decode: str | None = None
     require_core: bool = False
+    solid_core: bool = False
 
     def __post_init__(self) -> None:
         if (self.low is None) != (self.high is None):
@@ -119,6 +126,8 @@ class Postprocessing:
         if self.core is not None:
             for region in ("et", "tc"):
                 self._demote_unsure(labels, probabilities, region, self.core, scheme)
+        if self.solid_core and {"netc", "snfh"} <= set(scheme.names) and "tc" in scheme.regions:
+            _fill_core(labels, scheme)
         if self.fill_holes:
             _fill_holes(labels, scheme)
         for region, volume in self._min_volumes(scheme).items():
@@ -256,6 +265,16 @@ def agreed(rules: Mapping[str, Postprocessing], otherwise: str) -> Postprocessin
     if any(other != first for other in others):
         raise PostprocessingError("\n  ".join([otherwise, *(f"{file}: {found}" for file, found in rules.items())]))
     return first
+
+
+def _fill_core(labels: UInt8[np.ndarray, "z y x"], scheme: LabelScheme) -> None:
+    """Make NETC of the SNFH that the core encloses in two orientations."""
+    core = in_classes(labels, scheme.regions["tc"])
+    box = nonzero_box(core)  # nothing outside is enclosed
+    part, core = labels[box], core[box]
+    planes = [np.expand_dims(ndimage.generate_binary_structure(2, 1), axis) for axis in range(3)]
+    enclosed = [ndimage.binary_fill_holes(core, plane) for plane in planes]
+    part[(np.sum(enclosed, axis=0) >= 2) & (part == scheme.index("snfh"))] = scheme.index("netc")
 
 
 def _fill_holes(labels: UInt8[np.ndarray, "z y x"], scheme: LabelScheme) -> None:

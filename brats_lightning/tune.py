@@ -152,7 +152,7 @@ def _candidates(cfg: DictConfig, ensemble: "Ensemble") -> list["Postprocessing"]
     used = [own_postprocessing(model).decoding(ensemble.decode) for model in ensemble.models]
     common = {
         name: all(getattr(rule, name) for rule in used) if cfg[name] is None else cfg[name]
-        for name in ("keep_surest", "require_core", "fill_holes")
+        for name in ("keep_surest", "require_core", "solid_core", "fill_holes")
     }
     rules = [
         Postprocessing(

@@ -258,6 +258,44 @@ def test_components_at_the_border_of_the_volume_and_a_region_of_its_own():
     assert (out[0, 0, 0], out[0, 0, 1], out[2, 2].tolist()) == (0, 2, [4, 4, 4])
 
 
+def test_oedema_enclosed_by_the_core_becomes_netc():
+    labels = np.full((9, 9, 9), 2, np.uint8)
+    labels[1:8, 1:8, 1:8] = 3
+    labels[2:7, 2:7, 2:7] = 2
+    labels[3, 3, 3] = 0  # background stays
+    labels[1, 4, 4] = 2  # a hole in the wall, enclosed in the slice z = 1 alone
+    out = Postprocessing(solid_core=True)(volume(labels), MM, BRATS_METS)
+    expected = labels.copy()
+    expected[2:7, 2:7, 2:7] = 1
+    expected[3, 3, 3] = 0
+    # It leads out of the slices y = 4 and x = 4. Where these two cross, z alone encloses; elsewhere two still do.
+    expected[1:7, 4, 4] = 2
+    np.testing.assert_array_equal(out, expected)
+
+    tube = np.full((5, 5, 5), 2, np.uint8)  # enclosed in one orientation alone
+    tube[:, 1:4, 1:4] = 3
+    tube[:, 2, 2] = 2
+    np.testing.assert_array_equal(Postprocessing(solid_core=True)(volume(tube), MM, BRATS_METS), tube)
+
+
+def test_a_solid_core_needs_a_core():
+    bare = np.full((3, 3, 3), 2, np.uint8)
+    np.testing.assert_array_equal(Postprocessing(solid_core=True)(volume(bare), MM, BRATS_METS), bare)
+    scheme = LabelScheme(("lesion",))
+    probabilities = np.zeros((2, 3, 3, 3), np.float32)
+    probabilities[1] = 1
+    np.testing.assert_array_equal(Postprocessing(solid_core=True)(probabilities, MM, scheme), np.ones((3, 3, 3)))
+
+
+def test_a_solid_core_is_of_sure_core():  # what `core` demotes encloses nothing
+    labels = np.full((7, 7, 7), 2, np.uint8)
+    labels[1:6, 1:6, 1:6] = 3
+    labels[2:5, 2:5, 2:5] = 2
+    faint = volume(labels) * 0.6 + 0.1
+    out = Postprocessing(core=0.9, solid_core=True)(faint, MM, BRATS_METS)
+    np.testing.assert_array_equal(out, np.full((7, 7, 7), 2))
+
+
 def test_holes_become_what_encloses_them():
     labels = np.full((5, 5, 9), 0, np.uint8)
     labels[1:4, 1:4, 1:4] = 3

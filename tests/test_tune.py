@@ -126,17 +126,19 @@ def test_switches_are_the_runs_own_unless_given(run, runs):
     torch.save(checkpoint, runs[0])
 
     def switches(ckpt, *overrides):
-        names = ("keep_surest", "require_core", "fill_holes")
+        names = ("keep_surest", "require_core", "solid_core", "fill_holes")
         result = run(ckpt, *overrides)
         without = [row["score"] for row in result["tried"] if Postprocessing(decode="argmax") == rules_of(row)]
         assert [result["without"]] == without
-        return {tuple(row[name] for name in names) for row in result["tried"]} - {(False, False, False)}
+        return {tuple(row[name] for name in names) for row in result["tried"]} - {(False,) * 4}
 
-    assert switches(runs[0]) == {(True, True, False)}
+    assert switches(runs[0]) == {(True, True, False, False)}
     # what the run was tested with is tried as it was
     given = ["keep_surest=false", "fill_holes=true"]
-    assert switches(runs[0], *given) == {(False, True, True), (True, True, False)}
-    assert switches(runs) == {(True, True, False)}  # the other run has none of them: only what this was tested with
+    assert switches(runs[0], *given) == {(False, True, False, True), (True, True, False, False)}
+    assert switches(runs) == {
+        (True, True, False, False)
+    }  # the other run has none of them: only what this was tested with
 
 
 def test_a_grid_is_of_lists(run, runs):
