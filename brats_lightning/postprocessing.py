@@ -48,10 +48,10 @@ class Postprocessing:
     probability stays whatever that is, of TC also the one with the surest ET. On scans unlike those it was trained on,
     a network is sure of nothing, and would else lose the whole tumour.
 
-    *Solid core*, with ``solid_core``: oedema (SNFH) that tumour core encloses in the slices of at least two of the
-    three orientations becomes NETC; enclosed in a slice is what no path of 4-connected voxels outside the core joins to
-    its border. Oedema lies around a core, never in it, but in a patch smaller than the tumour its inside looks like
-    oedema. Classes without both have nothing to fill.
+    *Solid core*, with ``solid_core``: oedema (SNFH) becomes NETC where tumour core encloses it in the slices of at
+    least two of the three orientations: in the slice, no path of 4-connected voxels outside the core leads from it to
+    the slice's border. Oedema lies around a core, never in it, but in a patch smaller than the tumour its inside looks
+    like oedema. A cavity (RC) is no core. Classes that lack NETC, SNFH or ET are left as they are.
 
     *Holes*: background that tumour core encloses (6-connected background that doesn't reach the volume's border)
     becomes NETC, and what remains enclosed by the whole tumour becomes SNFH.
@@ -126,7 +126,7 @@ class Postprocessing:
         if self.core is not None:
             for region in ("et", "tc"):
                 self._demote_unsure(labels, probabilities, region, self.core, scheme)
-        if self.solid_core and {"netc", "snfh"} <= set(scheme.names) and "tc" in scheme.regions:
+        if self.solid_core and {"netc", "snfh", "et"} <= set(scheme.names):
             _fill_core(labels, scheme)
         if self.fill_holes:
             _fill_holes(labels, scheme)
@@ -268,13 +268,16 @@ def agreed(rules: Mapping[str, Postprocessing], otherwise: str) -> Postprocessin
 
 
 def _fill_core(labels: UInt8[np.ndarray, "z y x"], scheme: LabelScheme) -> None:
-    """Make NETC of the SNFH that the core encloses in two orientations."""
+    """Make NETC of the SNFH that the core encloses in at least two orientations."""
     core = in_classes(labels, scheme.regions["tc"])
     box = nonzero_box(core)  # nothing outside is enclosed
     part, core = labels[box], core[box]
+    oedema = part == scheme.index("snfh")
+    if not oedema.any():
+        return
     planes = [np.expand_dims(ndimage.generate_binary_structure(2, 1), axis) for axis in range(3)]
     enclosed = [ndimage.binary_fill_holes(core, plane) for plane in planes]
-    part[(np.sum(enclosed, axis=0) >= 2) & (part == scheme.index("snfh"))] = scheme.index("netc")
+    part[(np.sum(enclosed, axis=0, dtype=np.uint8) >= 2) & oedema] = scheme.index("netc")
 
 
 def _fill_holes(labels: UInt8[np.ndarray, "z y x"], scheme: LabelScheme) -> None:

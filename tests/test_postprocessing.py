@@ -188,7 +188,7 @@ def test_classes_without_oedema_need_no_core():
     assert flat(Postprocessing(require_core=True)(labels, MM, LabelScheme(("lesion",)))) == [1, 0]
 
 
-EVERYTHING = Postprocessing(0.25, 0.5, 0.5, True, True, 10, require_core=True)
+EVERYTHING = Postprocessing(0.25, 0.5, 0.5, True, True, 10, require_core=True, solid_core=True)
 
 
 @pytest.mark.parametrize("rules", [Postprocessing(), EVERYTHING])
@@ -278,22 +278,59 @@ def test_oedema_enclosed_by_the_core_becomes_netc():
     np.testing.assert_array_equal(Postprocessing(solid_core=True)(volume(tube), MM, BRATS_METS), tube)
 
 
-def test_a_solid_core_needs_a_core():
-    bare = np.full((3, 3, 3), 2, np.uint8)
-    np.testing.assert_array_equal(Postprocessing(solid_core=True)(volume(bare), MM, BRATS_METS), bare)
-    scheme = LabelScheme(("lesion",))
-    probabilities = np.zeros((2, 3, 3, 3), np.float32)
-    probabilities[1] = 1
-    np.testing.assert_array_equal(Postprocessing(solid_core=True)(probabilities, MM, scheme), np.ones((3, 3, 3)))
+def test_oedema_that_leads_to_the_border_is_not_enclosed():
+    ring = np.full((1, 7, 7), 2, np.uint8)  # in one slice, one orientation
+    ring[:, 1:6, 1:6] = 3
+    ring[:, 2:5, 2:5] = 2
+    bowl = np.full((6, 7, 7), 2, np.uint8)  # open where the volume ends
+    bowl[:4, 1:6, 1:6] = 3
+    bowl[:3, 2:5, 2:5] = 2
+    for labels in (ring, bowl):
+        np.testing.assert_array_equal(Postprocessing(solid_core=True)(volume(labels), MM, BRATS_METS), labels)
 
 
-def test_a_solid_core_is_of_sure_core():  # what `core` demotes encloses nothing
+def shell():
+    """Oedema (2), in it a shell of enhancing tumour (3), in that oedema again."""
     labels = np.full((7, 7, 7), 2, np.uint8)
     labels[1:6, 1:6, 1:6] = 3
     labels[2:5, 2:5, 2:5] = 2
+    return labels
+
+
+def test_a_cavity_is_no_core_but_lies_within():
+    labels = shell()
+    labels[3, 3, 3] = 4
+    expected = labels.copy()
+    expected[2:5, 2:5, 2:5] = 1
+    expected[3, 3, 3] = 4
+    probabilities = np.stack([labels == index for index in range(5)]).astype(np.float32)
+    scheme = LabelScheme(("netc", "snfh", "et", "rc"))
+    np.testing.assert_array_equal(Postprocessing(solid_core=True)(probabilities, MM, scheme), expected)
+    labels[1:6, 1:6, 1:6] = 4  # a cavity alone encloses nothing
+    labels[2:5, 2:5, 2:5] = 2
+    probabilities = np.stack([labels == index for index in range(5)]).astype(np.float32)
+    np.testing.assert_array_equal(Postprocessing(solid_core=True)(probabilities, MM, scheme), labels)
+
+
+@pytest.mark.parametrize(
+    ("names", "core", "oedema"), [(("lesion",), 1, 1), (("netc", "snfh"), 1, 2), (("snfh", "et"), 2, 1)]
+)
+def test_a_solid_core_needs_all_three_classes(names, core, oedema):
+    labels = np.where(shell() == 3, core, oedema)
+    probabilities = np.stack([labels == index for index in range(len(names) + 1)]).astype(np.float32)
+    out = Postprocessing(solid_core=True)(probabilities, MM, LabelScheme(names))
+    np.testing.assert_array_equal(out, labels)
+
+
+def test_only_what_is_surely_core_makes_it_solid():
+    labels = shell()
+    labels[3, 3, 3] = 3  # sure, but encloses nothing
     faint = volume(labels) * 0.6 + 0.1
+    faint[:, 3, 3, 3] = (0, 0, 0, 1)
     out = Postprocessing(core=0.9, solid_core=True)(faint, MM, BRATS_METS)
-    np.testing.assert_array_equal(out, np.full((7, 7, 7), 2))
+    expected = np.full((7, 7, 7), 2)
+    expected[3, 3, 3] = 3
+    np.testing.assert_array_equal(out, expected)
 
 
 def test_holes_become_what_encloses_them():
@@ -363,6 +400,7 @@ def test_the_configs_build_the_rules(composed, tmp_path):
     assert chosen("postprocessing=none") == Postprocessing()
     assert chosen("postprocessing=hysteresis") == Postprocessing(0.25, 0.7)
     assert chosen("postprocessing=confident") == Postprocessing(0.5, 0.98, core=0.98, keep_surest=True)
+    assert chosen("postprocessing=none", "postprocessing.solid_core=true") == Postprocessing(solid_core=True)
     assert chosen("postprocessing=none", "postprocessing.decode=regions") == Postprocessing(decode="regions")
     rules = chosen("postprocessing=none", "postprocessing.min_volume={et:3}", "postprocessing.fill_holes=true")
     assert rules(volume(np.full((1, 1, 2), 3, np.uint8)), MM, BRATS_METS).sum() == 0

@@ -121,7 +121,8 @@ def test_the_runs_own_rules_are_tried_too(run, runs):
 
 def test_switches_are_the_runs_own_unless_given(run, runs):
     checkpoint = torch.load(runs[0], weights_only=True)
-    own = {"_target_": "brats_lightning.postprocessing.Postprocessing", "keep_surest": True, "require_core": True}
+    own = {"keep_surest": True, "require_core": True, "solid_core": True}
+    own["_target_"] = "brats_lightning.postprocessing.Postprocessing"
     checkpoint["config"]["postprocessing"] = own
     torch.save(checkpoint, runs[0])
 
@@ -132,13 +133,12 @@ def test_switches_are_the_runs_own_unless_given(run, runs):
         assert [result["without"]] == without
         return {tuple(row[name] for name in names) for row in result["tried"]} - {(False,) * 4}
 
-    assert switches(runs[0]) == {(True, True, False, False)}
+    own = (True, True, True, False)
+    assert switches(runs[0]) == {own}
     # what the run was tested with is tried as it was
-    given = ["keep_surest=false", "fill_holes=true"]
-    assert switches(runs[0], *given) == {(False, True, False, True), (True, True, False, False)}
-    assert switches(runs) == {
-        (True, True, False, False)
-    }  # the other run has none of them: only what this was tested with
+    given = ["keep_surest=false", "solid_core=false", "fill_holes=true"]
+    assert switches(runs[0], *given) == {(False, True, False, True), own}
+    assert switches(runs) == {own}  # the other run has none of them: only what this was tested with
 
 
 def test_a_grid_is_of_lists(run, runs):

@@ -113,7 +113,8 @@ def test_a_failed_run_shows_its_last_words(tmp_path):
 def test_a_version_that_only_predicts_otherwise_shares_the_training(tmp_path, monkeypatch):
     cases = [case(f"BraTS-MET-0000{i}-000", tmp_path) for i in range(2)]
     sources = [tmp_path / f"brats_lightning/{name}.py" for name in ("postprocessing", "inference", "losses/dice")]
-    for source in sources:
+    idle = [tmp_path / f"{name}.py" for name in ("brats_lightning/tune", "tests/benchmarks/arena/report")]
+    for source in [*sources, *idle]:
         source.parent.mkdir(parents=True, exist_ok=True)
         source.write_text("pass")
     monkeypatch.setattr("tests.benchmarks.arena.runs.PROJECT", tmp_path)
@@ -124,6 +125,8 @@ def test_a_version_that_only_predicts_otherwise_shares_the_training(tmp_path, mo
         assert changed.key != first.key
         assert (changed.folder == first.folder) is shared
         source.write_text("pass")
+    for source in idle:
+        source.write_text("changed")
     assert run_of(cases, tmp_path).key == first.key
 
 

@@ -31,6 +31,8 @@ PACKAGES = ("torch", "pytorch-lightning", "monai", "numpy", "scipy")
 # What only prediction looks at, parts of the config and modules of that name. Contestants that differ in nothing else
 # share one training, and so do versions of the program.
 PREDICTION = ("inference", "postprocessing")
+# Commands of the program that no run of the arena calls.
+IDLE = ("evaluate", "preprocess", "submission", "tune")
 # Names and places, at the top of a config and in its data: the cases' fingerprint stands for them.
 PLACES = ("paths", "seed", "name", "description", "root", "source", "background", "cache_workers")
 
@@ -175,10 +177,15 @@ def fingerprint(cases: Sequence[Case]) -> str:
 
 
 def _code() -> dict[str, str]:
-    """Of the program's own sources, which change between versions: those that train, and those that only predict."""
+    """Of the program's own sources, which change between versions: those that train, and those that only predict.
+
+    Neither are those of commands that take no part, and of the report.
+    """
     package = PROJECT / "brats_lightning"
     predict = {package / f"{part}.py" for part in PREDICTION}
-    train = {*package.rglob("*.py"), *(PROJECT / "tests/benchmarks/arena").glob("*.py")} - predict
+    arena = PROJECT / "tests/benchmarks/arena"
+    idle = {*(package / f"{command}.py" for command in IDLE), arena / "report.py"}
+    train = {*package.rglob("*.py"), *arena.glob("*.py")} - predict - idle
     return {"code": _hash_files(train), "prediction_code": _hash_files(predict)}
 
 
