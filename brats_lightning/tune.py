@@ -234,6 +234,7 @@ def _report(result: dict[str, Any], files: Sequence[Path]) -> None:
     for row in rows[:10]:
         table.add_row(*("–" if value is None else str(value) for value in row.values()))
     console = Console()
+    console = console if console.is_terminal else Console(width=160)
     console.print(table)
     log.info("chosen: %s · score %s, without %s", result["chosen"], result["score"], result["without"])
     log.info("written: %s", ", ".join(map(str, files)))
