@@ -146,13 +146,18 @@ def draw(
     note: str,
     path: Path,
 ) -> None:
-    """Each case's scores, lines joining the same case; below, ours minus each peer, and what its bar is."""
+    """Each case's scores, lines joining the same case; below, the first minus each peer, and what its bar is.
+
+    Contestants are numbered, and named underneath: names with overrides are longer than any axis has room for.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     shown = {title: score for title, score in SCORES.items() if title != "FP per case"}
     names = list(by_contestant)
-    figure = Figure(figsize=(2.3 * len(shown), 5.6 if differences else 3.4), layout="constrained")
+    numbers = [str(i + 1) for i in range(len(names))]
+    height = (2.8 + 0.2 * len(names) if differences else 0) + 3.0 + 0.15 * len(names)
+    figure = Figure(figsize=(2.3 * len(shown), height), layout="constrained")
     FigureCanvasAgg(figure)
     heights = [2, 1] if differences else [1]
     axes = figure.subplots(len(heights), len(shown), squeeze=False, height_ratios=heights)
@@ -165,23 +170,24 @@ def draw(
             top.scatter(np.full(len(cases), x), cases, s=12, color=colour, zorder=2)
             top.hlines(mean_of(own, score), x - 0.3, x + 0.3, color=colour, linewidth=2.5, zorder=3)
         top.set(title=title, ylim=(-0.03, 1.03), xlim=(-0.5, len(names) - 0.5))
-        top.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names], rotation=90, fontsize=8)
+        top.set_xticks(range(len(names)), numbers, fontsize=8)
         top.tick_params(labelleft=column == 0)
         top.grid(axis="y", color="0.92")
         if not differences:
             continue
         bottom = axes[1, column]
-        peers = [name.replace(" ", "\n") for name in differences]
         for y, scores in enumerate(differences.values()):
             mean, low, high = scores[title]
             if not math.isnan(mean):
                 bottom.plot(mean, y, "o", color="C0")
                 bottom.plot([low, high], [y, y], color="C0")
         bottom.axvline(0, color="0.6", linewidth=0.8)
-        bottom.set(ylim=(len(differences) - 0.5, -0.5), xlabel=f"{names[0]} − peer")
-        bottom.set_yticks(range(len(differences)), peers if column == 0 else [""] * len(peers), fontsize=8)
+        bottom.set(ylim=(len(differences) - 0.5, -0.5), xlabel="1 − peer")
+        bottom.set_yticks(range(len(differences)), numbers[1:] if column == 0 else [""] * len(differences), fontsize=8)
         reach = max([0.05, *(abs(end) for scores in differences.values() for end in scores[title] if end == end)])
         bottom.set_xlim(-1.1 * reach, 1.1 * reach)
+    legend = [f"{i}  {name}" for i, name in zip(numbers, names, strict=True)]
     if differences:
-        figure.supxlabel(f"{names[0]} − peer, {note}", fontsize=8)
+        legend.append(f"1 − peer: {names[0]} minus the peer, {note}")
+    figure.supxlabel("\n".join(legend), fontsize=8, x=0.01, ha="left")
     figure.savefig(path, dpi=130)
