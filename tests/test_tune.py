@@ -121,9 +121,12 @@ def test_the_runs_own_rules_are_tried_too(run, runs):
 
 def test_switches_are_the_runs_own_unless_given(run, runs):
     checkpoint = torch.load(runs[0], weights_only=True)
-    own = {"keep_surest": True, "require_core": True, "solid_core": True}
-    own["_target_"] = "brats_lightning.postprocessing.Postprocessing"
-    checkpoint["config"]["postprocessing"] = own
+    checkpoint["config"]["postprocessing"] = {
+        "_target_": "brats_lightning.postprocessing.Postprocessing",
+        "keep_surest": True,
+        "require_core": True,
+        "solid_core": True,
+    }
     torch.save(checkpoint, runs[0])
 
     def switches(ckpt, *overrides):
