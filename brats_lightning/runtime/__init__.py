@@ -1,0 +1,1 @@
+"""What every program needs once: files written whole, processes that end with their parent."""

@@ -1,0 +1,90 @@
+"""Writing files: whole or not at all, whatever ends the program meanwhile."""
+
+import errno
+import os
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_SUFFIX = ".tmp"
+_HINTS = {
+    errno.ENOSPC: "; free some space, or choose another folder",
+    errno.EDQUOT: "; the quota is used up: free some space, or choose another folder",
+    errno.EROFS: "; choose a folder that can be written to",
+    errno.EACCES: "; choose a folder that can be written to",
+}
+
+
+class UnwritableFile(OSError):
+    """A file that cannot be written: which one, why, and what to do. What stood there before is unchanged."""
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+def unwritable(path: Path | str, error: BaseException) -> UnwritableFile:
+    """The error that says so."""
+    number = getattr(error, "errno", None)
+    # Neither numpy nor torch says in its error that a disk is full: each reports bytes that were not written.
+    reason = os.strerror(number) if number else f"{error}; the disk may be full"
+    return UnwritableFile(number, f"cannot write {path}: {reason}{_HINTS.get(number or 0, '')}")
+
+
+def replace_file(path: Path | str, write: Callable[[Path], Any], durable: bool = False) -> int:
+    """Let ``write`` make a file beside ``path``, then rename it: a reader finds the old one or the new one, never half.
+
+    Args:
+        path: of the file to make or to replace; its folder must exist.
+        write: called with the temporary path, whose name starts with a dot and ends with ``.tmp``.
+        durable: wait until the content is on the disk before it gets its name, so that a power cut, too, leaves one of
+            the two; for what cannot be made again.
+
+    Returns:
+        The file's size in bytes.
+
+    Raises:
+        UnwritableFile: for want of space or permission; nothing is left behind.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{_SUFFIX}")
+    try:
+        write(temporary)
+        if durable:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+        size = temporary.stat().st_size
+        os.replace(temporary, path)  # noqa: PTH105
+    except UnwritableFile:
+        raise
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return size
+
+
+def write_text(path: Path | str, text: str) -> int:
+    """`replace_file` with UTF-8 text, its lines ended as they stand."""
+    return replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline=""))
+
+
+def write_bytes(path: Path | str, content: bytes) -> int:
+    """`replace_file` with bytes."""
+    return replace_file(path, lambda temporary: temporary.write_bytes(content))
+
+
+def remove_leftovers(folder: Path, older_than: float = 3600) -> None:
+    """Remove temporary files of processes that were killed.
+
+    Args:
+        folder: that holds them, itself.
+        older_than: seconds since the last change; a younger file may be of a process at work.
+    """
+    for leftover in folder.glob(f"*{_SUFFIX}"):
+        try:
+            if time.time() - leftover.stat().st_mtime > older_than:
+                leftover.unlink()
+        except OSError:  # another process was faster, or may do it
+            pass
