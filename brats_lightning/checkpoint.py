@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -55,7 +56,7 @@ def load_model(path: Path | str, trust: Sequence[str] = (), inference: Mapping[s
         UntrustedTarget: the config names code outside the allow-list.
     """
     path = Path(path)
-    checkpoint = _read(path)
+    checkpoint = read_checkpoint(path)
     config = checkpoint["config"]
     window = dict(config["inference"]) | {k: v for k, v in (inference or {}).items() if v is not None}
     network, sliding = (build(node, trust, str(path)) for node in (config["model"], window))
@@ -100,19 +101,34 @@ def own_postprocessing(model: TrainedModel) -> Postprocessing:
     return Postprocessing() if settings is None else build(settings, (), str(model.path))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path | str, key: str = "ckpt") -> dict[str, Any]:
+    """What is in a checkpoint of this program; its tensors are mapped from the file and read when they are used.
+
+    Args:
+        path: it may come from anyone: nothing but tensors and plain containers is read.
+        key: of the setting that names it, for messages.
+
+    Raises:
+        CheckpointError: no such file, or not a checkpoint of this program.
+    """
+    path = Path(path).expanduser()
     if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}; set ckpt=<run folder>/checkpoints/best.ckpt")
+        raise CheckpointError(f"{key}: there is no checkpoint {path}; set {key}=<run folder>/checkpoints/best.ckpt")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of archives of a kind that will be refused
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{path} is damaged, or holds more than tensors and plain containers: {str(error).splitlines()[0]}"
+            f"{key}: {path} is damaged, or holds more than tensors and plain containers: {first}"
         ) from error
-    parts = ("model", "data", "inference")
     config = checkpoint.get("config") if isinstance(checkpoint, dict) else None
+    parts = ("model", "data", "inference")
     if not isinstance(config, dict) or "state_dict" not in checkpoint or not all(part in config for part in parts):
-        raise CheckpointError(f"{path} holds no 'state_dict' and 'config': it was not written by brats_lightning.train")
+        raise CheckpointError(
+            f"{key}: {path} holds no 'state_dict' and 'config': it was not written by brats_lightning.train"
+        )
     return checkpoint
 
 

@@ -4,6 +4,7 @@ Only this module and the entry points know Hydra. Nothing heavy is imported befo
 ``--help`` and a mistyped option answer at once.
 """
 
+import itertools
 import json
 import logging
 import math
@@ -15,13 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+
+from brats_lightning.sweep import record_failure
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
     from brats_lightning.data.datamodule import CaseData
+    from brats_lightning.data.splits import Split
     from brats_lightning.segmentation import Segmentation
 
 
@@ -38,6 +44,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("output_count", _output_count, replace=True)
     OmegaConf.register_new_resolver("equal", lambda one, other: one == other, replace=True)
     OmegaConf.register_new_resolver("cpu_count", _cpu_count, replace=True)
+    OmegaConf.register_new_resolver("new_folder", _new_folder, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("patch_size", _patch_size, replace=True)
     OmegaConf.register_new_resolver("volume_scaled", _volume_scaled, replace=True)
     OmegaConf.register_new_resolver("direction", {"max": "maximize", "min": "minimize"}.__getitem__, replace=True)
@@ -46,6 +53,27 @@ def register_resolvers() -> None:
 def _cpu_count() -> int:
     # What this process may use, which in a container or a SLURM job is less than the machine has.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_new_folders: dict[str, str] = {}  # as asked for → as made, in this process
+
+
+def _new_folder(path: str) -> str:
+    """A folder of that name that nobody had before, with a number behind it if need be; made at once.
+
+    Of two runs that start within a second each gets its own. Asked again, it is the same one.
+    """
+    if path not in _new_folders:
+        for number in itertools.count(1):
+            folder = Path(path if number == 1 else f"{path}-{number}").expanduser()
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            _new_folders[path] = str(folder)
+            break
+    return _new_folders[path]
 
 
 def _volume_scaled(value: float, side: int, size: Sequence[int]) -> float:
@@ -87,10 +115,22 @@ def _missing(node: Any, path: str = "") -> Iterator[str]:
         yield path
 
 
-def entry_point(config_name: str, function: Callable[[DictConfig], Any]) -> Callable[[], None]:
-    """A command: compose ``conf/<config_name>.yaml`` with the command line and call ``function`` with the result."""
+def entry_point(
+    config_name: str, function: Callable[[DictConfig], Any], failed: Callable[[DictConfig], Any] = lambda _: None
+) -> Callable[[], None]:
+    """A command: compose ``conf/<config_name>.yaml`` with the command line and call ``function`` with the result.
+
+    An error that says all there is to know is one line on stderr, and exit code 1. A job of a multirun leaves it in its
+    folder and the others go on; the exit code is 1 in the end.
+
+    Args:
+        config_name: of the command's config.
+        function: what the command does.
+        failed: what a sweeper is told of a job that failed.
+    """
     register_resolvers()
     composed = False
+    failures: list[str] = []
 
     def run(cfg: DictConfig) -> Any:
         nonlocal composed
@@ -100,13 +140,23 @@ def entry_point(config_name: str, function: Callable[[DictConfig], Any]) -> Call
         warnings.filterwarnings(
             "ignore", message=".*LeafSpec.*", category=FutureWarning
         )  # Lightning's, on a newer torch
+        job = HydraConfig.get()
         try:
             return function(resolved(cfg))
-        except (ValueError, FileNotFoundError) as error:
-            if os.environ.get("HYDRA_FULL_ERROR") or not _raised_here(error):
+        except Exception as error:
+            message = _message(error)
+            if job.mode == RunMode.MULTIRUN:
+                if message is None:
+                    logging.getLogger(__name__).exception("job %s failed", job.job.num)
+                    message = f"{type(error).__name__}: {error}"
+                else:
+                    print(f"error: {message}", file=sys.stderr)
+                failures.append(message)
+                record_failure(Path(job.runtime.output_dir), message)
+                return failed(cfg)
+            if message is None or os.environ.get("HYDRA_FULL_ERROR"):
                 raise
-            # What is wrong with a user's data or settings says all there is to know; a traceback would only hide it.
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {message}", file=sys.stderr)
             raise SystemExit(1) from None
 
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)
@@ -120,8 +170,21 @@ def entry_point(config_name: str, function: Callable[[DictConfig], Any]) -> Call
 
                 print_hints(config_dir(), config_name, sys.argv[1:])
             raise
+        if failures:
+            raise SystemExit(1)
 
     return command
+
+
+def _message(error: Exception) -> str | None:
+    """What to tell of an error that concerns a user's data, settings or disk; None of one that may be a fault of ours.
+
+    A traceback would only hide it. Ours are those raised by this package, and those of files.
+    """
+    ours = isinstance(error, ValueError | RuntimeError | OSError) and _raised_here(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) if ours else None
 
 
 def _raised_here(error: BaseException) -> bool:
@@ -132,10 +195,16 @@ def _raised_here(error: BaseException) -> bool:
     return trace is not None and Path(trace.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
 
 
-def build_data(cfg: DictConfig) -> "CaseData":
-    """The data module of a config; without the groups ``sampling`` and ``augmentation`` it can only fill the cache."""
+def build_data(cfg: DictConfig, split: "Split | None" = None) -> "CaseData":
+    """The data module of a config; without the groups ``sampling`` and ``augmentation`` it can only fill the cache.
+
+    Args:
+        cfg: the config.
+        split: of the run that is gone on with; None splits as the config says.
+    """
     from brats_lightning.data.cache import Cache
-    from brats_lightning.data.datamodule import CaseData, LoaderSettings
+    from brats_lightning.data.datamodule import CaseData
+    from brats_lightning.data.loading import LoaderSettings
     from brats_lightning.data.preprocessing import Preprocessing
     from brats_lightning.data.splits import SplitSettings
     from brats_lightning.data.standardisation import Standardiser
@@ -157,9 +226,19 @@ def build_data(cfg: DictConfig) -> "CaseData":
         cache=cache,
         standardiser=Standardiser(data.modalities, **data.normalisation),
         scheme=scheme,
-        split=SplitSettings(data.val_share, data.test_share, data.folds, data.fold, data.split_file, data.split_seed),
+        split=split
+        or SplitSettings(
+            data.val_share,
+            data.test_share,
+            data.folds,
+            data.fold,
+            data.split_file,
+            data.split_seed,
+            data.split_from,
+            data.on_bad_case == "skip",
+        ),
         on_bad_case=data.on_bad_case,
-        loader=LoaderSettings(data.batch_size, data.patches_per_case, data.workers),
+        loader=LoaderSettings(data.batch_size, data.patches_per_case, data.workers, data.loader_timeout),
         sampler=instantiate(cfg.sampling) if "sampling" in cfg else None,
         augmentation=instantiate(cfg.augmentation) if "augmentation" in cfg else None,
         copy_paste=instantiate(cfg.copy_paste) if cfg.get("copy_paste") else None,
@@ -177,8 +256,7 @@ def _source_identity(data: DictConfig) -> Path:
 
 def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
     """Network, loss, optimiser and schedule of a config, for the classes or regions of ``data``."""
-    import torch
-
+    from brats_lightning.checkpoint import CheckpointError, read_checkpoint
     from brats_lightning.losses import DeepSupervision
     from brats_lightning.segmentation import Segmentation
     from brats_lightning.targets import make_target
@@ -207,24 +285,32 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
         config=OmegaConf.to_container(cfg),  # type: ignore[arg-type]
     )
     if cfg.weights is not None:
-        saved = torch.load(cfg.weights, map_location="cpu", weights_only=True)["state_dict"]
+        saved = read_checkpoint(cfg.weights, "weights")["state_dict"]
         try:
             module.network.load_state_dict({k.removeprefix("network."): v for k, v in saved.items()})
         except RuntimeError as error:
-            raise ValueError(f"weights={cfg.weights} are of another network than model: {error}") from error
+            raise CheckpointError(f"weights={cfg.weights} are of another network than model: {error}") from error
     return module
 
 
 def build_trainer(cfg: DictConfig) -> "pl.Trainer":
     """Lightning's trainer with the configured callbacks and logger."""
     import torch
+    from pytorch_lightning.plugins.io import CheckpointIO
+
+    from brats_lightning.checkpoint_files import WholeCheckpoints
 
     # Deterministic algorithms need no NaN in every new tensor, which torch would spend a pass over memory on.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     settings = OmegaConf.merge(cfg.trainer, {"precision": _precision(cfg)})
     callbacks = [instantiate(callback) for callback in (cfg.callbacks or {}).values() if callback is not None]
     logger = instantiate(cfg.logger) if cfg.logger else False
-    return instantiate(settings, callbacks=callbacks, logger=logger)
+    plugins = [
+        instantiate(plugin) if isinstance(plugin, DictConfig) else plugin for plugin in cfg.trainer.get("plugins") or ()
+    ]
+    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        plugins.append(WholeCheckpoints())
+    return instantiate(settings, callbacks=callbacks, logger=logger, plugins=plugins)
 
 
 def _precision(cfg: DictConfig) -> str | int:

@@ -108,8 +108,16 @@ def main() -> None:
     from brats_lightning.composition import register_resolvers
     from brats_lightning.train import train
 
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     register_resolvers()
     train(OmegaConf.load(sys.argv[1]))  # type: ignore[arg-type]
+
+
+def _end_with(parent: int) -> None:
+    # One that is killed cannot end the others, and they would wait for it.
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 if __name__ == "__main__":

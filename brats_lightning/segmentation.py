@@ -1,6 +1,7 @@
 """The LightningModule: backbone, loss, metrics and optimiser."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from brats_lightning.data.datamodule import PatchBatch, Volume
+from brats_lightning.data.datamodule import PatchBatch, Volume, mixed_seed
 from brats_lightning.inference import SlidingWindow, transfer
 from brats_lightning.losses import DeepSupervision
 from brats_lightning.metrics import headline_names, headline_scores, score_case
 from brats_lightning.metrics.voxel import CaseScores, confusion_matrix, voxel_scores
 from brats_lightning.postprocessing import Postprocessing
+from brats_lightning.runtime import signals
 from brats_lightning.targets import Target
 
 
@@ -68,6 +70,7 @@ class Segmentation(pl.LightningModule):
 
     def training_step(self, batch: PatchBatch, batch_index: int) -> Tensor:  # noqa: ARG002
         """Loss of one batch; every ``log_every_n_steps`` steps also the batch's own Dice."""
+        torch.manual_seed(mixed_seed(*batch.seed, 3))  # dropout depends on the batch, not on what was drawn before it
         target = self.target.encode(batch.mask)
         self.loss.prepare(target)  # on the CPU, beside the network
         logits = self.network(batch.image)
@@ -134,7 +137,7 @@ class Segmentation(pl.LightningModule):
         if not volume.counted:  # fills up this process's share so that all processes take equally many steps
             self.case_scores[stage].update(volume.case.id, None)
             return None
-        logits = self.inference(self.network, volume.image, background=self.target.background)
+        logits = self.inference(self.network, volume.image, _between_windows, self.target.background)
         parts = self._loss(logits[None], volume.mask[None])
         decided = self.target.decide(logits[None])[0]
         placement = volume.case.placement
@@ -189,6 +192,19 @@ class Segmentation(pl.LightningModule):
 
         return progress
 
+    def on_train_start(self) -> None:
+        """Go on with the learning rate that is configured, where the resumed state has another one."""
+        for config in self.trainer.lr_scheduler_configs:
+            schedule: Any = config.scheduler
+            optimizer = schedule.optimizer
+            base = optimizer.defaults["lr"]
+            before = getattr(schedule, "base_lrs", [base])
+            if any(rate != base for rate in before):
+                schedule.base_lrs = [base] * len(before)
+                for group, rate in zip(optimizer.param_groups, before, strict=True):
+                    group["initial_lr"] = base
+                    group["lr"] = group["lr"] / rate * base if rate else base
+
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,
@@ -203,8 +219,13 @@ class Segmentation(pl.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the run's config, in plain containers."""
+        """Add the run's config and split, in plain containers."""
         checkpoint["config"] = dict(self.config)
+        checkpoint["split"] = {part: list(names) for part, names in asdict(self.trainer.datamodule.split).items()}  # type: ignore[attr-defined]
+
+
+def _between_windows(share: float) -> None:  # noqa: ARG001
+    signals.check()
 
 
 def _loss_name(stage: str, part: str) -> str:

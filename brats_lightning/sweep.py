@@ -1,6 +1,7 @@
 """What the jobs of a multirun differ in and what they reached, in one table."""
 
 import csv
+import io
 import json
 import logging
 from pathlib import Path
@@ -9,13 +10,24 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from brats_lightning.runtime.files import write_text
+
 log = logging.getLogger(__name__)
 
 FILE = "sweep.csv"
+_ERROR = "error.txt"  # in the folder of a job that failed: why
+
+
+def record_failure(job: Path, message: str) -> None:
+    """Leave in a job's folder why it failed."""
+    write_text(job / _ERROR, message + "\n")
 
 
 class SweepTable(Callback):
-    """Hydra's callback: when the last job has ended, write ``sweep.csv`` and print its main columns, best first."""
+    """Hydra's callback: when the last job has ended, write ``sweep.csv`` and print its main columns, best first.
+
+    Jobs that failed come last, with the reason; the command's exit code is then 1.
+    """
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Collect what the jobs have left in their folders, wherever they ran."""
@@ -23,38 +35,48 @@ class SweepTable(Callback):
         varied, rows = collect(folder, config.objective, config.objective_mode)
         if not rows:
             return
-        settings = ["job", *varied]
+        failed = [row for row in rows if _FAILED in row]
+        settings = ["job", *varied, *([_FAILED] if failed else [])]
         scores = sorted({name for row in rows for name in row} - set(settings))
-        with (folder / FILE).open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*settings, *scores])
-            writer.writeheader()
-            writer.writerows(rows)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [*settings, *scores], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(folder / FILE, text.getvalue())
         best = f"best/{config.objective}"
         shown = [name for name in scores if name == best or (name.startswith("test/") and name.endswith("dice_mean"))]
         _print(rows, settings, shown)
         log.info("all scores of all jobs: %s", folder / FILE)
+        if failed:
+            log.error("%d of %d jobs failed", len(failed), len(rows))
+            raise SystemExit(1)
+
+
+_FAILED = "failed"  # the column with the reason
 
 
 def collect(folder: Path, objective: str, mode: str) -> tuple[list[str], list[dict[str, Any]]]:
-    """The overrides in which finished jobs differ, and a row for each: ``job`` (its folder), those, its final scores.
+    """The overrides in which jobs differ, and a row for each: ``job`` (its folder), those, its final scores.
 
     Args:
         folder: of the multirun.
         objective: the score by which rows are sorted, best first; those without it come last.
         mode: whether ``max`` or ``min`` is best.
+
+    Returns:
+        The names of the overrides, and the rows. That of a job without scores has ``failed`` instead: the reason.
     """
     from omegaconf import OmegaConf
 
     overrides: dict[str, dict[str, str]] = {}
-    for file in sorted(folder.glob("*/metrics.json")):
-        told: Any = OmegaConf.to_container(OmegaConf.load(file.parent / ".hydra/overrides.yaml"))
-        overrides[file.parent.name] = dict(override.lstrip("+").split("=", 1) for override in told if "=" in override)
+    for file in sorted(folder.glob("*/.hydra/overrides.yaml")):
+        told: Any = OmegaConf.to_container(OmegaConf.load(file))
+        job = file.parent.parent.name
+        overrides[job] = dict(override.lstrip("+").split("=", 1) for override in told if "=" in override)
     keys = dict.fromkeys(key for job in overrides.values() for key in job)
     varied = [key for key in keys if len({job.get(key) for job in overrides.values()}) > 1]
     rows = [
-        {"job": name}
-        | {key: job.get(key, "") for key in varied}
-        | json.loads((folder / name / "metrics.json").read_text())
+        {"job": name} | {key: job.get(key, "") for key in varied} | _outcome(folder / name)
         for name, job in overrides.items()
     ]
     sign = -1 if mode == "max" else 1
@@ -64,6 +86,14 @@ def collect(folder: Path, objective: str, mode: str) -> tuple[list[str], list[di
         return (value is None, 0.0 if value is None else sign * value)
 
     return varied, sorted(rows, key=place)
+
+
+def _outcome(job: Path) -> dict[str, Any]:
+    """A job's scores, or why it has none."""
+    scores, error = job / "metrics.json", job / _ERROR
+    if scores.is_file():
+        return json.loads(scores.read_text())
+    return {_FAILED: error.read_text().strip() if error.is_file() else "ended without scores; see its train.log"}
 
 
 def _print(rows: list[dict[str, Any]], settings: list[str], scores: list[str]) -> None:

@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsFloat
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.composition import entry_point
+from brats_lightning.runtime.files import replace_file, write_text
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -41,23 +42,28 @@ def train(cfg: DictConfig) -> dict[str, float]:
     import pytorch_lightning as pl
 
     from brats_lightning import composition, distributed
+    from brats_lightning.checkpoint import read_checkpoint
+    from brats_lightning.data.splits import Split
     from brats_lightning.memory import keep_freed_memory
 
     _check(cfg)
     keep_freed_memory()
     run_dir = Path(cfg.paths.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    cfg = _with_seed(cfg)
-    pl.seed_everything(cfg.seed, workers=True, verbose=False)
     config_file = run_dir / "config.yaml"
     first = distributed.is_first_process()
+    saved = None if cfg.ckpt_path is None else read_checkpoint(cfg.ckpt_path, "ckpt_path")
+    cfg = _with_seed(cfg, saved)
+    if first and saved is not None:
+        _say_what_goes_on(cfg, saved)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
     if first:
-        OmegaConf.save(cfg, config_file)
+        write_text(config_file, OmegaConf.to_yaml(cfg))
         log.info("run folder: %s · seed %d", run_dir, cfg.seed)
         log.info("data: %s", cfg.data.description)
 
     # Before other processes start, so that they find the cache filled.
-    data = composition.build_data(cfg)
+    data = composition.build_data(cfg, None if saved is None else Split.from_dict(saved["split"]))
     data.prepare_data()
     data.setup("fit")
     if first:
@@ -69,7 +75,9 @@ def train(cfg: DictConfig) -> dict[str, float]:
         near = difflib.get_close_matches(cfg.objective, known, n=3, cutoff=0.4)
         raise ValueError(f"objective: there is no score {cfg.objective}; near are {', '.join(near) or known[0]}")
     trainer = composition.build_trainer(cfg)
+    data.test_on = cfg.test_on or "test"
     if first:
+        data.check_shared_memory(trainer.num_devices)
         count = sum(p.numel() for p in model.network.parameters()) / 1e6
         device = f"{trainer.world_size} × {trainer.strategy.root_device.type}"
         log.info("network: %s, %.2f M parameters, %s, %s", cfg.model._target_, count, device, trainer.precision)
@@ -77,14 +85,18 @@ def train(cfg: DictConfig) -> dict[str, float]:
     # Resuming into a folder of its own is what a new run does; its best.ckpt is the best since then.
     warnings.filterwarnings("ignore", message="The dirpath has changed")
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")  # no validation cases
-    with distributed.other_processes(trainer, config_file), _exit_codes():
+    with _exit_codes(), distributed.other_processes(trainer, config_file):
         trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
         scores: dict[str, SupportsFloat] = dict(trainer.callback_metrics)
         best, best_score = _best_checkpoint(trainer, run_dir / "checkpoints")
+        if saved is not None and saved["validation_due"] and saved["global_step"] == trainer.global_step:
+            # The run was ended in its last validation; with all steps done Lightning leaves it out.
+            trainer.validate(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True, verbose=False)
+            scores = dict(trainer.callback_metrics)
+            best, best_score = _better(cfg, scores, best, best_score)
         if best_score is not None:
             scores[f"best/{cfg.objective}"] = best_score
         if cfg.test_on is not None:
-            data.test_on = cfg.test_on
             trainer.test(model, datamodule=data, ckpt_path=str(best), weights_only=True, verbose=False)
             scores |= trainer.callback_metrics
         results = {name: float(value) for name, value in sorted(scores.items()) if "/" in name}
@@ -97,21 +109,27 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
 @contextmanager
 def _exit_codes() -> Iterator[None]:
-    """Exit as a process does that a signal ends; Lightning exits with 0 after SIGTERM, as if all were done."""
+    """Exit as a process does that a signal ends, and say in one line why batches stopped coming."""
     from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-    try:
-        yield
-    except SIGTERMException:
-        raise SystemExit(128 + signal.SIGTERM) from None
-    except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise SystemExit(128 + signal.SIGINT) from None
-        raise
+    from brats_lightning.data.loading import loader_failure
+    from brats_lightning.runtime import signals
+
+    with signals.listening():
+        try:
+            yield
+        except (SIGTERMException, signals.Interrupted) as error:
+            signum = getattr(error, "signum", None) or signals.received() or signal.SIGTERM
+            raise SystemExit(128 + signum) from None
+        except RuntimeError as error:
+            if failure := loader_failure(error):
+                raise failure from error
+            raise
 
 
 def _check(cfg: DictConfig) -> None:
     # What would otherwise surface after hours of preparation or training.
+    from brats_lightning.checkpoint import read_checkpoint
     from brats_lightning.labels import LabelScheme
     from brats_lightning.targets import make_target
 
@@ -119,25 +137,39 @@ def _check(cfg: DictConfig) -> None:
     if cfg.test_on not in ("test", "val", "train", None):
         raise ValueError(f"test_on must be test, val, train or null, got {cfg.test_on!r}")
     for key in ("ckpt_path", "weights"):
-        if cfg[key] is not None and not Path(cfg[key]).is_file():
-            raise ValueError(f"{key}: there is no {cfg[key]}; checkpoints lie in <run folder>/checkpoints")
+        if cfg[key] is not None:
+            read_checkpoint(cfg[key], key)
+    if cfg.resume is not None and cfg.ckpt_path is None:
+        raise ValueError("resume is a word of the command line, replaced before a config is composed; set ckpt_path")
     if cfg.objective_mode not in ("max", "min"):
         raise ValueError(f"objective_mode must be max or min, got {cfg.objective_mode!r}")
 
 
-def _with_seed(cfg: DictConfig) -> DictConfig:
-    import torch
-
+def _with_seed(cfg: DictConfig, saved: Mapping[str, Any] | None) -> DictConfig:
     from brats_lightning import distributed
 
     if cfg.seed is not None:
         return cfg
-    if cfg.ckpt_path is not None:  # the batches to come depend on the seed the run began with
-        saved = torch.load(cfg.ckpt_path, map_location="cpu", weights_only=True)["config"]["seed"]
-        return OmegaConf.merge(cfg, {"seed": saved})  # type: ignore[return-value]
+    if saved is not None:  # the batches to come depend on the seed the run began with
+        return OmegaConf.merge(cfg, {"seed": saved["config"]["seed"]})  # type: ignore[return-value]
     if distributed.started_from_outside():
         raise ValueError("processes started one by one cannot agree on a random seed: set seed=…")
     return OmegaConf.merge(cfg, {"seed": secrets.randbelow(2**31)})  # type: ignore[return-value]
+
+
+def _say_what_goes_on(cfg: DictConfig, saved: Mapping[str, Any]) -> None:
+    """Refuse what a resumed run may not change, name what it does, and keep it for the next time."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from brats_lightning.resume import compare, record
+
+    now: Any = OmegaConf.to_container(cfg)
+    changed = compare(saved["config"], now, Path(cfg.ckpt_path))
+    log.info("going on at step %d with %s", saved["global_step"], cfg.ckpt_path)
+    for line in changed:
+        log.info("from here on %s", line)
+    if cfg.resume is not None and HydraConfig.initialized():
+        record(Path(cfg.resume), list(HydraConfig.get().overrides.task))
 
 
 def _best_checkpoint(trainer: "pl.Trainer", folder: Path) -> tuple[Path, float | None]:
@@ -151,11 +183,25 @@ def _best_checkpoint(trainer: "pl.Trainer", folder: Path) -> tuple[Path, float |
     trainer.save_checkpoint(last, weights_only=False)
     if trainer.is_global_zero:
         log.warning("nothing was validated: best.ckpt is the last one")
-        partial = best.with_suffix(".partial")
-        shutil.copyfile(last, partial)
-        partial.replace(best)
+        replace_file(best, lambda temporary: shutil.copyfile(last, temporary), durable=True)
     trainer.strategy.barrier("best.ckpt")
     return best, None
+
+
+def _better(
+    cfg: DictConfig, scores: Mapping[str, SupportsFloat], best: Path, best_score: float | None
+) -> tuple[Path, float | None]:
+    """The best checkpoint and its score after a validation that came when the fit had ended."""
+    from brats_lightning import distributed
+
+    score = float(scores.get(cfg.objective, math.nan))
+    sign = 1 if cfg.objective_mode == "max" else -1
+    if math.isnan(score) or (best_score is not None and sign * best_score >= sign * score):
+        return best, best_score
+    target = best.with_name("best.ckpt")
+    if distributed.is_first_process():
+        replace_file(target, lambda temporary: shutil.copyfile(cfg.ckpt_path, temporary), durable=True)
+    return target, score
 
 
 def _threshold_baseline(data: "CaseData") -> dict[str, float]:
@@ -170,9 +216,7 @@ def _report(results: dict[str, float], cfg: DictConfig, trainer: "pl.Trainer") -
 
     run_dir = Path(cfg.paths.run_dir)
     final = {name: value if math.isfinite(value) else None for name, value in results.items()}
-    partial = run_dir / ".metrics.json.partial"
-    partial.write_text(json.dumps(final, indent=1) + "\n")
-    partial.replace(run_dir / "metrics.json")
+    write_text(run_dir / "metrics.json", json.dumps(final, indent=1) + "\n")
     if isinstance(trainer.logger, TensorBoardLogger):
         # Their own tags: a curve has no business ending in a point of another checkpoint.
         shown = {f"hparam/{n}": v for n, v in results.items() if n.startswith(("test/", "best/")) and math.isfinite(v)}
@@ -225,11 +269,17 @@ def _run(cfg: DictConfig) -> float | None:
 def main() -> None:
     """The command ``brats-train``."""
     from brats_lightning import distributed
+    from brats_lightning.resume import ResumeError, expand
 
+    try:
+        sys.argv[1:] = expand(sys.argv[1:])
+    except ResumeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
     if distributed.started_from_outside() and not distributed.is_first_process():
         # The run folder is the first process's; Hydra would make one for each.
         sys.argv += [f"hydra.run.dir={tempfile.mkdtemp()}", "hydra.output_subdir=null", "hydra/job_logging=none"]
-    entry_point("train", _run)()
+    entry_point("train", _run, failed=lambda cfg: objective_value(cfg, {cfg.objective: math.nan}))()
 
 
 if __name__ == "__main__":

@@ -1,19 +1,24 @@
-"""A training that is stopped from outside can be gone on with."""
+"""A training that is stopped from outside can be gone on with, and loses no step."""
 
 import logging
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from brats_lightning.runtime import signals
 
 log = logging.getLogger(__name__)
 
 
 class Interruption(pl.Callback):
-    """Save ``last.ckpt`` on Ctrl-C and SIGTERM, and say how to go on.
+    """On Ctrl-C and SIGTERM end after the step at hand, save ``last.ckpt`` and say how to go on.
 
-    In the midst of a validation the earlier ``last.ckpt`` stays. So it does on Ctrl-C with several processes: they have
-    to save together, but are not interrupted at the same step.
+    Before each validation it is saved, too: what ends the program there, even ``kill -9``, costs no step. Several
+    processes end together when the first of them is asked to.
 
     Args:
         dirpath: folder of ``last.ckpt``.
@@ -21,16 +26,83 @@ class Interruption(pl.Callback):
 
     def __init__(self, dirpath: str) -> None:
         self.last = Path(dirpath) / "last.ckpt"
-        # It logs inside the handler of a signal, which is an error where the signal arrives amid another line.
-        logging.getLogger("pytorch_lightning.trainer.connectors.signal_connector").setLevel(logging.WARNING)
+        self._saved = -1  # the step of last.ckpt
+        self._whole = False  # all that belongs to the last step is done, nothing of the next has begun
+        self._before_validation = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Take the signals from Lightning, whose handlers talk to other processes from wherever they are called."""
+        signals.listen()
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Take the signals, as in training."""
+        signals.listen()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:  # noqa: ARG002
+        """A step begins."""
+        self._whole = False
+        signals.hold(True)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """A step ends, unless further batches belong to it."""
+        self._whole = not trainer.fit_loop._should_accumulate()
+        # Of several processes none may end by itself: the others would wait for it in the next step.
+        signals.hold(not self._whole or trainer.world_size > 1)
+        if self._whole and signals.received() and trainer.is_global_zero and not trainer.should_stop:
+            trainer._signal_connector.received_sigterm = True  # where Lightning looks between two steps
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Save what was trained."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.global_step > 0:
+            self._before_validation = True
+            self._save(trainer)
+            self._before_validation = False
+            self._whole = False
+            signals.hold(False)
+            signals.check()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Training may go on."""
+        self._whole = trainer.state.fn == "fit"
+
+    def on_save_checkpoint(
+        self,
+        trainer: pl.Trainer,  # noqa: ARG002
+        pl_module: pl.LightningModule,  # noqa: ARG002
+        checkpoint: dict[str, Any],
+    ) -> None:
+        """Before a validation, make Lightning's counters say that it has begun: a resumed run will carry it out."""
+        checkpoint["validation_due"] = self._before_validation
+        if self._before_validation:
+            name = "epoch_loop.val_loop.batch_progress"
+            progress = checkpoint["loops"]["fit_loop"][name]
+            total = dict(progress["total"])
+            total["ready"] = total["started"] = total["completed"] + 1
+            total["processed"] = total["completed"]
+            checkpoint["loops"]["fit_loop"][name] = progress | {"total": total}
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:  # noqa: ARG002
         """Save if this is an interruption; an error leaves no state worth going on from."""
-        if not isinstance(exception, KeyboardInterrupt | SIGTERMException) or trainer.state.fn != "fit":
+        if not isinstance(exception, KeyboardInterrupt | SIGTERMException | signals.Interrupted):
             return
-        together = trainer.world_size == 1 or isinstance(exception, SIGTERMException)
-        if trainer.training and together and trainer.global_step > 0:
-            trainer.save_checkpoint(self.last)
+        if trainer.state.fn != "fit":
+            return
+        together = isinstance(exception, SIGTERMException)
+        if together and trainer.world_size > 1 and signals.received() and trainer.is_global_zero:
+            # The others ask for this at the beginning of each step, and then wait.
+            device = trainer.strategy.root_device
+            torch.distributed.broadcast(torch.ones(1, dtype=torch.int64, device=device), src=0)
+            torch.distributed.barrier()
+        if self._whole and (together or trainer.world_size == 1) and trainer.global_step > 0:
+            self._save(trainer)
         if trainer.is_global_zero:
-            known = f"go on with ckpt_path={self.last}" if self.last.is_file() else "nothing was saved yet"
+            run = self.last.parent.parent
+            go_on = f"go on with: python -m brats_lightning.train {shlex.quote(f'resume={run}')}"
+            saved = f"saved is step {self._saved}" if self._saved >= 0 else "what was saved at an interval is there"
+            known = f"{saved}; {go_on}" if self.last.is_file() else "nothing was saved yet"
             log.warning("stopped at step %d; %s", trainer.global_step, known)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        if self._saved != trainer.global_step:
+            trainer.save_checkpoint(self.last, weights_only=False)
+            self._saved = trainer.global_step

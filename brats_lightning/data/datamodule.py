@@ -1,7 +1,10 @@
 """The LightningDataModule: cases through the cache to batches of patches, and to whole volumes."""
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,40 +12,17 @@ import pytorch_lightning as pl
 import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from brats_lightning.data.augmentation import Augmentation
 from brats_lightning.data.cache import Cache, CachedCase
 from brats_lightning.data.cases import Case, CaseError, Problem
 from brats_lightning.data.copy_paste import CopyPaste
+from brats_lightning.data.loading import BatchKeys, Key, Loader, LoaderError, LoaderSettings, PatchLoader
 from brats_lightning.data.sampling import PatchSampler, read_patch
 from brats_lightning.data.splits import Split, SplitError, SplitSettings
 from brats_lightning.data.standardisation import Standardiser
 from brats_lightning.labels import LabelScheme
-
-Key = tuple[int, int]  # epoch and batch within it
-
-
-@dataclass(frozen=True)
-class LoaderSettings:
-    """How batches are made.
-
-    Args:
-        batch_size: patches per batch and process.
-        patches_per_case: patches drawn of each training case per epoch.
-        workers: processes that read; 0 reads in the training process.
-    """
-
-    batch_size: int = 2
-    patches_per_case: int = 8
-    workers: int = 2
-
-    def __post_init__(self) -> None:
-        if min(self.batch_size, self.patches_per_case) < 1 or self.workers < 0:
-            raise ValueError(
-                "data.batch_size and data.patches_per_case must be at least 1 and data.workers at least 0, got "
-                f"{self.batch_size}, {self.patches_per_case}, {self.workers}"
-            )
 
 
 @dataclass(frozen=True)
@@ -55,6 +35,7 @@ class PatchBatch:
     mask: UInt8[Tensor, "b z y x"]
     numbers: Float[Tensor, "b m 4"]  # see Standardiser
     spacing: list[tuple[float, float, float]]  # (z, y, x) in mm of each patch
+    cases: list[str]  # whose patches these are
     seed: tuple[int, ...]  # of this batch's augmentation
 
     def to(self, device: torch.device, **kwargs: Any) -> "PatchBatch":
@@ -150,6 +131,7 @@ class PatchBatches(Dataset[PatchBatch]):
             torch.from_numpy(masks),
             torch.from_numpy(numbers),
             [case.spacing for case in chosen],
+            [case.id for case in chosen],
             seed,
         )
 
@@ -166,34 +148,9 @@ class PatchBatches(Dataset[PatchBatch]):
         return self._order[1]
 
 
-class BatchKeys(Sampler[Key]):
-    """Keys of the batches that are left of the current epoch, counted from the start of training.
-
-    Args:
-        steps: batches per epoch.
-        done: batches trained so far, of all epochs; so a resumed run goes on with the batch that would have come next.
-    """
-
-    def __init__(self, steps: int, done: Callable[[], int]) -> None:
-        self.steps, self.done = steps, done
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __iter__(self) -> Iterator[Key]:
-        epoch, first = divmod(self.done(), self.steps)
-        return ((epoch, batch) for batch in range(first, self.steps))
-
-
-class PatchLoader(DataLoader[PatchBatch]):
-    """A loader that resumes in mid-epoch: all its state is the number of batches trained, which the trainer keeps."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing to save; its presence tells Lightning that the loader is resumable."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore."""
+def mixed_seed(*numbers: int) -> int:
+    """One well-mixed 63-bit seed from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 class Volumes(Dataset[Volume]):
@@ -229,7 +186,7 @@ class CaseData(pl.LightningDataModule):
         cache: where they are kept preprocessed.
         standardiser: codes to network input.
         scheme: the classes.
-        split: who trains, validates and tests.
+        split: who trains, validates and tests; a `Split` is that of the run that is gone on with.
         on_bad_case: ``error`` lists all faults and stops, ``skip`` leaves faulty cases out.
         loader: how batches are made.
         sampler: which patch; only for training.
@@ -245,7 +202,7 @@ class CaseData(pl.LightningDataModule):
         cache: Cache,
         standardiser: Standardiser,
         scheme: LabelScheme,
-        split: SplitSettings,
+        split: SplitSettings | Split,
         on_bad_case: str = "error",
         loader: LoaderSettings | None = None,
         sampler: PatchSampler | None = None,
@@ -267,6 +224,7 @@ class CaseData(pl.LightningDataModule):
         self.problems: list[Problem] = []
         self.unlabelled = 0
         self.split = Split((), (), ())
+        self.newcomers: list[str] = []
         self._prepared = False
 
     # ---- cases
@@ -300,7 +258,11 @@ class CaseData(pl.LightningDataModule):
             raise SplitError(
                 f"none of the {len(found)} cases has a usable reference mask: there is nothing to train on"
             )
-        self.split = self.split_settings.split(list(self.cases.values()))
+        usable = list(self.cases.values())
+        if isinstance(self.split_settings, Split):
+            self.split, self.newcomers = self.split_settings.of(usable)
+        else:
+            self.split = self.split_settings.split(usable)
         for part in (self.sampler, self.copy_paste):
             if part is not None:
                 part.prepare(self._train_cases)
@@ -315,6 +277,9 @@ class CaseData(pl.LightningDataModule):
         parts = f"{len(split.train)} train, {len(split.val)} val, {len(split.test)} test"
         left_out = [f"{self.unlabelled} without mask"] if self.unlabelled else []
         left_out += [f"{len({p.case for p in self.problems})} faulty (skipped)"] if self.problems else []
+        if self.newcomers:
+            names = ", ".join(self.newcomers[:10]) + ", …" * (len(self.newcomers) > 10)
+            left_out += [f"{len(self.newcomers)} that came since this run began and are not in its split ({names})"]
         return f"cases: {parts}" + (f"; left out: {', '.join(left_out)}" if left_out else "")
 
     def scored_cases(self, stage: str) -> list[CachedCase]:
@@ -351,12 +316,11 @@ class CaseData(pl.LightningDataModule):
         )
 
         def done() -> int:
-            return trainer.fit_loop.epoch_loop.batch_progress.total.ready if trainer else 0
+            # Of those begun the last may not have come to its end.
+            return trainer.fit_loop.epoch_loop.batch_progress.total.processed if trainer else 0  # type: ignore[attr-defined]
 
         keys = BatchKeys(len(batches), done)
-        return PatchLoader(
-            batches, batch_size=None, sampler=keys, persistent_workers=self.loader.workers > 0, **self._io
-        )
+        return PatchLoader(batches, self.loader, self._pinned, sampler=keys, persistent_workers=self.loader.workers > 0)
 
     def val_dataloader(self) -> DataLoader | list:
         """Whole validation cases, one at a time."""
@@ -371,11 +335,36 @@ class CaseData(pl.LightningDataModule):
         if not cases:
             return []
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return DataLoader(Volumes(cases, self.standardiser, rank, world_size), batch_size=None, **self._io)
+        return Loader(Volumes(cases, self.standardiser, rank, world_size), self.loader, self._pinned)
 
     @property
-    def _io(self) -> dict[str, Any]:
-        return {"num_workers": self.loader.workers, "pin_memory": torch.cuda.is_available()}
+    def _pinned(self) -> bool:
+        """Whether batches go to a GPU, which copies faster from page-locked memory."""
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+    def check_shared_memory(self, processes: int, shm: Path = Path("/dev/shm")) -> None:
+        """Whether what the workers have ready fits into shared memory: without room they would wait for ever.
+
+        Args:
+            processes: that train on this machine, each with its own workers.
+            shm: the file system that is shared memory.
+
+        Raises:
+            LoaderError: it does not fit.
+        """
+        if not self.loader.workers or self.sampler is None or not shm.is_dir():
+            return
+        channels = len(self.standardiser.sources)
+        voxels = math.prod(self.sampler.largest) * self.loader.batch_size
+        scored = {*self.split.val, *getattr(self.split, self.test_on)}
+        largest = max((math.prod(self.cases[name].shape) for name in scored), default=0)
+        # Two bytes a voxel and channel and one of the mask; torch has each worker keep two batches ready.
+        needed = 2 * self.loader.workers * processes * (voxels + largest) * (2 * channels + 1)
+        if needed > (free := shutil.disk_usage(shm).free):
+            raise LoaderError(
+                f"data.workers={self.loader.workers} may need {needed / 2**20:.0f} MiB of shared memory, {shm} has "
+                f"{free / 2**20:.0f} MiB free: give it more (docker run --shm-size=2g), or set data.workers=0"
+            )
 
     def on_after_batch_transfer(self, batch: PatchBatch | Volume, dataloader_idx: int) -> PatchBatch | Volume:  # noqa: ARG002
         """Codes to network input and, in training, augmentation; on the device."""
@@ -384,7 +373,6 @@ class CaseData(pl.LightningDataModule):
             return replace(batch, image=image)
         image, mask = self.standardiser(batch.image, batch.numbers), batch.mask
         if self.augmentation is not None and self.trainer is not None and self.trainer.training:
-            # A sequence of numbers to one well-mixed 63-bit seed.
-            seed = int(np.random.SeedSequence((*batch.seed, 1)).generate_state(1, np.uint64)[0] >> 1)
-            image, mask = self.augmentation(image, mask, torch.Generator().manual_seed(seed), batch.spacing)
+            draws = torch.Generator().manual_seed(mixed_seed(*batch.seed, 1))
+            image, mask = self.augmentation(image, mask, draws, batch.spacing)
         return replace(batch, image=image, mask=mask)

@@ -46,6 +46,11 @@ class PatchSampler(ABC):
     All randomness comes from the generator that is passed, so equal generators draw equal patches.
     """
 
+    @property
+    @abstractmethod
+    def largest(self) -> Triple:
+        """(z, y, x) of the largest patch it may draw."""
+
     @abstractmethod
     def draw_size(self, rng: np.random.Generator) -> Triple:
         """(z, y, x) of every patch of one batch; call it once for each batch."""
@@ -75,6 +80,11 @@ class UniformPatches(PatchSampler):
 
     def __init__(self, size: Sequence[int]) -> None:
         self.size = _positive("size", size, 3)
+
+    @property
+    def largest(self) -> Triple:
+        """The configured size."""
+        return self.size
 
     def draw_size(self, rng: np.random.Generator) -> Triple:  # noqa: ARG002
         """The configured size."""
@@ -107,6 +117,11 @@ class LesionBalanced(PatchSampler):
         self.ratio = as_ratio("ratio", ratio)
         self.margin = _margin(margin)
         self.across_cases = across_cases
+
+    @property
+    def largest(self) -> Triple:
+        """The configured size."""
+        return self.size
 
     def draw_size(self, rng: np.random.Generator) -> Triple:  # noqa: ARG002
         """The configured size."""
@@ -152,6 +167,11 @@ class SliceBlocks(PatchSampler):
                 "give [least, most] with least <= most, or change sampling.multiple_of"
             )
         self.lesion_ratio = as_ratio("lesion_ratio", lesion_ratio)
+
+    @property
+    def largest(self) -> Triple:
+        """The deepest block."""
+        return (self.depths[-1], *self.in_plane)
 
     def draw_size(self, rng: np.random.Generator) -> Triple:
         """A random depth and the configured in-plane size."""

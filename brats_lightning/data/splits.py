@@ -3,13 +3,15 @@
 import difflib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from omegaconf import OmegaConf
+
+from brats_lightning.runtime.files import write_text
 
 
 @runtime_checkable
@@ -37,9 +39,28 @@ class Split:
     val: tuple[str, ...]
     test: tuple[str, ...]
 
+    @classmethod
+    def from_dict(cls, parts: Mapping[str, Sequence[str]]) -> "Split":
+        """From lists, as in a checkpoint."""
+        return cls(*(tuple(parts[part]) for part in PARTS))
+
     def save(self, path: Path) -> None:
         """Write a JSON that `SplitSettings.file` reads."""
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
+
+    def of(self, cases: Sequence[Identified]) -> tuple["Split", list[str]]:
+        """The very same split, for a run that goes on, and the ids of the cases that came since, which it leaves out.
+
+        Raises:
+            SplitError: cases of the split that are not among those given.
+        """
+        have = {case.id for case in cases}
+        if missing := [name for name in (*self.train, *self.val, *self.test) if name not in have]:
+            raise SplitError(
+                f"{_missing(missing, have)}; a resumed run needs the very cases it began with. Put them back, or start "
+                "a new run: weights=RUN/checkpoints/last.ckpt data.split_from=RUN data.on_bad_case=skip"
+            )
+        return self, sorted(have.difference(self.train, self.val, self.test))
 
 
 @dataclass(frozen=True)
@@ -53,6 +74,8 @@ class SplitSettings:
         fold: which fold validates, 0 … K-1.
         file: JSON or YAML ``{train: [case, …], val: […], test: […]}``; the other settings are then ignored.
         seed: of the shuffle; not the run's, so that runs of different seeds see the same split.
+        extends: a run folder, or its ``split.json``: patients stay on the side they have there, new ones are dealt.
+        lenient: leave out, with a warning, what that split names and is not there.
     """
 
     val_share: int | float = 0.15
@@ -61,6 +84,8 @@ class SplitSettings:
     fold: int | None = None
     file: str | None = None
     seed: int = 0
+    extends: str | None = None
+    lenient: bool = False
 
     def __post_init__(self) -> None:
         if min(self.val_share, self.test_share) < 0 or self.val_share + self.test_share >= 1:
@@ -72,6 +97,10 @@ class SplitSettings:
             raise SplitError(f"set data.folds and data.fold together, got folds={self.folds} fold={self.fold}")
         if self.folds is not None and self.fold is not None and not (self.folds >= 2 and 0 <= self.fold < self.folds):
             raise SplitError(f"data.fold must be 0 … folds-1 of at least 2 folds, got fold {self.fold} of {self.folds}")
+        if self.file is not None and self.extends is not None:
+            raise SplitError(
+                f"data.split_file={self.file} and data.split_from={self.extends} are two splits; give one of them"
+            )
 
     def split(self, cases: Sequence[Identified]) -> Split:
         """Share the cases out; all timepoints of a patient go the same way.
@@ -81,33 +110,71 @@ class SplitSettings:
         """
         if self.file is not None:
             return _from_file(Path(self.file), cases)
+        known: dict[str, str] = {} if self.extends is None else self._known(cases)
         patients = sorted({case.patient for case in cases})
-        shuffled = [patients[i] for i in np.random.default_rng(self.seed).permutation(len(patients))]
-        # A share above 0 gets at least one patient.
-        n_test = max(1, round(self.test_share * len(patients))) if self.test_share else 0
+        new = [patient for patient in patients if patient not in known]
+        shuffled = [new[i] for i in np.random.default_rng(self.seed).permutation(len(new))]
+        n_test = self._more("test", self.test_share, patients, known)
         test, rest = shuffled[:n_test], shuffled[n_test:]
         if self.folds is not None and self.fold is not None:
-            if len(rest) < self.folds:
+            if not known and len(rest) < self.folds:
                 raise SplitError(
                     f"{len(rest)} patients are left for data.folds={self.folds}; use fewer folds, or a smaller "
                     "data.test_share"
                 )
             val = rest[self.fold :: self.folds]
         else:
-            val = rest[: max(1, round(self.val_share * len(patients)))] if self.val_share else []
-        held_out = {*test, *val}
-        train = [patient for patient in rest if patient not in held_out]
-        if not train:
+            val = rest[: self._more("val", self.val_share, patients, known)]
+        part_of = dict.fromkeys(rest, "train") | dict.fromkeys(val, "val") | dict.fromkeys(test, "test") | known
+        split = Split(*(tuple(case.id for case in cases if part_of[case.patient] == part) for part in PARTS))
+        if not split.train:
             raise SplitError(
                 f"{len(patients)} labelled patient(s) cannot be shared out with data.val_share={self.val_share} and "
                 f"data.test_share={self.test_share}: none is left to train. Lower them (0 is allowed) or give "
                 "data.split_file"
             )
+        return split
 
-        def of(chosen: Sequence[str]) -> tuple[str, ...]:
-            return tuple(case.id for case in cases if case.patient in set(chosen))
+    def _more(self, part: str, share: float | int, patients: Sequence[str], known: Mapping[str, str]) -> int:
+        """How many new patients a part gets, so that it has its share of all, of a share above 0 at least one."""
+        wanted = max(1, round(share * len(patients))) if share else 0
+        return max(0, wanted - sum(known.get(patient) == part for patient in patients))
 
-        return Split(of(train), of(val), of(test))
+    def _known(self, cases: Sequence[Identified]) -> dict[str, str]:
+        """Which part each patient has in the split that is extended."""
+        path = Path(str(self.extends)).expanduser()
+        split = _read(path / "split.json" if path.is_dir() else path, "data.split_from")
+        patients = {case.id: case.patient for case in cases}
+        if missing := [name for names in split.values() for name in names if name not in patients]:
+            if not self.lenient:
+                raise SplitError(
+                    f"data.split_from={self.extends}: {_missing(missing, patients)}. Put them back, or leave them out: "
+                    "data.on_bad_case=skip"
+                )
+            warnings.warn(f"data.split_from={self.extends}: {_missing(missing, patients)}: left out", stacklevel=3)
+        part_of: dict[str, str] = {}
+        for part, names in split.items():
+            for name in names:
+                patient = patients.get(name)
+                if patient is not None and part_of.setdefault(patient, part) != part:
+                    raise SplitError(
+                        f"data.split_from={self.extends}: patient {patient} is in {part_of[patient]} and {part} there"
+                    )
+        return part_of
+
+
+def _missing(names: Sequence[str], have: Collection[str]) -> str:
+    """``3 cases of the split are not there, faulty or without mask: A (renamed to B?), …``."""
+    hints = []
+    for name in names[:10]:
+        near = difflib.get_close_matches(name, have, n=1, cutoff=0.9)
+        hints.append(f"{name} (is it {near[0]} now?)" if near else name)
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    one = len(names) == 1
+    return (
+        f"{len(names)} case{'' if one else 's'} of the split {'is' if one else 'are'} not there, faulty or without mask"
+        f": {', '.join(hints)}{more}"
+    )
 
 
 PARTS = ("train", "val", "test")

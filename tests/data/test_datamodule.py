@@ -5,7 +5,8 @@ from omegaconf import OmegaConf
 
 from brats_lightning import composition
 from brats_lightning.data.cases import CaseError
-from brats_lightning.data.datamodule import BatchKeys, LoaderSettings, PatchBatches, Volumes
+from brats_lightning.data.datamodule import PatchBatches, Volumes
+from brats_lightning.data.loading import BatchKeys, LoaderSettings
 from brats_lightning.data.sampling import UniformPatches
 from tests.data.tiny_cases import brain, lesions, write_case
 

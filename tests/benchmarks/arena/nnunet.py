@@ -84,6 +84,11 @@ class ForegroundOversampling(PatchSampler):
         self.uniform, self.ratio = UniformPatches(size), ratio
         self._locations: dict[str, list[np.ndarray]] = {}
 
+    @property
+    def largest(self) -> Triple:
+        """See `PatchSampler.largest`."""
+        return self.uniform.largest
+
     def draw_size(self, rng: np.random.Generator) -> Triple:
         return self.uniform.draw_size(rng)
 

@@ -1,0 +1,75 @@
+"""A training whose loss is no number any more ends, and what was saved before stays."""
+
+import math
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from brats_lightning.data.datamodule import PatchBatch
+
+
+class NotFinite(ValueError):
+    """The loss or the weights became NaN or infinite."""
+
+
+class FiniteLoss(pl.Callback):
+    """Look at the losses every ``log_every_n_steps`` steps, and at the weights, too, before anything is saved.
+
+    In between the losses stay on the device, so that no step waits for one. With a loss scaler (``16-mixed``), which
+    skips a step that overflows and tries a smaller scale, they must all be at fault since the last look.
+
+    Raises:
+        NotFinite: nothing is saved then, and the last good checkpoints stay.
+    """
+
+    def __init__(self) -> None:
+        self._recent: list[tuple[int, list[str], Tensor]] = []  # step, its cases, its loss
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,  # noqa: ARG002
+        outputs: Any,
+        batch: PatchBatch,
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        """Keep the loss; look, if it is time."""
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        self._recent.append((trainer.global_step, batch.cases, loss.detach()))
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._look(trainer)
+
+    def on_save_checkpoint(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        checkpoint: dict[str, Any],  # noqa: ARG002
+    ) -> None:
+        """Look before it is written."""
+        self._look(trainer)
+        norms = torch._foreach_norm([parameter.detach() for parameter in pl_module.parameters()])
+        if norms and not bool(torch.stack([norm.float() for norm in norms]).isfinite().all()):
+            raise NotFinite(f"weights are NaN or infinite at step {trainer.global_step}; {_ADVICE}")
+
+    def _look(self, trainer: pl.Trainer) -> None:
+        recent, self._recent = self._recent, []
+        if not recent:
+            return
+        losses = torch.stack([loss for _, _, loss in recent]).tolist()
+        bad = [
+            (step, cases, loss)
+            for (step, cases, _), loss in zip(recent, losses, strict=True)
+            if not math.isfinite(loss)
+        ]
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if bad and not (scaled and len(bad) < len(recent)):
+            step, cases, loss = bad[0]
+            raise NotFinite(f"the loss is {loss} at step {step}, whose patches are of {', '.join(cases)}; {_ADVICE}")
+
+
+_ADVICE = (
+    "what was saved before stays. Lower optimizer.lr or raise scheduler.warmup and start again, or look at these "
+    "cases; debug=anomaly names the operation"
+)

@@ -1,0 +1,36 @@
+"""Checkpoints on disk: whole ones only."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from brats_lightning.runtime.files import replace_file, unwritable
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes beside the target, waits for the disk and renames.
+
+    Lightning writes to ``/tmp`` and moves, which between file systems is a copy that can end half-way.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write a checkpoint, or leave what was there.
+
+        Raises:
+            UnwritableFile: for want of space or permission.
+        """
+        if storage_options is not None:
+            raise TypeError(f"checkpoints are local files and know no storage_options, got {storage_options}")
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            replace_file(path, lambda temporary: _save(checkpoint, temporary), durable=True)
+        except RuntimeError as error:  # torch's own writer, where bytes are missing in the end
+            raise unwritable(path, error) from error
+
+
+def _save(checkpoint: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:
+        torch.save(checkpoint, file)

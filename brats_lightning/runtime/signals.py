@@ -1,0 +1,114 @@
+"""Ctrl-C and SIGTERM: noted when they come, acted on where nothing is lost."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ONE_REQUEST = 2.0  # seconds within which a second signal is the same request: launchers repeat those of the group
+
+
+class Interrupted(BaseException):
+    """A signal asked the program to end; ``signum`` is which one."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+class _State:
+    received: tuple[int, float] | None = None  # the signal and when it came
+    waiting = False  # for something that may never come
+    busy = False  # at something that an exception would spoil
+
+
+_state = _State()
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Within the block SIGINT and SIGTERM are noted; a second one, seconds later, ends it at once.
+
+    Does nothing in another thread than the main one, where Python lets nobody handle signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: dict[int, Any] = {signum: signal.getsignal(signum) for signum in _SIGNALS}
+    _state.received, _state.busy = None, False
+    listen()
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+        _state.received, _state.busy = None, False
+
+
+def listen() -> None:
+    """Take the signals (back) from whoever handles them now."""
+    if threading.current_thread() is threading.main_thread():
+        for signum in _SIGNALS:
+            signal.signal(signum, _note)
+
+
+def received() -> int | None:
+    """The signal that asked the program to end, if one did."""
+    return _state.received and _state.received[0]
+
+
+def check() -> None:
+    """End here if the program was asked to.
+
+    Raises:
+        Interrupted: a signal came.
+    """
+    if signum := received():
+        raise Interrupted(signum)
+
+
+def hold(busy: bool) -> None:
+    """Whether an end in the midst of what is done now would lose something; `waiting` then waits on."""
+    _state.busy = busy
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """What is in the block may last for ever: a signal ends it at once, unless `hold` was told not to.
+
+    Raises:
+        Interrupted: a signal comes, or has come.
+    """
+    _state.waiting = True
+    try:
+        if not _state.busy:
+            check()
+        yield
+    finally:
+        _state.waiting = False
+
+
+def _note(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    first, now = _state.received, time.monotonic()
+    _state.received = first or (signum, now)
+    if (first and now - first[1] > _ONE_REQUEST) or (_state.waiting and not _state.busy):
+        raise Interrupted(signum)
+    if not first and os.environ.get("LOCAL_RANK", "0") == "0":
+        # Not by logging, whose lock the interrupted code may hold.
+        name = signal.Signals(signum).name
+        os.write(2, f"\n{name}: stopping after this step; a second one stops at once\n".encode())
+
+
+def leave_signals_to_parent(grace: int = 60) -> None:
+    """In a worker: a signal to the whole group is the parent's to act on, who will end this process.
+
+    Args:
+        grace: seconds after a SIGTERM until this process ends all the same, as one must that is sent it by its parent.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(grace))  # whose own signal then ends it
