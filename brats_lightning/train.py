@@ -89,8 +89,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
         trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
         scores: dict[str, SupportsFloat] = dict(trainer.callback_metrics)
         best, best_score = _best_checkpoint(trainer, run_dir / "checkpoints")
-        if saved is not None and saved["validation_due"] and saved["global_step"] == trainer.global_step:
-            # The run was ended in its last validation; with all steps done Lightning leaves it out.
+        if saved is not None and saved["global_step"] == trainer.global_step and data.split.val:
+            # The run was ended in its last validation, or later; with all steps done Lightning leaves it out.
             trainer.validate(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True, verbose=False)
             scores = dict(trainer.callback_metrics)
             best, best_score = _better(cfg, scores, best, best_score)

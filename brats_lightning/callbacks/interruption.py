@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from brats_lightning.data.loading import LoaderError
 from brats_lightning.runtime import signals
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,6 @@ class Interruption(pl.Callback):
         checkpoint: dict[str, Any],
     ) -> None:
         """Before a validation, make Lightning's counters say that it has begun: a resumed run will carry it out."""
-        checkpoint["validation_due"] = self._before_validation
         if self._before_validation:
             name = "epoch_loop.val_loop.batch_progress"
             progress = checkpoint["loops"]["fit_loop"][name]
@@ -82,8 +82,8 @@ class Interruption(pl.Callback):
             checkpoint["loops"]["fit_loop"][name] = progress | {"total": total}
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:  # noqa: ARG002
-        """Save if this is an interruption; an error leaves no state worth going on from."""
-        if not isinstance(exception, KeyboardInterrupt | SIGTERMException | signals.Interrupted):
+        """Save if this is an interruption, or no batch came; another error leaves no state worth going on from."""
+        if not isinstance(exception, KeyboardInterrupt | SIGTERMException | signals.Interrupted | LoaderError):
             return
         if trainer.state.fn != "fit":
             return

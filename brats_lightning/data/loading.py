@@ -79,7 +79,11 @@ class Loader(DataLoader):
             except StopIteration:
                 return
             except Exception as error:
-                if failure := loader_failure(error):
+                failure = loader_failure(error)
+                # A worker that dies while it hands over a batch shows in the broken connection alone.
+                if failure is None and isinstance(error, OSError | EOFError) and self.num_workers:
+                    failure = _died(repr(error))
+                if failure is not None:
                     raise failure from error
                 raise
             yield batch
@@ -102,11 +106,15 @@ def loader_failure(error: BaseException) -> LoaderError | None:
             "or the workers lack shared memory; see `df -h /dev/shm`, or set data.workers=0"
         )
     if "DataLoader worker" in text:
-        return LoaderError(
-            f"a process that reads batches died ({text.splitlines()[0]}): mostly for want of memory; set data.workers "
-            "lower, 0 reads in the training process"
-        )
+        return _died(text.splitlines()[0].rstrip(" ."))
     return None
+
+
+def _died(what: str) -> LoaderError:
+    return LoaderError(
+        f"a process that reads batches died ({what}): mostly for want of memory; set data.workers lower, 0 reads in the "
+        "training process"
+    )
 
 
 class PatchLoader(Loader):

@@ -57,7 +57,7 @@ class Split:
         have = {case.id for case in cases}
         if missing := [name for name in (*self.train, *self.val, *self.test) if name not in have]:
             raise SplitError(
-                f"{_missing(missing, have)}; a resumed run needs the very cases it began with. Put them back, or start "
+                f"{_missing(missing, have.difference(self.train, self.val, self.test))}; a resumed run needs the very cases it began with. Put them back, or start "
                 "a new run: weights=RUN/checkpoints/last.ckpt data.split_from=RUN data.on_bad_case=skip"
             )
         return self, sorted(have.difference(self.train, self.val, self.test))
@@ -146,12 +146,12 @@ class SplitSettings:
         split = _read(path / "split.json" if path.is_dir() else path, "data.split_from")
         patients = {case.id: case.patient for case in cases}
         if missing := [name for names in split.values() for name in names if name not in patients]:
+            what = _missing(missing, patients.keys() - {name for names in split.values() for name in names})
             if not self.lenient:
                 raise SplitError(
-                    f"data.split_from={self.extends}: {_missing(missing, patients)}. Put them back, or leave them out: "
-                    "data.on_bad_case=skip"
+                    f"data.split_from={self.extends}: {what}. Put them back, or leave them out: data.on_bad_case=skip"
                 )
-            warnings.warn(f"data.split_from={self.extends}: {_missing(missing, patients)}: left out", stacklevel=3)
+            warnings.warn(f"data.split_from={self.extends}: left out: {what}", stacklevel=3)
         part_of: dict[str, str] = {}
         for part, names in split.items():
             for name in names:
@@ -163,11 +163,11 @@ class SplitSettings:
         return part_of
 
 
-def _missing(names: Sequence[str], have: Collection[str]) -> str:
-    """``3 cases of the split are not there, faulty or without mask: A (renamed to B?), …``."""
+def _missing(names: Sequence[str], new: Collection[str]) -> str:
+    """``3 cases of the split are not there, faulty or without mask: A (is it B now?), …``; ``new`` are not in it."""
     hints = []
     for name in names[:10]:
-        near = difflib.get_close_matches(name, have, n=1, cutoff=0.9)
+        near = difflib.get_close_matches(name, new, n=1, cutoff=0.8)
         hints.append(f"{name} (is it {near[0]} now?)" if near else name)
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
     one = len(names) == 1

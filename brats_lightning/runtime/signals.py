@@ -108,7 +108,13 @@ def leave_signals_to_parent(grace: int = 60) -> None:
     """In a worker: a signal to the whole group is the parent's to act on, who will end this process.
 
     Args:
-        grace: seconds after a SIGTERM until this process ends all the same, as one must that is sent it by its parent.
+        grace: seconds after a first SIGTERM until this process ends all the same; it might have been the parent's. A
+            second one ends it at once.
     """
+
+    def wait(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.alarm(grace)  # whose own signal then ends it
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(grace))  # whose own signal then ends it
+    signal.signal(signal.SIGTERM, wait)

@@ -1,0 +1,83 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from brats_lightning.runtime import signals
+
+
+@pytest.fixture
+def listening():
+    with signals.listening():
+        yield
+
+
+def send(signum=signal.SIGTERM):
+    os.kill(os.getpid(), signum)
+
+
+def test_a_signal_is_noted_and_acted_on_where_asked(listening, capfd):
+    signals.check()
+    send()
+    assert signals.received() == signal.SIGTERM
+    with pytest.raises(signals.Interrupted) as caught:
+        signals.check()
+    assert caught.value.signum == signal.SIGTERM
+    assert "SIGTERM: stopping after this step" in capfd.readouterr().err
+
+
+def test_the_same_request_twice_is_one_and_a_later_one_ends_at_once(listening, monkeypatch):
+    send(signal.SIGINT)
+    send(signal.SIGTERM)  # a launcher repeats to each what was sent to the group
+    now = time.monotonic()
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now + 10)
+    with pytest.raises(signals.Interrupted):
+        send(signal.SIGINT)
+
+
+def test_waiting_ends_at_once_before_and_after_the_signal(listening):
+    with pytest.raises(signals.Interrupted), signals.waiting():
+        send()
+        time.sleep(60)
+    with pytest.raises(signals.Interrupted), signals.waiting():
+        pass
+
+
+def test_waiting_goes_on_while_an_end_would_lose_something(listening):
+    signals.hold(True)
+    with signals.waiting():
+        send()
+        done = True
+    assert done
+    assert signals.received()
+
+
+def test_handlers_are_restored():
+    before = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+    with signals.listening():
+        assert signal.getsignal(signal.SIGTERM) is signals._note
+        send()
+    assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
+    assert signals.received() is None
+
+
+def test_a_worker_outlives_the_groups_signals_for_a_while():
+    code = (
+        "import signal, sys, time\n"
+        "from brats_lightning.runtime.signals import leave_signals_to_parent\n"
+        "leave_signals_to_parent(grace=1)\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.readline(); print('alive', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True) as worker:
+        assert worker.stdout.readline() == "ready\n"
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            worker.send_signal(signum)
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+        assert worker.stdout.readline() == "alive\n"
+        assert worker.wait(timeout=30) == -signal.SIGALRM
