@@ -112,8 +112,8 @@ def loader_failure(error: BaseException) -> LoaderError | None:
 
 def _died(what: str) -> LoaderError:
     return LoaderError(
-        f"a process that reads batches died ({what}): mostly for want of memory; set data.workers lower, 0 reads in the "
-        "training process"
+        f"a process that reads batches died ({what}): mostly for want of memory; set data.workers lower, 0 reads in "
+        "the training process"
     )
 
 

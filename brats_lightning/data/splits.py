@@ -54,13 +54,14 @@ class Split:
         Raises:
             SplitError: cases of the split that are not among those given.
         """
-        have = {case.id for case in cases}
-        if missing := [name for name in (*self.train, *self.val, *self.test) if name not in have]:
+        have, mine = {case.id for case in cases}, (*self.train, *self.val, *self.test)
+        newcomers = sorted(have.difference(mine))
+        if missing := [name for name in mine if name not in have]:
             raise SplitError(
-                f"{_missing(missing, have.difference(self.train, self.val, self.test))}; a resumed run needs the very cases it began with. Put them back, or start "
-                "a new run: weights=RUN/checkpoints/last.ckpt data.split_from=RUN data.on_bad_case=skip"
+                f"{_missing(missing, newcomers)}; a resumed run needs the very cases it began with. Put them back, or "
+                "start a new run: weights=RUN/checkpoints/last.ckpt data.split_from=RUN data.on_bad_case=skip"
             )
-        return self, sorted(have.difference(self.train, self.val, self.test))
+        return self, newcomers
 
 
 @dataclass(frozen=True)

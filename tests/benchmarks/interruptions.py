@@ -1,4 +1,4 @@
-"""Stop a training at random points, go on with it, and compare its losses with those of the undisturbed run, bit by bit.
+"""Stop a training at random points, go on with it, and compare its losses with the undisturbed run's, bit by bit.
 
     python -m tests.benchmarks.interruptions --points 30 --variants plain,workers,accumulate,ddp --folder DIR
 
@@ -156,12 +156,16 @@ def measure(variant: str, points: int, folder: Path, rng: random.Random) -> bool
                 print(f"   {run} ended with {code} by itself; see {log}")
                 well, run, rounds = False, None, 0
         well = well and not (hung or broken or wrong or odd)
-        print(
-            f"{variant:11} {name:21} {done:3} points in {number} runs · steps whose loss differs {wrong} · final scores "
-            f"that differ {odd} · unreadable checkpoints {len(broken)} · ended after {statistics.median(reaction):.2f} s "
-            f"(most {max(reaction):.2f}) · hung {hung} · exit codes {sorted(map(str, codes))}",
-            flush=True,
-        )
+        parts = [
+            f"{variant:11} {name:21} {done:3} points in {number} runs",
+            f"steps whose loss differs {wrong}",
+            f"runs whose final scores differ {odd}",
+            f"unreadable checkpoints {len(broken)}",
+            f"ended after {statistics.median(reaction):.2f} s (most {max(reaction):.2f})",
+            f"hung {hung}",
+            f"exit codes {' '.join(sorted(map(str, codes)))}",
+        ]
+        print(" · ".join(parts), flush=True)
         for line in broken:
             print("  ", line)
     return well

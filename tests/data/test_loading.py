@@ -13,7 +13,6 @@ import torch
 from torch.utils.data import Dataset
 
 from brats_lightning.data.loading import Loader, LoaderError, LoaderSettings, loader_failure
-from brats_lightning.runtime import signals
 
 
 class Numbers(Dataset):
