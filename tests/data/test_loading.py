@@ -52,11 +52,13 @@ def test_batches_come_in_order(workers):
 def read_elsewhere(act):
     """What reading all batches ends with in a process of its own: signals reach whatever the tests' does by then."""
     code = f"""
-from tests.data import test_loading as tests
+from brats_lightning.data.loading import LoaderError
+from brats_lightning.runtime.signals import Interrupted, listening
+from tests.data.test_loading import {act}, loader
 try:
-    with tests.signals.listening():
-        list(tests.loader(tests.{act}))
-except (tests.LoaderError, tests.signals.Interrupted) as error:
+    with listening():
+        list(loader({act}))
+except (LoaderError, Interrupted) as error:
     print(repr(error), flush=True)
 """
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=45).stdout

@@ -39,9 +39,13 @@ def test_the_same_request_twice_is_one_and_a_later_one_ends_at_once(listening, m
 
 
 def test_waiting_ends_at_once_before_and_after_the_signal(listening):
-    with pytest.raises(signals.Interrupted), signals.waiting():
-        send()
-        time.sleep(60)
+    def wait():
+        with signals.waiting():
+            send()
+            time.sleep(60)
+
+    with pytest.raises(signals.Interrupted):
+        wait()
     with pytest.raises(signals.Interrupted), signals.waiting():
         pass
 
