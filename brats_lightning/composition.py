@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from brats_lightning.runtime.files import unwritable
 from brats_lightning.sweep import record_failure
 
 if TYPE_CHECKING:
@@ -66,11 +67,14 @@ def _new_folder(path: str) -> str:
     if path not in _new_folders:
         for number in itertools.count(1):
             folder = Path(path if number == 1 else f"{path}-{number}").expanduser()
-            folder.parent.mkdir(parents=True, exist_ok=True)
             try:
+                folder.parent.mkdir(parents=True, exist_ok=True)
                 folder.mkdir()
             except FileExistsError:
                 continue
+            except OSError as error:  # Hydra would print the way through its code
+                print(f"error: the run folder: {unwritable(folder, error)}: paths.outputs=DIR", file=sys.stderr)
+                raise SystemExit(1) from None
             _new_folders[path] = str(folder)
             break
     return _new_folders[path]

@@ -48,9 +48,10 @@ def test_a_stopped_training_is_saved_and_says_how_to_go_on(shared_outputs, tmp_p
             training.kill()
     assert training.returncode == code, "".join(seen) + rest
     last = tmp_path / "run/checkpoints/last.ckpt"
-    stopped = re.search(r"stopped at step (\d+); go on with ckpt_path=(\S+)", rest)
+    stopped = re.search(r"stopped at step (\d+); saved is step (\d+); go on with: .*train (resume=\S+)", rest)
     assert stopped
-    assert stopped[2] == str(last)
+    assert stopped[1] == stopped[2]
+    assert stopped[3] == f"resume={tmp_path}/run"
     saved = torch.load(last, weights_only=True)
     assert saved["global_step"] == int(stopped[1]) >= 10
     assert "Traceback" not in rest
