@@ -2,15 +2,14 @@
 
 A case is ``<case>.tif`` (OME-TIFF, CZYX, uint16 codes, uncompressed), ``<case>_seg.tif`` (ZYX, uint8 class indices),
 ``<case>_positions.npy`` (where its classes are), ``<case>_reference.tif`` (only if resampling or cropping cost mask
-voxels) and ``<case>.json``, written last, which says what the raw files were and where the voxels lie in the files.
+voxels) and ``<case>.json``, written last, which says what the raw files were and where the voxels lie in the files. It
+has a checksum of each array and of itself: an array is compared with its own when a process first opens it.
 """
 
 import json
 import math
-import os
-import uuid
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,21 @@ import tifffile
 from jaxtyping import Int16, UInt8, UInt16
 
 from brats_lightning.components import lesion_components
-from brats_lightning.data.cases import Case
+from brats_lightning.data.cases import Case, Examination
 from brats_lightning.data.preprocessing import Intensities, Prepared
 from brats_lightning.geometry import Ints, Placement, Triple, nonzero_box
 from brats_lightning.labels import LabelScheme
+from brats_lightning.runtime.files import replace_file, write_text
 
-FORMAT = 1  # raise it whenever the content of the files would differ
+FORMAT = 2  # raise it whenever the content of the files would differ
 POSITIONS_PER_CLASS = 1000  # stored of each class in each lesion
+
+# Arrays that this process, or the one that forked it, has found to be what was written, and the state of their file.
+_SOUND: set[tuple["StoredArray", str, int, int, int]] = set()
+
+
+class DamagedEntry(ValueError):
+    """A cached array is not what was written."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +48,14 @@ class Lesion:
 
 @dataclass(frozen=True)
 class StoredArray:
-    """Where one array lies on disk; ``size`` is the whole file's, in bytes."""
+    """Where one array lies on disk; ``size`` is the whole file's, in bytes, ``crc32`` the array's own."""
 
     file: str
     dtype: str
     shape: tuple[int, ...]
     offset: int
     size: int
+    crc32: int
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,8 @@ class CachedCase:
         lesions: see `lesion_components`; ``lesions[i]`` is lesion i + 1 of the positions.
         sources: the raw files by modality, the mask as ``seg``.
         arrays: where the arrays lie.
+        distance: mm by which its files lie apart, see `Examination`.
+        remarks: what is unusual about its images.
     """
 
     id: str
@@ -79,6 +89,8 @@ class CachedCase:
     lesions: tuple[Lesion, ...]
     sources: dict[str, Path]
     arrays: dict[str, StoredArray]
+    distance: float
+    remarks: tuple[str, ...]
 
     @property
     def shape(self) -> Ints:
@@ -126,9 +138,33 @@ class CachedCase:
         if name not in self.arrays:
             raise ValueError(f"case {self.id} has no {name}; only a case with a mask has one")
         array = self.arrays[name]
-        if 0 in array.shape:  # which mmap refuses
-            return np.zeros(array.shape, array.dtype)
-        return np.memmap(self.directory / array.file, array.dtype, "r", array.offset, array.shape)
+        path = self.directory / array.file
+        try:
+            state = path.stat()
+            if 0 in array.shape:  # which mmap refuses
+                return np.zeros(array.shape, array.dtype)
+            mapped = np.memmap(path, array.dtype, "r", array.offset, array.shape)
+        except (OSError, ValueError) as error:  # it is gone, or shorter than it was
+            raise self._damage(path, str(error)) from error
+        known = (array, str(path), state.st_ino, state.st_size, state.st_mtime_ns)
+        if known not in _SOUND:  # a second check would only cost time: 8 ms for 30 MB in memory
+            if zlib.crc32(mapped.data) != array.crc32:
+                raise self._damage(path, "its bytes are not those that were written")
+            _SOUND.add(known)
+        return mapped
+
+    def _damage(self, path: Path, what: str) -> DamagedEntry:
+        remedy = "build it anew: python -m brats_lightning.preprocess with the data settings of this run"
+        return DamagedEntry(f"the cache entry of {self.id} is damaged: {path}: {what}; {remedy}")
+
+    def check(self) -> None:
+        """Compare every array with its checksum.
+
+        Raises:
+            DamagedEntry: one is not what was written.
+        """
+        for name in self.arrays:
+            self._map(name)
 
 
 def find_positions(
@@ -157,19 +193,25 @@ def find_positions(
 
 
 def write_entry(
-    directory: Path, case: Case, prepared: Prepared, scheme: LabelScheme, stamps: dict[str, dict[str, Any]]
+    directory: Path,
+    case: Case,
+    examination: Examination,
+    prepared: Prepared,
+    scheme: LabelScheme,
+    stamps: dict[str, dict[str, Any]],
 ) -> None:
     """Write all files of a case, the sidecar last; a reader never sees half a file.
 
     Args:
         directory: of the entries.
         case: whose.
+        examination: what reading it gave.
         prepared: its arrays.
         scheme: classes of the mask.
         stamps: identity of each raw file.
 
     Raises:
-        OSError: nothing was written for want of space or permission.
+        UnwritableFile: for want of space or permission.
     """
     arrays: dict[str, StoredArray] = {}
 
@@ -199,9 +241,11 @@ def write_entry(
         "class_voxels": class_voxels,
         "lesions": [astuple(lesion) for lesion in lesions],
         "arrays": {name: asdict(array) for name, array in arrays.items()},
+        "distance": examination.distance,
+        "remarks": examination.remarks,
     }
-    text = json.dumps(sidecar)
-    _replace(directory / f"{case.id}.json", lambda path: path.write_text(text))
+    sidecar["crc32"] = _checksum(sidecar)
+    write_text(directory / f"{case.id}.json", json.dumps(sidecar))
 
 
 def read_sidecar(directory: Path, case_id: str) -> tuple[CachedCase, dict[str, dict[str, Any]]]:
@@ -213,6 +257,8 @@ def read_sidecar(directory: Path, case_id: str) -> tuple[CachedCase, dict[str, d
     values = json.loads((directory / f"{case_id}.json").read_bytes())
     if values["format"] != FORMAT:
         raise ValueError(f"format {values['format']}, expected {FORMAT}")
+    if values.pop("crc32") != _checksum(values):
+        raise ValueError(f"{case_id}.json is not what was written")
     arrays = {name: StoredArray(**array | {"shape": tuple(array["shape"])}) for name, array in values["arrays"].items()}
     for array in arrays.values():
         if (directory / array.file).stat().st_size != array.size:
@@ -232,12 +278,19 @@ def read_sidecar(directory: Path, case_id: str) -> tuple[CachedCase, dict[str, d
         lesions=tuple(Lesion(*lesion) for lesion in values["lesions"]),
         sources={name: Path(stamp["path"]) for name, stamp in values["files"].items()},
         arrays=arrays,
+        distance=values["distance"],
+        remarks=tuple(values["remarks"]),
     )
     return cached, values["files"]
 
 
+def _checksum(sidecar: dict[str, Any]) -> int:
+    """Of its values, however they are spaced in the file."""
+    return zlib.crc32(json.dumps(sidecar).encode())
+
+
 def _write_tif(path: Path, array: np.ndarray, spacing: Triple, channels: Sequence[str]) -> StoredArray:
-    array = np.asarray(array, dtype=array.dtype.newbyteorder("<"))
+    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
     sizes = dict(zip(("PhysicalSizeZ", "PhysicalSizeY", "PhysicalSizeX"), spacing, strict=True))
     metadata: dict[str, Any] = {"axes": "CZYX" if channels else "ZYX", **sizes}
     metadata |= {f"{name}Unit": "mm" for name in sizes}
@@ -251,10 +304,10 @@ def _write_tif(path: Path, array: np.ndarray, spacing: Triple, channels: Sequenc
             temporary, array, ome=True, byteorder="<", photometric="minisblack", metadata=metadata, returnoffset=True
         )
 
-    size = _replace(path, write)
+    size = replace_file(path, write)
     if placed is None:
         raise RuntimeError(f"{path.name} cannot be memory-mapped as tifffile {tifffile.__version__} wrote it")
-    return StoredArray(path.name, array.dtype.str, array.shape, placed[0], size)
+    return StoredArray(path.name, array.dtype.str, array.shape, placed[0], size, zlib.crc32(array.data))
 
 
 def _write_npy(path: Path, array: np.ndarray) -> StoredArray:
@@ -262,20 +315,6 @@ def _write_npy(path: Path, array: np.ndarray) -> StoredArray:
         with temporary.open("wb") as file:
             np.save(file, array)
 
-    size = _replace(path, write)
-    return StoredArray(path.name, array.dtype.str, array.shape, size - array.nbytes, size)
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> int:
-    """Write beside the target under a name of our own, then rename; the file's size."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        write(temporary)
-        size = temporary.stat().st_size
-        os.replace(temporary, path)  # noqa: PTH105
-    except OSError as error:
-        hint = "free space, or choose another directory for the cache"
-        raise OSError(error.errno, f"the cache cannot be written ({error.strerror}); {hint}", str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return size
+    array = np.ascontiguousarray(array)
+    size = replace_file(path, write)
+    return StoredArray(path.name, array.dtype.str, array.shape, size - array.nbytes, size, zlib.crc32(array.data))
