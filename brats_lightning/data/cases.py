@@ -137,7 +137,8 @@ def masks_apart(cases: Iterable[Case]) -> str:
     for case in cases:
         if case.mask and case.masks_from:
             folders.setdefault(case.masks_from, []).append(case.mask.parent)
-    return ", ".join(f"{len(places)} masks from {os.path.commonpath(places)}" for places in folders.values())
+    counted = ", ".join(f"{len(places)} from {os.path.commonpath(places)}" for places in folders.values())
+    return f"masks: {counted}" if counted else ""
 
 
 def without_mask(cases: Iterable[Case]) -> str:

@@ -3,11 +3,12 @@
 A case is ``<case>.tif`` (OME-TIFF, CZYX, uint16 codes, uncompressed), ``<case>_seg.tif`` (ZYX, uint8 class indices),
 ``<case>_positions.npy`` (where its classes are), ``<case>_reference.tif`` (only if resampling or cropping cost mask
 voxels) and ``<case>.json``, written last, which says what the raw files were and where the voxels lie in the files. It
-has a checksum of each array and of itself: an array is compared with its own when a process first opens it.
+has a checksum of each file and of itself: a file is compared with its own when a process first opens it.
 """
 
 import json
 import math
+import uuid
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass
@@ -28,12 +29,12 @@ from brats_lightning.runtime.files import replace_file, write_text
 FORMAT = 2  # raise it whenever the content of the files would differ
 POSITIONS_PER_CLASS = 1000  # stored of each class in each lesion
 
-# Arrays that this process, or the one that forked it, has found to be what was written, and the state of their file.
-_SOUND: set[tuple["StoredArray", str, int, int, int]] = set()
+# Files that this process, or the one that forked it, found to be what was written, and the state they were in.
+_SOUND: set[tuple[str, int, int, int, int]] = set()
 
 
 class DamagedEntry(ValueError):
-    """A cached array is not what was written."""
+    """A file of a cached case is not what was written."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Lesion:
 
 @dataclass(frozen=True)
 class StoredArray:
-    """Where one array lies on disk; ``size`` is the whole file's, in bytes, ``crc32`` the array's own."""
+    """Where one array lies on disk; ``size``, in bytes, and ``crc32`` are of the whole file."""
 
     file: str
     dtype: str
@@ -140,28 +141,26 @@ class CachedCase:
         array = self.arrays[name]
         path = self.directory / array.file
         try:
-            state = path.stat()
+            status = path.stat()
+            state = (str(path), array.crc32, status.st_ino, status.st_size, status.st_mtime_ns)
+            if state not in _SOUND:  # to check it for each patch would only cost time
+                if _checksum(path) != array.crc32:
+                    raise ValueError("its bytes are not those that were written")
+                _SOUND.add(state)
             if 0 in array.shape:  # which mmap refuses
                 return np.zeros(array.shape, array.dtype)
-            mapped = np.memmap(path, array.dtype, "r", array.offset, array.shape)
-        except (OSError, ValueError) as error:  # it is gone, or shorter than it was
-            raise self._damage(path, str(error)) from error
-        known = (array, str(path), state.st_ino, state.st_size, state.st_mtime_ns)
-        if known not in _SOUND:  # a second check would only cost time: 8 ms for 30 MB in memory
-            if zlib.crc32(mapped.data) != array.crc32:
-                raise self._damage(path, "its bytes are not those that were written")
-            _SOUND.add(known)
-        return mapped
-
-    def _damage(self, path: Path, what: str) -> DamagedEntry:
-        remedy = "build it anew: python -m brats_lightning.preprocess with the data settings of this run"
-        return DamagedEntry(f"the cache entry of {self.id} is damaged: {path}: {what}; {remedy}")
+            return np.memmap(path, array.dtype, "r", array.offset, array.shape)
+        except (OSError, ValueError) as error:
+            raise DamagedEntry(
+                f"the cache entry of {self.id} is damaged: {path}: {error}; "
+                "build it anew: python -m brats_lightning.preprocess with the data settings of this run"
+            ) from error
 
     def check(self) -> None:
-        """Compare every array with its checksum.
+        """Compare every file with its checksum.
 
         Raises:
-            DamagedEntry: one is not what was written.
+            DamagedEntry: one is not what was written, or not there.
         """
         for name in self.arrays:
             self._map(name)
@@ -244,7 +243,7 @@ def write_entry(
         "distance": examination.distance,
         "remarks": examination.remarks,
     }
-    sidecar["crc32"] = _checksum(sidecar)
+    sidecar["crc32"] = _sidecar_checksum(sidecar)
     write_text(directory / f"{case.id}.json", json.dumps(sidecar))
 
 
@@ -257,7 +256,7 @@ def read_sidecar(directory: Path, case_id: str) -> tuple[CachedCase, dict[str, d
     values = json.loads((directory / f"{case_id}.json").read_bytes())
     if values["format"] != FORMAT:
         raise ValueError(f"format {values['format']}, expected {FORMAT}")
-    if values.pop("crc32") != _checksum(values):
+    if values.pop("crc32") != _sidecar_checksum(values):
         raise ValueError(f"{case_id}.json is not what was written")
     arrays = {name: StoredArray(**array | {"shape": tuple(array["shape"])}) for name, array in values["arrays"].items()}
     for array in arrays.values():
@@ -284,16 +283,27 @@ def read_sidecar(directory: Path, case_id: str) -> tuple[CachedCase, dict[str, d
     return cached, values["files"]
 
 
-def _checksum(sidecar: dict[str, Any]) -> int:
+def _checksum(path: Path) -> int:
+    """CRC-32 of a file: 4 bytes that nobody forges, at a multiple of any cryptographic hash's speed."""
+    value = 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            value = zlib.crc32(part, value)
+    return value
+
+
+def _sidecar_checksum(sidecar: dict[str, Any]) -> int:
     """Of its values, however they are spaced in the file."""
     return zlib.crc32(json.dumps(sidecar).encode())
 
 
 def _write_tif(path: Path, array: np.ndarray, spacing: Triple, channels: Sequence[str]) -> StoredArray:
-    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    array = np.asarray(array, dtype=array.dtype.newbyteorder("<"))
     sizes = dict(zip(("PhysicalSizeZ", "PhysicalSizeY", "PhysicalSizeX"), spacing, strict=True))
     metadata: dict[str, Any] = {"axes": "CZYX" if channels else "ZYX", **sizes}
     metadata |= {f"{name}Unit": "mm" for name in sizes}
+    # Not a new one each time: an entry that is built again must be the same to whoever has read its sidecar.
+    metadata["UUID"] = f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, path.name)}"
     if channels:
         metadata["Channel"] = {"Name": list(channels)}
     placed: tuple[int, int] | None = None
@@ -307,7 +317,7 @@ def _write_tif(path: Path, array: np.ndarray, spacing: Triple, channels: Sequenc
     size = replace_file(path, write)
     if placed is None:
         raise RuntimeError(f"{path.name} cannot be memory-mapped as tifffile {tifffile.__version__} wrote it")
-    return StoredArray(path.name, array.dtype.str, array.shape, placed[0], size, zlib.crc32(array.data))
+    return StoredArray(path.name, array.dtype.str, array.shape, placed[0], size, _checksum(path))
 
 
 def _write_npy(path: Path, array: np.ndarray) -> StoredArray:
@@ -315,6 +325,5 @@ def _write_npy(path: Path, array: np.ndarray) -> StoredArray:
         with temporary.open("wb") as file:
             np.save(file, array)
 
-    array = np.ascontiguousarray(array)
     size = replace_file(path, write)
-    return StoredArray(path.name, array.dtype.str, array.shape, size - array.nbytes, size, zlib.crc32(array.data))
+    return StoredArray(path.name, array.dtype.str, array.shape, size - array.nbytes, size, _checksum(path))

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def alone(path: Path, work: str, patience: float = 2.0) -> Iterator[None]:
+def alone(path: Path, work: str, patience: int | float = 2) -> Iterator[None]:
     """Hold the lock file ``path`` for the block; whoever comes meanwhile waits, and then looks what is left to do.
 
     The system frees the lock of a process that ends, however it ends. Where the file system has no locks all go on at
@@ -38,7 +38,7 @@ def alone(path: Path, work: str, patience: float = 2.0) -> Iterator[None]:
         yield
 
 
-def _wait(file: int, path: Path, work: str, patience: float) -> None:
+def _wait(file: int, path: Path, work: str, patience: int | float) -> None:
     end = time.monotonic() + patience
     while True:
         try:

@@ -84,7 +84,7 @@ def each_result(
             futures[pool.submit(task, *arguments)] = name
         for future in as_completed(futures):
             error = future.exception()
-            if type(error).__module__.startswith(_PACKAGE):
+            if error is not None and type(error).__module__.startswith(_PACKAGE):
                 raise error  # from here, as if there were no pool: its message says all
             yield futures[future], future.result()
     except BrokenProcessPool as error:

@@ -3,6 +3,9 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 
 import nibabel as nib
@@ -17,6 +20,9 @@ from brats_lightning.data.cases import find_cases
 from brats_lightning.data.entry import find_positions
 from brats_lightning.data.preprocessing import Preprocessing
 from brats_lightning.labels import BRATS_METS, MODALITIES, LabelScheme
+from brats_lightning.runtime import locks
+from brats_lightning.runtime.files import UnwritableFile, unwritable
+from brats_lightning.runtime.workers import DeadWorker
 from tests.data.tiny_cases import LPS, RAS, SHAPE, brain, lesions, save, write_case
 
 ROTATED = np.array([[0.0, 2, 0, -7], [0, 0, 3, 5], [4, 0, 0, 1], [0, 0, 0, 1]])
@@ -484,20 +490,47 @@ def test_an_entry_another_process_has_built_is_kept(raw, cache, monkeypatch):
     assert cache.build(case, MODALITIES, True) == []
 
 
-def test_a_full_disk_says_so_and_leaves_nothing_half(raw, cache, monkeypatch):
-    def full(path, *rest, **options):
-        Path(path).write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.parametrize("number", [errno.ENOSPC, None], ids=["space", "as numpy says it"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_full_disk_names_the_file_and_leaves_nothing_half(raw, cache, monkeypatch, number, workers):
+    cases = find_cases(raw)
+    sound = cache.fill(cases[:1])
+    error = OSError(number, "No space left on device") if number else OSError("6 requested and 2 written")
+
+    def full(path, *_, **__):
+        path.write_bytes(b"half")
+        raise error
 
     monkeypatch.setattr(entry.tifffile, "imwrite", full)
-    with pytest.raises(OSError, match=r"cache cannot be written \(No space left on device\); free space, or choose"):
-        cache.fill(find_cases(raw))
-    assert list(cache.directory.iterdir()) == []
+    broken_off = unwritable(cache.directory / f"{cases[1].id}.tif", error)
+    monkeypatch.setattr(module, "process_pool", lambda n: OtherTask(n, _raise, broken_off))
+    reason = "No space left on device; free some space" if number else "6 requested and 2 written; the disk may be full"
+    with pytest.raises(UnwritableFile, match=rf"cannot write .*BraTS-MET-0000[23]-000\.tif: {reason}") as caught:
+        cache.fill(cases, workers=workers)
+    assert "brats_lightning" in str(caught.traceback[-1].path)  # raised by us: the commands show one line
+    monkeypatch.undo()
+    assert {path.name[:15] for path in cache.directory.iterdir()} == {"BraTS-MET-00001"}
+    assert cache.fill(cases).cases[0] == sound.cases[0]
+
+
+class OtherTask(ProcessPoolExecutor):
+    """A pool that does something else than it is asked to."""
+
+    def __init__(self, workers, *task):
+        super().__init__(workers, get_context("spawn"))
+        self.task = task
+
+    def submit(self, *_):
+        return super().submit(*self.task)
+
+
+def _raise(error):
+    raise error
 
 
 def test_a_directory_that_cannot_be_made(raw, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"cache directory cannot be made .*choose another"):
+    with pytest.raises(UnwritableFile, match=r"cannot write .*file/native.*: Not a directory; .*choose another"):
         Cache(tmp_path / "file").fill(find_cases(raw))
 
 
@@ -513,13 +546,30 @@ def test_leftovers_of_a_killed_process_go(raw, cache):
 
 
 def test_a_worker_that_dies_is_explained(raw, cache, monkeypatch):
-    class Broken(module.ProcessPoolExecutor):
-        def submit(self, *_args, **_options):
-            return super().submit(os._exit, 1)
+    monkeypatch.setattr(module, "process_pool", lambda n: OtherTask(n, os._exit, 1))
+    cases = find_cases(raw)
+    with pytest.raises(DeadWorker, match=rf"died, of those at {cases[0].id}, {cases[1].id}: .*data.cache_workers=1"):
+        cache.fill(cases, workers=2)
 
-    monkeypatch.setattr(module, "ProcessPoolExecutor", Broken)
-    with pytest.raises(RuntimeError, match="one of 2 preprocessing workers died: for want of memory, then use fewer"):
-        cache.fill(find_cases(raw), workers=2)
+
+def test_who_waited_for_the_lock_builds_only_what_is_left(raw, cache, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    cases = find_cases(raw)
+    lock = locks.alone
+
+    @contextmanager
+    def waiting(path, work):
+        with lock(path, work):  # as if another process had held it until now
+            monkeypatch.setattr(module, "alone", lock)
+            cache.build(cases[0], MODALITIES, True)
+            cache.build(cases[1], MODALITIES, True)
+            yield
+
+    monkeypatch.setattr(module, "alone", waiting)
+    monkeypatch.setattr(module, "process_pool", None)  # one case needs no pool
+    filled = cache.fill(cases, workers=2)
+    assert filled.built == [cases[2].id]
+    assert [case.id for case in filled.cases] == [case.id for case in cases]
 
 
 def test_progress_only_when_asked(raw, cache, capsys):
