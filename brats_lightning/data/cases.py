@@ -124,7 +124,8 @@ def find_cases(root: Path | str, masks: Path | str | Sequence[Path | str] | None
         found.setdefault(next((case for case in file.mask_of if case in images), file.mask_of[-1]), []).append(file)
     names = sorted(images.keys() | found)
     if not names:
-        raise ValueError(f"no case in {root}; {layout}; set data.root=DIR")
+        there = f" (its NIfTI files have other names: {_listed([file.path for file in unknown])})" if unknown else ""
+        raise ValueError(f"no case in {root}{there}; {layout}; set data.root=DIR")
     for folder in folders:
         found |= masks_in(folder, names)
     likely = likely_files(images, unknown)

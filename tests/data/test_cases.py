@@ -204,6 +204,9 @@ def test_missing_and_empty_roots(tmp_path):
         find_cases(tmp_path / "none")
     with pytest.raises(ValueError, match=r"no case in .*expected nested folders .*-t1n.nii.gz"):
         find_cases(tmp_path)
+    touch(tmp_path, "imagesTr/a_0000.nii.gz")
+    with pytest.raises(ValueError, match=r"no case in .* \(its NIfTI files have other names: .*/a_0000.nii.gz\)"):
+        find_cases(tmp_path)
 
 
 def test_names_that_cannot_name_outputs(tmp_path):
