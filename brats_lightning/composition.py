@@ -22,6 +22,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.runtime.files import unwritable
+from brats_lightning.runtime.workers import cpu_count
 from brats_lightning.sweep import record_failure
 
 if TYPE_CHECKING:
@@ -44,16 +45,11 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("channel_count", len, replace=True)
     OmegaConf.register_new_resolver("output_count", _output_count, replace=True)
     OmegaConf.register_new_resolver("equal", lambda one, other: one == other, replace=True)
-    OmegaConf.register_new_resolver("cpu_count", _cpu_count, replace=True)
+    OmegaConf.register_new_resolver("cpu_count", cpu_count, replace=True)
     OmegaConf.register_new_resolver("new_folder", _new_folder, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("patch_size", _patch_size, replace=True)
     OmegaConf.register_new_resolver("volume_scaled", _volume_scaled, replace=True)
     OmegaConf.register_new_resolver("direction", {"max": "maximize", "min": "minimize"}.__getitem__, replace=True)
-
-
-def _cpu_count() -> int:
-    # What this process may use, which in a container or a SLURM job is less than the machine has.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _new_folders: dict[str, str] = {}  # as asked for → as made, in this process

@@ -5,7 +5,6 @@ import io
 import json
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.composition import entry_point
+from brats_lightning.runtime.files import make_folder, write_text
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor
+    from concurrent.futures import ProcessPoolExecutor
 
     from brats_lightning.evaluation.scoring import Evaluation, Scoring
 
@@ -118,7 +118,7 @@ def _plan(
     scoring: "Scoring",
     missing: str,
     chosen: Sequence[str] | None,
-    pool: "Executor | None",
+    pool: "ProcessPoolExecutor | None",
 ) -> "Evaluation":
     """What is to be scored and what is wrong with the rest; no case is scored yet."""
     from brats_lightning.evaluation.pairing import pair_masks
@@ -133,7 +133,7 @@ def _plan(
     return Evaluation(name, folder, references, scoring, sound, (), tuple(problems))
 
 
-def _scored(plan: "Evaluation", pool: "Executor | None") -> "Evaluation":
+def _scored(plan: "Evaluation", pool: "ProcessPoolExecutor | None") -> "Evaluation":
     from dataclasses import replace
 
     from brats_lightning.evaluation.scoring import over_cases
@@ -215,14 +215,12 @@ def without_nan(value: Any) -> Any:
 
 
 def _write_files(folder: Path, files: Mapping[str, str]) -> None:
-    """Replace each file at once, so that a reader finds the old one or the new one; drop an earlier run's others."""
+    """Write them, and drop an earlier run's others."""
     from brats_lightning.metrics import PROTOCOLS
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for name, text in files.items():
-        partial = folder / f".{name}.{os.getpid()}.tmp"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(folder / name)
+        write_text(folder / name, text)
     ours = {*(f"scores_{protocol}.csv" for protocol in PROTOCOLS), *_FILES}
     for name in ours - files.keys():
         (folder / name).unlink(missing_ok=True)

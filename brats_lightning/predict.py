@@ -1,12 +1,9 @@
 """Masks of new cases: ``python -m brats_lightning.predict ckpt=A input=DIR output=DIR``; ``'ckpt=[A,B]'`` averages."""
 
-import gzip
 import json
 import logging
 import math
-import os
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from brats_lightning.composition import entry_point
+from brats_lightning.runtime.files import make_folder, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,8 +55,7 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
     postprocess = rules.decoding(ensemble.decode)
     log.info("post-processing%s: %s", " as in training" if chosen is None else "", postprocess)
     tolerance = affine_tolerance(cfg, ensemble)
-    output = Path(cfg.output)
-    output.mkdir(parents=True, exist_ok=True)
+    output = make_folder(Path(cfg.output))
 
     done: dict[str, Any] = {}
     existing: list[str] = []
@@ -186,6 +183,8 @@ def infer(
     examination = examine(replace(case, images=images, mask=None), ensemble.scheme, None, tolerance)
     if problems := required(examination.problems, ensemble.modalities, need_mask=False):
         return problems
+    for remark in examination.remarks:
+        log.warning("%s: %s", case.id, remark)
     prepared = ensemble.prepare(examination.images)
     del examination, images  # the volumes: their codes are enough
     return ensemble(prepared, advance)
@@ -193,7 +192,10 @@ def infer(
 
 def write_mask(path: Path, labels: "np.ndarray", header_of: Path) -> None:
     """Write labels (x, y, z) as uint8 with another file's shape, affine and header codes; all at once or not at all."""
-    _write(path, labels, header_of, slope=None)
+    from brats_lightning.data.nifti import image_like, read_header, write_nifti
+
+    header = read_header(header_of)
+    write_nifti(path, image_like(header, labels.reshape(header.shape)))
 
 
 def write_probabilities(path: Path, probabilities: "Probabilities", header_of: Path) -> None:
@@ -203,31 +205,13 @@ def write_probabilities(path: Path, probabilities: "Probabilities", header_of: P
     """
     import numpy as np
 
+    from brats_lightning.data.nifti import image_like, read_header, write_nifti
+
     restore = probabilities.placement.restore
     steps = [
         restore(np.rint(p * 65535).astype(np.uint16), fill=65535 * (k == 0)) for k, p in enumerate(probabilities.values)
     ]
-    _write(path, np.stack(steps, axis=-1), header_of, slope=1 / 65535)
-
-
-def _write(path: Path, values: "np.ndarray", header_of: Path, slope: float | None) -> None:
-    import nibabel as nib
-
-    source: Any = nib.load(header_of)
-    header = source.header.copy()
-    header.extensions.clear()
-    header.set_data_dtype(values.dtype)
-    header["cal_min"] = header["cal_max"] = 0
-    # Without an affine of its own the image keeps the header's sform, qform and their codes as they are.
-    image = type(source)(values, None, header)
-    image.header.set_slope_inter(slope or 1, 0)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        with temporary.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
-            image.to_stream(file)
-        os.replace(temporary, path)  # noqa: PTH105
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_nifti(path, image_like(read_header(header_of), np.stack(steps, axis=-1), slope=1 / 65535))
 
 
 def region_sizes(labels: "np.ndarray", spacing: Sequence[float], scheme: "LabelScheme") -> dict[str, Any]:
@@ -285,11 +269,7 @@ def _report(summary: dict[str, Any], problems: Sequence["Problem"], cfg: DictCon
     counts = f"{len(summary['cases'])} predicted, {len(summary['existing'])} were there, "
     log.info("%s%d left out · %s", counts, len({problem.case for problem in problems}), cfg.output)
     if cfg.summary is not None:
-        target = Path(cfg.summary)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{target.name}.partial")
-        partial.write_text(json.dumps(summary, indent=1) + "\n")
-        partial.replace(target)
+        write_text(make_folder(Path(cfg.summary).parent) / Path(cfg.summary).name, json.dumps(summary, indent=1) + "\n")
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from brats_lightning.composition import entry_point
+from brats_lightning.runtime.files import make_folder, write_text
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +30,14 @@ def preprocess(cfg: DictConfig) -> dict[str, Any]:
     from rich.table import Table
 
     from brats_lightning import composition
-    from brats_lightning.data.cases import CaseError, Problem
+    from brats_lightning.data.cases import CaseError, Problem, masks_apart, without_mask
     from brats_lightning.data.entry import CachedCase
 
     data = composition.build_data(cfg)
     log.info("data: %s", cfg.data.description)
     found = data.source()
+    for line in filter(None, (masks_apart(found), without_mask(found))):
+        log.info(line)
     faults: dict[str, list[dict[str, str]]] = {}
     problems: list[Problem] = []
     cached: dict[str, CachedCase] = {}
@@ -49,7 +52,7 @@ def preprocess(cfg: DictConfig) -> dict[str, Any]:
         faults.setdefault(problem.case, []).append(problem.to_dict())
 
     rows = []
-    table = Table("case", "status", "lesions", "shape (z, y, x)", "spacing in mm", "why not")
+    table = Table("case", "status", "lesions", "shape (z, y, x)", "spacing in mm", "why not, or remarks")
     table.columns[0].no_wrap = True
     for case in found:
         entry = cached.get(case.id)
@@ -60,9 +63,10 @@ def preprocess(cfg: DictConfig) -> dict[str, Any]:
                 "lesions": len(entry.lesions),
                 "shape": entry.shape,
                 "spacing": entry.spacing,
+                "remarks": entry.remarks,
             }
         rows.append(row)
-        why = "; ".join(f"{p['file']}: {p['found']}" for p in row["problems"])
+        why = "; ".join([*(f"{p['file']}: {p['found']}" for p in row["problems"]), *row.get("remarks", ())])
         status = "rejected" if entry is None else "accepted" if entry.has_mask else "accepted, no mask"
         lesions = str(len(entry.lesions)) if entry is not None and entry.has_mask else "–"
         grid = ("", "") if entry is None else (_triple(entry.shape), _triple(entry.spacing))
@@ -70,7 +74,6 @@ def preprocess(cfg: DictConfig) -> dict[str, Any]:
     console = Console()
     (console if console.is_terminal else Console(width=160)).print(table)
 
-    data.cache.directory.mkdir(parents=True, exist_ok=True)
     report = {
         "data": cfg.data.description,
         "accepted": len(cached),
@@ -78,10 +81,8 @@ def preprocess(cfg: DictConfig) -> dict[str, Any]:
         "built": built,
         "cases": rows,
     }
-    target = data.cache.directory / "report.json"
-    partial = target.with_suffix(".json.partial")
-    partial.write_text(json.dumps(report, indent=1) + "\n")
-    partial.replace(target)
+    target = make_folder(data.cache.directory) / "report.json"
+    write_text(target, json.dumps(report, indent=1) + "\n")
     log.info("%d accepted (%d built now), %d rejected · %s", len(cached), built, len(faults), target)
     if problems and cfg.data.on_bad_case == "error":
         raise CaseError(problems)

@@ -5,8 +5,6 @@ import itertools
 import json
 import logging
 import math
-import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from brats_lightning.composition import entry_point
 from brats_lightning.predict import affine_tolerance, find_inputs, load_ensemble, progress_bar
+from brats_lightning.runtime.files import write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -216,12 +215,7 @@ def _write(checkpoint: Path, result: dict[str, Any]) -> Path:
     from brats_lightning.postprocessing import tuned_file
 
     path = tuned_file(checkpoint)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        temporary.write_text(_HEADER + OmegaConf.to_yaml(OmegaConf.create(result)))
-        os.replace(temporary, path)  # noqa: PTH105
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, _HEADER + OmegaConf.to_yaml(OmegaConf.create(result)))
     return path
 
 

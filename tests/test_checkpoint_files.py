@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from brats_lightning.runtime.files import UnwritableFile
 
 def test_it_is_written_beside_its_target_and_reaches_the_disk(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.readlink(f"/proc/self/fd/{file}")))
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(str(Path(f"/proc/self/fd/{file}").readlink())))
     monkeypatch.setenv("TMPDIR", "/nowhere")  # as good as another file system
     WholeCheckpoints().save_checkpoint({"w": torch.ones(3)}, tmp_path / "new/last.ckpt")
     (file,) = (tmp_path / "new").iterdir()

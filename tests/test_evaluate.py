@@ -1,4 +1,5 @@
 import csv
+import gzip
 import json
 import os
 import shutil
@@ -14,8 +15,10 @@ from brats_lightning import composition
 from brats_lightning.data.cases import CaseError
 from brats_lightning.data.splits import SplitError
 from brats_lightning.evaluate import method_names, scores_csv
-from brats_lightning.evaluation.pairing import EvaluationError, case_name, find_images, find_masks, pair_masks
-from tests.data.tiny_cases import LPS, RAS, lesions, save, write_case
+from brats_lightning.evaluation.pairing import EvaluationError, Pair, case_name, find_images, find_masks, pair_masks
+from brats_lightning.evaluation.scoring import case_workers, over_cases
+from brats_lightning.runtime.workers import DeadWorker
+from tests.data.tiny_cases import LPS, RAS, brain, lesions, save, write_case
 from tests.evaluating import run
 
 METRIC_CASES = Path(os.environ.get("BRATS_METRIC_CASES", ""))
@@ -426,3 +429,45 @@ def test_masks_need_no_common_data_type(tmp_path):
     (tmp_path / "m.nii").rename(tmp_path / "pred/00001-000.nii")
     result = run(tmp_path / "pred", tmp_path / "ref", tmp_path / "out")
     assert result["scores"]["brats2024"]["et"]["Legacy_Dice"]["mean"] == 1
+
+
+def test_what_is_read_is_scored_whatever_the_files_are_called_and_shaped(folders):
+    predictions, references, _ = folders
+    before = run(*folders, "protocol=[brats2024,brats2026]")["scores"]
+    for path in (predictions / "00001-000.nii.gz", references / "BraTS-MET-00001-000-seg.nii.gz"):
+        path.write_bytes(gzip.decompress(path.read_bytes()))
+    save(references / "BraTS-MET-00002-000-seg.nii.gz", lesions()[..., None])
+    assert str(run(*folders, "protocol=[brats2024,brats2026]")["scores"]) == str(before)  # NaN is not itself
+
+
+def test_folders_named_like_files_and_folders_that_may_not_be_read(tmp_path, monkeypatch, caplog):
+    for kind, array in (("seg", lesions()), ("t1ce", brain())):
+        save(tmp_path / f"ref/B_0001/B_0001_{kind}.nii/000_x_{kind}.nii", array)
+    save(tmp_path / "pred/B_0001.nii.gz", lesions())
+    (tmp_path / "pred/private").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "private":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    (pair,), problems = pair_masks(tmp_path / "pred", tmp_path / "ref")
+    assert problems == []
+    assert pair.reference.name == "000_x_seg.nii"
+    assert {m: path.name for m, path in find_images(pair.reference).items()} == {"t1c": "000_x_t1ce.nii"}
+    assert f"passed over {tmp_path / 'pred/private'}: Permission denied" in caplog.text
+
+
+def test_a_process_that_dies_names_its_case():
+    pairs = [Pair(f"0000{i}-000", Path("a"), None) for i in (1, 2, 3)]
+    with (
+        case_workers(2) as pool,
+        pytest.raises(DeadWorker, match=r"those at 00001-000, 00002-000: .*\(processes=1\)"),
+    ):
+        over_cases(_die, pairs, pool, "scoring")
+
+
+def _die(_):
+    os._exit(1)

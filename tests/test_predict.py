@@ -1,5 +1,7 @@
+import errno
 import gzip
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -12,6 +14,7 @@ from brats_lightning.data.splits import SplitError
 from brats_lightning.inference import SlidingWindow
 from brats_lightning.postprocessing import tuned_file
 from brats_lightning.predict import predict
+from brats_lightning.runtime.files import UnwritableFile
 from tests.data.tiny_cases import LPS, RAS, SHAPE, write_case
 from tests.tiny_models import bright_is_et, voxelwise
 
@@ -270,19 +273,22 @@ def test_what_exists_is_left_alone(run, tmp_path, monkeypatch):
 
 def test_a_broken_write_leaves_nothing(run, tmp_path, monkeypatch):
     write_case(tmp_path / "in", seg=None)
+    write_case(tmp_path / "in", "BraTS-MET-00002-000", seg=None)
     bright_is_et(tmp_path / "et.ckpt")
-    original = gzip.GzipFile.write
+    original = Path.write_bytes
 
     def full(self, data):
-        original(self, bytes(data)[:10])
-        raise OSError("No space left on device")
+        original(self, data[:10])
+        if "00002-000" in self.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(self, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(gzip.GzipFile, "write", full)
-        with pytest.raises(OSError, match="No space"):
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(UnwritableFile, match=r"cannot write .*out/BraTS-MET-00002-000.nii.gz: No space left"):
             run()
-    assert list((tmp_path / "out").iterdir()) == []
-    assert list(run()["cases"]) == ["BraTS-MET-00001-000"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["BraTS-MET-00001-000.nii.gz"]
+    assert list(run()["cases"]) == ["BraTS-MET-00002-000"]
 
 
 def test_bad_cases_are_reported_at_the_end_and_the_good_ones_predicted(run, tmp_path):
@@ -470,3 +476,59 @@ def test_predicted_as_validated(composed, tmp_path):
     found = entry.infer(next(c for c in data.source() if c.id == case.id), Ensemble([load_model(path)]), 0.1)
     assert found.placement == case.placement
     np.testing.assert_allclose(found.values, expected.numpy(), atol=1e-5)
+
+
+def test_the_content_tells_what_is_compressed(run, tmp_path):
+    image, truth = marked()
+    names = [f"BraTS-MET-0000{n}-000" for n in (1, 2)]
+    for name in names:
+        write_case(tmp_path / "in", name, t1c=image, seg=None)
+    for file in (tmp_path / "in" / names[0]).iterdir():  # unpacked by a browser, say
+        file.write_bytes(gzip.decompress(file.read_bytes()))
+    bright_is_et(tmp_path / "et.ckpt")
+    assert list(run("probabilities=true")["cases"]) == names
+    for name in names:
+        assert np.array_equal(np.asanyarray(written(tmp_path, name).dataobj), truth)
+
+
+def test_a_header_that_cannot_be_used_is_a_bad_case_among_good_ones(run, tmp_path):
+    names = [f"BraTS-MET-0000{n}-000" for n in (1, 2, 3)]
+    for name in names:
+        write_case(tmp_path / "in", name, seg=None)
+    file = tmp_path / f"in/{names[1]}/{names[1]}-t1c.nii.gz"
+    data = bytearray(gzip.decompress(file.read_bytes()))
+    data[112:120] = np.array([1, np.nan], "<f4").tobytes()  # scl_slope, scl_inter
+    file.write_bytes(gzip.compress(data))
+    bright_is_et(tmp_path / "et.ckpt")
+    with pytest.raises(CaseError, match="scl_inter nan"):
+        run()
+    assert sorted(path.name[:19] for path in (tmp_path / "out").iterdir()) == [names[0], names[2]]
+
+
+@pytest.mark.parametrize("more", [(1,), (1, 1)])
+def test_a_mask_has_the_array_shape_of_its_input(run, tmp_path, more):
+    image, truth = marked()
+    write_case(tmp_path / "in", seg=None, **{m: image.reshape(*SHAPE, *more) for m in ("t1n", "t1c", "t2w", "t2f")})
+    bright_is_et(tmp_path / "et.ckpt")
+    run("probabilities=true")
+    out = written(tmp_path)
+    assert out.shape == (*SHAPE, *more)
+    assert np.array_equal(np.asanyarray(out.dataobj).reshape(SHAPE), truth)
+    assert written(tmp_path, "BraTS-MET-00001-000_probabilities").shape == (*SHAPE, 4)
+
+
+def test_an_unusual_background_is_told(run, tmp_path, caplog):
+    odd = np.full(SHAPE, -1, np.float32)
+    odd[2:-2, 2:-2, 2:-2] = 5
+    write_case(tmp_path / "in", t1c=odd, seg=None)
+    bright_is_et(tmp_path / "et.ckpt")
+    run()
+    assert "BraTS-MET-00001-000: t1c: all corners are -1, not 0 as outside the brain" in caplog.text
+
+
+def test_an_output_that_cannot_be_made(run, tmp_path):
+    write_case(tmp_path / "in", seg=None)
+    bright_is_et(tmp_path / "et.ckpt")
+    (tmp_path / "out").touch()
+    with pytest.raises(UnwritableFile, match=r"cannot write .*out: File exists; .*choose another folder"):
+        run()

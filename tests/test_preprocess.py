@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from brats_lightning.data import entry
 from brats_lightning.data.cases import CaseError
 from brats_lightning.preprocess import preprocess
 from tests.data.tiny_cases import lesions, write_case
@@ -52,3 +53,22 @@ def test_faults_are_an_error_by_default_after_the_report_is_written(config, tmp_
     with pytest.raises(CaseError, match="BraTS-MET-00004-000"):
         preprocess(config())
     assert written(tmp_path)[0]["accepted"] == 3
+
+
+def test_what_is_unusual_or_missing_is_told_and_what_is_damaged_built_again(config, tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(entry, "_SOUND", set())
+    odd = np.full((12, 14, 10), -1, np.float32)
+    odd[3:9, 3:9, 3:9] = 5
+    write_case(tmp_path / "raw", "BraTS-MET-00001-000", t1c=odd)
+    beside = tmp_path / "raw/BraTS-MET-00003-000/Segm.nii"
+    beside.touch()
+    report = preprocess(config("data.on_bad_case=skip"))
+    assert report["cases"][0]["remarks"][0].startswith("t1c: all corners are -1")
+    assert f"1 without mask: BraTS-MET-00003-000 ({beside} may be it)" in caplog.text
+    image = written(tmp_path)[1] / "BraTS-MET-00002-000.tif"
+    data = bytearray(image.read_bytes())
+    data[len(data) // 2] ^= 1
+    image.write_bytes(data)
+    assert preprocess(config("data.on_bad_case=skip"))["built"] == 1
+    assert "the cache entry of BraTS-MET-00002-000 is damaged" in caplog.text

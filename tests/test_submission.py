@@ -1,4 +1,5 @@
 import gzip
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -111,3 +112,27 @@ def test_folders_that_are_not_there(folders, tmp_path, capsys):
             main(arguments)
         assert exit_.value.code == 2
         assert "nowhere" in capsys.readouterr().err
+
+
+def test_a_mask_that_is_not_compressed(folders):
+    path = folders[0] / f"{CASES[1]}.nii.gz"
+    path.write_bytes(gzip.decompress(path.read_bytes()))
+    assert faults(folders) == [("00001-001", path.name, "not compressed, though its name ends with .gz")]
+
+
+def test_the_array_shape_is_that_of_the_input(folders):
+    mask = np.zeros((*SHAPE, 1), np.uint8)
+    save(folders[0] / f"{CASES[1]}.nii.gz", mask)
+    assert faults(folders) == [("00001-001", f"{CASES[1]}.nii.gz", f"shape {(*SHAPE, 1)}")]
+    save(folders[1] / CASES[1] / f"{CASES[1]}-t1n.nii.gz", mask)
+    assert faults(folders) == []
+
+
+def test_a_folder_that_may_not_be_read(folders, monkeypatch, capsys):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(SystemExit):
+        main([str(folders[0])])
+    assert "Permission denied" in capsys.readouterr().err

@@ -1,17 +1,13 @@
 """The cache of preprocessed cases: which entries are valid, and building the others in parallel."""
 
-import fcntl
 import hashlib
 import json
+import logging
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +15,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from brats_lightning.data.cases import Case, Problem, check_files, examine, required
-from brats_lightning.data.entry import FORMAT, CachedCase, read_sidecar, write_entry
+from brats_lightning.data.entry import FORMAT, CachedCase, DamagedEntry, read_sidecar, write_entry
 from brats_lightning.data.preprocessing import Preprocessing, prepare
 from brats_lightning.labels import BRATS_METS, MODALITIES, LabelScheme
+from brats_lightning.runtime.files import make_folder, remove_leftovers
+from brats_lightning.runtime.locks import alone
+from brats_lightning.runtime.workers import each_result, process_pool
 
 __all__ = ["Cache", "CachedCase", "Filled"]
 
+log = logging.getLogger(__name__)
 
 NATIVE = Preprocessing()  # each case at its own spacing, cropped to the brain
 
@@ -89,7 +89,8 @@ class Cache:
     def read(self, case: Case, modalities: Sequence[str] = (), need_mask: bool = False) -> CachedCase | None:
         """The entry of a case, or None where `fill` would build or reject it.
 
-        That is: it is missing or damaged, a raw file came, went or changed since, or it lacks a modality or the mask.
+        That is: it is missing or its sidecar damaged, a raw file came, went or changed since, its files lie further
+        apart than is tolerated now, or it lacks a modality or the mask. Arrays are not read.
         """
         if check_files(case, modalities, need_mask):
             return None
@@ -102,7 +103,8 @@ class Cache:
         except (OSError, ValueError, KeyError, TypeError):
             return None
         enough = set(modalities) <= set(cached.modalities) and (cached.has_mask or not need_mask)
-        return cached if fresh and enough else None
+        alike = cached.distance <= self.tolerance and cached.patient == case.patient
+        return cached if fresh and enough and alike else None
 
     def fill(
         self,
@@ -112,7 +114,7 @@ class Cache:
         workers: int = 0,
         progress: bool | None = None,
     ) -> Filled:
-        """Build the entries that are missing or stale; raw files of the others are not opened.
+        """Build the entries that are missing, stale or damaged; raw files of the others are not opened.
 
         All modalities of a case are stored, whichever are asked for, so that another choice builds nothing. What is
         wrong with files that were not asked for rejects nothing.
@@ -121,31 +123,37 @@ class Cache:
             cases: to be cached.
             modalities: that a case must have, in order.
             need_mask: whether a case must have a mask.
-            workers: processes; 0 or 1 works in this one.
+            workers: processes that build and threads that check; 0 or 1 works in this one.
             progress: show a bar; None does on a terminal.
 
         Raises:
-            OSError: the cache cannot be written.
+            UnwritableFile: the cache cannot be written; what was written before stays.
+            DeadWorker: a process was ended from outside.
         """
+        modalities = tuple(modalities)
         rejected = {case.id: problems for case in cases if (problems := check_files(case, modalities, need_mask))}
-        ready: dict[str, CachedCase] = {}
-        todo = []
-        for case in cases:
-            if case.id in rejected:
-                continue
-            if cached := self.read(case, modalities, need_mask):
-                ready[case.id] = cached
-            else:
-                todo.append(case)
-        if todo:
-            self._open_directory()
-            with self._alone(), _progress(progress) as bar:
-                task = bar.add_task("caching", total=len(todo))
-                for case_id, problems in _build_all(self, todo, tuple(modalities), need_mask, workers):
-                    rejected |= {case_id: problems} if problems else {}
-                    bar.advance(task)
-        for case in todo:
-            if case.id not in rejected:
+        sound = [case for case in cases if case.id not in rejected]
+        built = []
+        with _progress(progress) as bar:
+            ready, _ = self._look(sound, modalities, need_mask, workers, bar)
+            if len(ready) < len(sound):
+                self._open_directory()
+                with alone(Path(self.root) / f".{self.key}.lock", "fills this cache"):
+                    # Whoever held the lock has built some, or all.
+                    rest = [case for case in sound if case.id not in ready]
+                    there, damaged = self._look(rest, modalities, need_mask, workers, bar)
+                    for damage in damaged.values():
+                        log.warning("%s; it is built again", str(damage).rpartition("; ")[0])
+                    ready |= there
+                    todo = {case.id: (case, modalities, need_mask, case.id in damaged) for case in rest}
+                    todo = {name: job for name, job in todo.items() if name not in ready}
+                    task = bar.add_task("caching", total=len(todo))
+                    for name, problems in self._build_all(todo, workers):
+                        rejected |= {name: problems} if problems else {}
+                        built += [] if problems else [name]
+                        bar.advance(task)
+        for case in sound:
+            if case.id in built:
                 if cached := self.read(case, modalities, need_mask):
                     ready[case.id] = cached
                 else:
@@ -154,12 +162,48 @@ class Cache:
         return Filled(
             [ready[case.id] for case in cases if case.id in ready],
             [problem for case in cases for problem in rejected.get(case.id, ())],
-            [case.id for case in todo if case.id in ready],
+            [case.id for case in cases if case.id in built and case.id in ready],
         )
 
-    def build(self, case: Case, modalities: Sequence[str], need_mask: bool) -> list[Problem]:
-        """Read a case and write its entry, or say why not; an entry another process has just written stays."""
-        if self.read(case, modalities, need_mask):
+    def _look(
+        self, cases: Sequence[Case], modalities: Sequence[str], need_mask: bool, threads: int, bar: Progress
+    ) -> tuple[dict[str, CachedCase], dict[str, DamagedEntry]]:
+        """The entries that are as they should be, arrays and all, and what is wrong with the damaged ones."""
+
+        def look(case: Case) -> CachedCase | DamagedEntry | None:
+            cached = self.read(case, modalities, need_mask)
+            try:
+                if cached:
+                    cached.check()
+            except DamagedEntry as error:
+                return error
+            return cached
+
+        task = bar.add_task("checking", total=len(cases))
+        found = {}
+        with ThreadPoolExecutor(max(1, threads)) as pool:  # files and checksums are read without the interpreter
+            for case, result in zip(cases, pool.map(look, cases), strict=True):
+                found[case.id] = result
+                bar.advance(task)
+        return (
+            {name: cached for name, cached in found.items() if isinstance(cached, CachedCase)},
+            {name: damage for name, damage in found.items() if isinstance(damage, DamagedEntry)},
+        )
+
+    def _build_all(
+        self, jobs: Mapping[str, tuple[Case, tuple[str, ...], bool, bool]], workers: int
+    ) -> Iterator[tuple[str, list[Problem]]]:
+        workers = min(workers, len(jobs))
+        if workers <= 1:
+            for name, job in jobs.items():
+                yield name, self.build(*job)
+            return
+        with process_pool(workers) as pool:  # whose workers import no torch
+            yield from each_result(pool, self.build, jobs, "data.cache_workers=1")
+
+    def build(self, case: Case, modalities: Sequence[str], need_mask: bool, anew: bool = False) -> list[Problem]:
+        """Read a case and write its entry, or say why not; one that is there already stays, unless ``anew``."""
+        if not anew and self.read(case, modalities, need_mask):
             return []
         stamps = {}
         for name, path in case.files.items():  # before reading, so that a change during it is noticed
@@ -171,33 +215,12 @@ class Cache:
         if problems := required(examination.problems, modalities, need_mask):
             return problems
         prepared = prepare(examination.images, examination.mask, self.preprocessing)
-        write_entry(self.directory, case, prepared, self.scheme, stamps)
+        write_entry(self.directory, case, examination, prepared, self.scheme, stamps)
         return []
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One process at a time: those of a job that start together would each fill the cache with all cores.
-
-        Whoever waited finds the entries there. Where the file system has no locks all work at once, which only costs
-        time.
-        """
-        with (Path(self.root) / f".{self.key}.lock").open("w") as lock:
-            with suppress(OSError):
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
     def _open_directory(self) -> None:
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            message = f"the cache directory cannot be made ({error.strerror}); choose another one"
-            raise OSError(error.errno, message, str(self.directory)) from error
-        for leftover in self.directory.glob("*.tmp"):  # of a process that was killed, not of one at work
-            try:
-                if time.time() - leftover.stat().st_mtime > 3600:
-                    leftover.unlink()
-            except FileNotFoundError:
-                pass
+        make_folder(self.directory)
+        remove_leftovers(self.directory)
 
 
 def _stamp(path: Path, verify: str) -> dict[str, Any]:
@@ -213,29 +236,6 @@ def _stamp(path: Path, verify: str) -> dict[str, Any]:
 def _same(stored: Mapping[str, Any], now: Mapping[str, Any], verify: str) -> bool:
     keys = ("size", "sha256") if verify == "content" else ("path", "size", "mtime_ns")
     return all(stored.get(key) == now[key] for key in keys)
-
-
-def _build_all(
-    cache: Cache, cases: Sequence[Case], modalities: tuple[str, ...], need_mask: bool, workers: int
-) -> Iterator[tuple[str, list[Problem]]]:
-    workers = min(workers, len(cases))
-    if workers <= 1:
-        for case in cases:
-            yield case.id, cache.build(case, modalities, need_mask)
-        return
-    # Spawned, since the caller may have threads (torch has); the workers import no torch.
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        futures = {pool.submit(cache.build, case, modalities, need_mask): case.id for case in cases}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                f"one of {workers} preprocessing workers died: for want of memory, then use fewer; or because the "
-                'script that called has no `if __name__ == "__main__":`'
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _progress(show: bool | None) -> Progress:

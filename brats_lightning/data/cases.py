@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from brats_lightning.data.folders import Found, likely_files, masks_in, nifti_files
 from brats_lightning.data.nifti import UnreadableFile, Volume, read_volume
-from brats_lightning.labels import BRATS_METS, MODALITIES, OLDER_NAMES, LabelScheme, apply_label_map
+from brats_lightning.geometry import nonzero_box
+from brats_lightning.labels import BRATS_METS, MODALITIES, LabelScheme, apply_label_map
 
-# <case>-t1n.nii.gz since BraTS 2023, <case>_t1.nii.gz before.
-_FILE = re.compile(r"(?P<case>[^.].*?)(?:-(?P<new>t1n|t1c|t2w|t2f|seg)|_(?P<old>t1|t1ce|t2|flair|seg))\.nii(?:\.gz)?")
 _TIMEPOINT = re.compile(r"(?P<patient>.+-\d+)-(?P<timepoint>\d{3})")
 
 
@@ -31,6 +31,8 @@ class Case:
         images: modality → file, of the modalities that exist.
         mask: the reference segmentation, if there is one.
         clashes: further files that claim to be one of those above.
+        masks_from: the searched folder that has ``mask``, if that doesn't lie with the images.
+        others: NIfTI files that by place or name may be the case's, but are named as nothing known.
     """
 
     id: str
@@ -39,6 +41,8 @@ class Case:
     images: dict[str, Path]
     mask: Path | None = None
     clashes: tuple[Path, ...] = ()
+    masks_from: Path | None = None
+    others: tuple[Path, ...] = ()
 
     @property
     def files(self) -> dict[str, Path]:
@@ -84,38 +88,65 @@ def problem_table(problems: Iterable[Problem]) -> Table:
     return table
 
 
-def find_cases(root: Path | str) -> list[Case]:
+def find_cases(root: Path | str, masks: Path | str | Sequence[Path | str] | None = None) -> list[Case]:
     """All cases below a folder, however nested, sorted by id. Symbolic links are followed; no file is opened.
 
-    Files of a case lie in one folder; those of another folder become its ``clashes``, which `check_files` reports.
+    Images of a case lie in one folder; those of another folder become its ``clashes``, which `check_files` reports. A
+    mask lies with them, or, if there is none, anywhere below ``root`` under the name ``<case>-seg.nii.gz``,
+    ``<case>_seg.nii.gz`` or ``<case>_final_seg.nii.gz``.
+
+    Args:
+        root: to be searched.
+        masks: one or several folders whose masks, named so or ``<case>.nii.gz``, replace those below ``root``; the last
+            that has a case's mask wins.
 
     Raises:
-        FileNotFoundError: the folder doesn't exist.
-        ValueError: there is no case in it.
+        FileNotFoundError: a folder doesn't exist.
+        ValueError: there is no case in ``root``, or no mask of one in a folder of ``masks``.
     """
     root = Path(root).expanduser()
     layout = "expected nested folders with <case>-t1n.nii.gz, -t1c, -t2w, -t2f, -seg (or the older <case>_t1, _t1ce, …)"
-    if not root.is_dir():
+    if not os.path.isdir(root):  # noqa: PTH112  # Path's raises where a folder above may not be read
         raise FileNotFoundError(f"the data root {root} is no folder; {layout}; set data.root=DIR")
-    found: dict[str, dict[str, Path]] = {}
-    clashes: dict[str, list[Path]] = {}
-    older: set[str] = set()
-    for folder, name in _walk(root):
-        if not (match := _FILE.fullmatch(name)):
-            continue
-        case, path = match["case"], Path(folder, name)
-        kind = match["new"] or OLDER_NAMES.get(match["old"], match["old"])
-        if match["old"]:
-            older.add(case)
-        files = found.setdefault(case, {})
-        home = next(iter(files.values()), path).parent
-        if kind in files or path.parent != home:
-            clashes.setdefault(case, []).append(path)
-        else:
-            files[kind] = path
-    if not found:
-        raise ValueError(f"no case in {root}; {layout}; set data.root=DIR")
-    return [_case(case, found[case], case in older, clashes.get(case, [])) for case in sorted(found)]
+    folders = [Path(folder).expanduser() for folder in ([masks] if isinstance(masks, str | Path) else masks or ())]
+    images: dict[str, list[Found]] = {}
+    own: list[Found] = []
+    unknown: list[Found] = []
+    for file in nifti_files(root):
+        if image := file.image:
+            images.setdefault(image[0], []).append(file)
+        elif not file.mask_of:
+            unknown.append(file)
+        elif not any(file.path.absolute().is_relative_to(folder.absolute()) for folder in folders):
+            own.append(file)
+    found: dict[str, list[Found]] = {}
+    for file in own:
+        found.setdefault(next((case for case in file.mask_of if case in images), file.mask_of[-1]), []).append(file)
+    names = sorted(images.keys() | found)
+    if not names:
+        there = f" (its NIfTI files have other names: {_listed([file.path for file in unknown])})" if unknown else ""
+        raise ValueError(f"no case in {root}{there}; {layout}; set data.root=DIR")
+    for folder in folders:
+        found |= masks_in(folder, names)
+    likely = likely_files(images, unknown)
+    return [_case(name, images.get(name, []), found.get(name, []), tuple(likely.get(name, ()))) for name in names]
+
+
+def masks_apart(cases: Iterable[Case]) -> str:
+    """How many masks come from which folder other than that of their images, in words; "" if none does."""
+    folders: dict[Path, list[Path]] = {}
+    for case in cases:
+        if case.mask and case.masks_from:
+            folders.setdefault(case.masks_from, []).append(case.mask.parent)
+    counted = ", ".join(f"{len(places)} from {os.path.commonpath(places)}" for places in folders.values())
+    return f"masks: {counted}" if counted else ""
+
+
+def without_mask(cases: Iterable[Case]) -> str:
+    """Which cases have no mask, and which files may be theirs, in words; "" if all have one."""
+    bare = [case for case in cases if case.mask is None]
+    shown = [case.id + (f" ({_listed(case.others)} may be it)" if case.others else "") for case in bare[:10]]
+    return f"{len(bare)} without mask: {', '.join(shown)}{', …' * (len(bare) > 10)}" if bare else ""
 
 
 def check_files(case: Case, modalities: Sequence[str], need_mask: bool) -> list[Problem]:
@@ -123,11 +154,12 @@ def check_files(case: Case, modalities: Sequence[str], need_mask: bool) -> list[
     problems = []
     for modality in modalities:
         if modality not in case.images:
-            have = ", ".join(case.images) or "none"
-            remedy = f"add the file, or leave {modality} out of data.modalities"
-            problems.append(Problem(case.id, modality, f"missing (there: {have})", "an image of this modality", remedy))
+            found = f"missing (there: {', '.join(case.images) or 'none'}){_may_be(case)}"
+            remedy = f"{_rename(case)}add the file, or leave {modality} out of data.modalities"
+            problems.append(Problem(case.id, modality, found, "an image of this modality", remedy))
     if need_mask and case.mask is None:
-        problems.append(Problem(case.id, "seg", "missing", "a reference mask", "add the file or leave the case out"))
+        remedy = f"{_rename(case)}name its folder in data.masks, add the file or leave the case out"
+        problems.append(Problem(case.id, "seg", f"missing{_may_be(case)}", "a reference mask", remedy))
     for path in case.clashes:
         first = next(iter(case.files.values())).parent
         found = f"a second file of this case: {path} (the first are in {first})"
@@ -139,11 +171,24 @@ def check_files(case: Case, modalities: Sequence[str], need_mask: bool) -> list[
 
 @dataclass
 class Examination:
-    """What reading a case gave: the sound volumes and the problems of the others."""
+    """What reading a case gave: the sound volumes and the problems of the others.
+
+    Attributes:
+        images: by modality.
+        mask: uint8 class indices.
+        problems: of the files that are left out.
+        distance: largest in mm between the places that a sound file and most of the case give to a voxel.
+    """
 
     images: dict[str, Volume] = field(default_factory=dict)
-    mask: Volume | None = None  # uint8 class indices
+    mask: Volume | None = None
     problems: list[Problem] = field(default_factory=list)
+    distance: float = 0.0
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is unusual about sound images."""
+        return [f"{modality}: {volume.remark}" for modality, volume in self.images.items() if volume.remark]
 
 
 def examine(case: Case, scheme: LabelScheme, label_map: Mapping[int, int] | None, tolerance: float) -> Examination:
@@ -168,7 +213,8 @@ def examine(case: Case, scheme: LabelScheme, label_map: Mapping[int, int] | None
         except UnreadableFile as error:
             problem(file, error.found, error.expected, error.remedy)
 
-    for file in _misplaced(volumes, tolerance, problem):
+    misplaced, result.distance = _misplaced(volumes, tolerance, problem)
+    for file in misplaced:
         del volumes[file]
     for file, volume in volumes.items():
         if file == "seg":
@@ -176,7 +222,9 @@ def examine(case: Case, scheme: LabelScheme, label_map: Mapping[int, int] | None
             if mask is None:
                 problem(file, *wrong)
             else:
-                result.mask = Volume(volume.grid, mask, volume.start)
+                box = nonzero_box(mask)  # smaller than the file's, where its labels were scaled or mapped to 0
+                start = [first + part.start for first, part in zip(volume.start, box, strict=True)]
+                result.mask = Volume(volume.grid, mask[box], (start[0], start[1], start[2]))
         elif volume.values.dtype.kind == "f" and not np.isfinite(volume.values).all():
             bad = int((~np.isfinite(volume.values)).sum())
             problem(file, f"{bad} voxels are NaN or infinite", "finite intensities", "set them to 0 or leave it out")
@@ -219,38 +267,50 @@ def required(problems: Iterable[Problem], modalities: Sequence[str], need_mask: 
     return [problem for problem in problems if problem.file in used]
 
 
-def _walk(root: Path) -> Iterator[tuple[str, str]]:
-    """(folder, name) of all files below root, each real folder once."""
-    pending, seen = [os.fspath(root)], set()
-    while pending:
-        folder = pending.pop()
-        real = os.path.realpath(folder)
-        if real in seen:  # links may point back up
-            continue
-        seen.add(real)
-        with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda e: e.name, reverse=True):
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    pending.append(entry.path)
-                else:
-                    yield folder, entry.name
-
-
-def _case(name: str, files: dict[str, Path], older: bool, clashes: list[Path]) -> Case:
+def _case(name: str, images: Sequence[Found], masks: Sequence[Found], others: tuple[Path, ...]) -> Case:
+    files: dict[str, Path] = {}
+    clashes = []
+    older = False
+    place = (images or masks)[0].folder
+    for file in images:
+        _, modality, old = file.image or ("", "", False)
+        older |= old
+        if modality in files or file.folder != place:
+            clashes.append(file.path)
+        else:
+            files[modality] = file.path
+    masks = sorted(masks, key=lambda mask: mask.folder != place)  # those that lie with the images first
     timed = None if older else _TIMEPOINT.fullmatch(name)
-    images = {modality: files[modality] for modality in MODALITIES if modality in files}
-    patient, timepoint = (timed["patient"], timed["timepoint"]) if timed else (name, None)
-    return Case(name, patient, timepoint, images, files.get("seg"), tuple(sorted(clashes)))
+    return Case(
+        id=name,
+        patient=timed["patient"] if timed else name,
+        timepoint=timed["timepoint"] if timed else None,
+        images={modality: files[modality] for modality in MODALITIES if modality in files},
+        mask=masks[0].path if masks else None,
+        clashes=tuple(sorted([*clashes, *(mask.path for mask in masks[1:])])),
+        masks_from=masks[0].root if masks and masks[0].folder != place else None,
+        others=others,
+    )
+
+
+def _may_be(case: Case) -> str:
+    return f"; {_listed(case.others)} may be it" if case.others else ""
+
+
+def _rename(case: Case) -> str:
+    return "rename that file, " if case.others else ""
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    return ", ".join(map(str, paths[:3])) + ", …" * (len(paths) > 3)
 
 
 def _misplaced(
     volumes: Mapping[str, Volume], tolerance: float, problem: Callable[[str, str, str, str], None]
-) -> list[str]:
-    """Report and name the files that lie elsewhere than most of the case."""
+) -> tuple[list[str], float]:
+    """Report and name the files that lie elsewhere than most of the case, and how far from it the others do, in mm."""
     if not volumes:
-        return []
+        return [], 0.0
 
     def agree(a: Volume, b: Volume) -> bool:
         return a.grid.shape == b.grid.shape and a.grid.distance(b.grid) <= tolerance
@@ -258,7 +318,7 @@ def _misplaced(
     # Most files decide, then the canonical order, so that one bad header doesn't condemn the others.
     common = max(volumes, key=lambda file: sum(agree(volumes[file], other) for other in volumes.values()))
     grid = volumes[common].grid
-    misplaced = []
+    misplaced, furthest = [], 0.0
     for file, volume in volumes.items():
         if volume.grid.shape != grid.shape:
             problem(file, f"shape {volume.grid.shape}", f"{grid.shape}, as {common}", "register it to the others")
@@ -267,9 +327,10 @@ def _misplaced(
             remedy = "correct the header, or raise data.affine_tolerance if the voxels match"
             problem(file, found, f"≤ {tolerance:g} mm", remedy)
         else:
+            furthest = max(furthest, distance)
             continue
         misplaced.append(file)
-    return misplaced
+    return misplaced, furthest
 
 
 def _origin(volume: Volume) -> str:
@@ -283,9 +344,10 @@ def _classes(
     expected = ", ".join(f"{i} {name}" for i, name in enumerate(scheme.class_names))
     if values.dtype.kind == "f":
         with np.errstate(invalid="ignore"):
-            whole = values.astype(np.int64)
-        if not (odd := values[whole != values]).size:
-            values = whole
+            whole = np.rint(values)  # 3 comes back from a file with a scaled header as 2.9999998
+            odd = values[~(np.abs(whole - values) < 1e-3)]
+        if not odd.size:
+            values = whole.astype(np.int64)
         else:
             found = f"labels that are no whole numbers, e.g. {float(odd.flat[0]):g}"
             return None, (found, expected, "resample masks with nearest neighbour")

@@ -1,5 +1,6 @@
 """The LightningDataModule: cases through the cache to batches of patches, and to whole volumes."""
 
+import logging
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -16,13 +17,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from brats_lightning.data.augmentation import Augmentation
 from brats_lightning.data.cache import Cache, CachedCase
-from brats_lightning.data.cases import Case, CaseError, Problem
+from brats_lightning.data.cases import Case, CaseError, Problem, masks_apart, without_mask
 from brats_lightning.data.copy_paste import CopyPaste
 from brats_lightning.data.loading import BatchKeys, Key, Loader, LoaderError, LoaderSettings, PatchLoader
 from brats_lightning.data.sampling import PatchSampler, read_patch
 from brats_lightning.data.splits import Split, SplitError, SplitSettings
 from brats_lightning.data.standardisation import Standardiser
 from brats_lightning.labels import LabelScheme
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -222,7 +225,7 @@ class CaseData(pl.LightningDataModule):
         self.test_on = "test"
         self.cases: dict[str, CachedCase] = {}
         self.problems: list[Problem] = []
-        self.unlabelled = 0
+        self._found: list[Case] = []
         self.split = Split((), (), ())
         self.newcomers: list[str] = []
         self._prepared = False
@@ -240,6 +243,9 @@ class CaseData(pl.LightningDataModule):
         labelled = [case for case in self.source() if case.mask is not None]
         filled = self.cache.fill(labelled, self.standardiser.sources, workers=self.cache_workers)
         self.problems = filled.problems
+        remarks = [f"{case.id}: {remark}" for case in filled.cases for remark in case.remarks]
+        if remarks:
+            log.warning("%s%s", "; ".join(remarks[:5]), " …; preprocess lists all" * (len(remarks) > 5))
         if self.problems and self.on_bad_case == "error":
             raise CaseError(self.problems)
         self._prepared = True
@@ -248,15 +254,16 @@ class CaseData(pl.LightningDataModule):
         """Open the cache and share the cases out; every process."""
         if self.cases:
             return
-        found = self.source()
-        labelled = [case for case in found if case.mask is not None]
+        self._found = self.source()
+        labelled = [case for case in self._found if case.mask is not None]
         wanted = self.standardiser.sources
         cached = [self.cache.read(case, wanted, need_mask=True) for case in labelled]
         self.cases = {case.id: case for case in cached if case is not None}
-        self.unlabelled = len(found) - len(labelled)
         if not self.cases:
+            bare = without_mask(self._found)
             raise SplitError(
-                f"none of the {len(found)} cases has a usable reference mask: there is nothing to train on"
+                f"none of the {len(self._found)} cases has a usable reference mask: there is nothing to train on"
+                + (f"; {bare}; name them <case>-seg.nii.gz, or give their folder: data.masks=DIR" if bare else "")
             )
         usable = list(self.cases.values())
         if isinstance(self.split_settings, Split):
@@ -275,12 +282,13 @@ class CaseData(pl.LightningDataModule):
         """How many cases there are and what becomes of them, in one line."""
         split = self.split
         parts = f"{len(split.train)} train, {len(split.val)} val, {len(split.test)} test"
-        left_out = [f"{self.unlabelled} without mask"] if self.unlabelled else []
-        left_out += [f"{len({p.case for p in self.problems})} faulty (skipped)"] if self.problems else []
+        left_out = [f"{len({p.case for p in self.problems})} faulty (skipped)"] if self.problems else []
         if self.newcomers:
             names = ", ".join(self.newcomers[:10]) + ", …" * (len(self.newcomers) > 10)
             left_out += [f"{len(self.newcomers)} that came since this run began and are not in its split ({names})"]
-        return f"cases: {parts}" + (f"; left out: {', '.join(left_out)}" if left_out else "")
+        left_out += [bare] if (bare := without_mask(self._found)) else []
+        words = (f"cases: {parts}", masks_apart(self._found), f"left out: {', '.join(left_out)}" if left_out else "")
+        return "; ".join(filter(None, words))
 
     def scored_cases(self, stage: str) -> list[CachedCase]:
         """The cases that ``val`` or ``test`` scores, in order."""

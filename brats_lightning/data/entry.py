@@ -2,15 +2,15 @@
 
 A case is ``<case>.tif`` (OME-TIFF, CZYX, uint16 codes, uncompressed), ``<case>_seg.tif`` (ZYX, uint8 class indices),
 ``<case>_positions.npy`` (where its classes are), ``<case>_reference.tif`` (only if resampling or cropping cost mask
-voxels) and ``<case>.json``, written last, which says what the raw files were and where the voxels lie in the files.
+voxels) and ``<case>.json``, written last, which says what the raw files were and where the voxels lie in the files. It
+has a checksum of each file and of itself: a file is compared with its own when a process first opens it.
 """
 
 import json
 import math
-import os
 import uuid
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,21 @@ import tifffile
 from jaxtyping import Int16, UInt8, UInt16
 
 from brats_lightning.components import lesion_components
-from brats_lightning.data.cases import Case
+from brats_lightning.data.cases import Case, Examination
 from brats_lightning.data.preprocessing import Intensities, Prepared
 from brats_lightning.geometry import Ints, Placement, Triple, nonzero_box
 from brats_lightning.labels import LabelScheme
+from brats_lightning.runtime.files import replace_file, write_text
 
-FORMAT = 1  # raise it whenever the content of the files would differ
+FORMAT = 2  # raise it whenever the content of the files would differ
 POSITIONS_PER_CLASS = 1000  # stored of each class in each lesion
+
+# Files that this process, or the one that forked it, found to be what was written, and the state they were in.
+_SOUND: set[tuple[str, int, int, int, int]] = set()
+
+
+class DamagedEntry(ValueError):
+    """A file of a cached case is not what was written."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +49,14 @@ class Lesion:
 
 @dataclass(frozen=True)
 class StoredArray:
-    """Where one array lies on disk; ``size`` is the whole file's, in bytes."""
+    """Where one array lies on disk; ``size``, in bytes, and ``crc32`` are of the whole file."""
 
     file: str
     dtype: str
     shape: tuple[int, ...]
     offset: int
     size: int
+    crc32: int
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,8 @@ class CachedCase:
         lesions: see `lesion_components`; ``lesions[i]`` is lesion i + 1 of the positions.
         sources: the raw files by modality, the mask as ``seg``.
         arrays: where the arrays lie.
+        distance: mm by which its files lie apart, see `Examination`.
+        remarks: what is unusual about its images.
     """
 
     id: str
@@ -79,6 +90,8 @@ class CachedCase:
     lesions: tuple[Lesion, ...]
     sources: dict[str, Path]
     arrays: dict[str, StoredArray]
+    distance: float
+    remarks: tuple[str, ...]
 
     @property
     def shape(self) -> Ints:
@@ -126,9 +139,31 @@ class CachedCase:
         if name not in self.arrays:
             raise ValueError(f"case {self.id} has no {name}; only a case with a mask has one")
         array = self.arrays[name]
-        if 0 in array.shape:  # which mmap refuses
-            return np.zeros(array.shape, array.dtype)
-        return np.memmap(self.directory / array.file, array.dtype, "r", array.offset, array.shape)
+        path = self.directory / array.file
+        try:
+            status = path.stat()
+            state = (str(path), array.crc32, status.st_ino, status.st_size, status.st_mtime_ns)
+            if state not in _SOUND:  # to check it for each patch would only cost time
+                if _checksum(path) != array.crc32:
+                    raise ValueError("its bytes are not those that were written")
+                _SOUND.add(state)
+            if 0 in array.shape:  # which mmap refuses
+                return np.zeros(array.shape, array.dtype)
+            return np.memmap(path, array.dtype, "r", array.offset, array.shape)
+        except (OSError, ValueError) as error:
+            raise DamagedEntry(
+                f"the cache entry of {self.id} is damaged: {path}: {error}; "
+                "build it anew: python -m brats_lightning.preprocess with the data settings of this run"
+            ) from error
+
+    def check(self) -> None:
+        """Compare every file with its checksum.
+
+        Raises:
+            DamagedEntry: one is not what was written, or not there.
+        """
+        for name in self.arrays:
+            self._map(name)
 
 
 def find_positions(
@@ -157,19 +192,25 @@ def find_positions(
 
 
 def write_entry(
-    directory: Path, case: Case, prepared: Prepared, scheme: LabelScheme, stamps: dict[str, dict[str, Any]]
+    directory: Path,
+    case: Case,
+    examination: Examination,
+    prepared: Prepared,
+    scheme: LabelScheme,
+    stamps: dict[str, dict[str, Any]],
 ) -> None:
     """Write all files of a case, the sidecar last; a reader never sees half a file.
 
     Args:
         directory: of the entries.
         case: whose.
+        examination: what reading it gave.
         prepared: its arrays.
         scheme: classes of the mask.
         stamps: identity of each raw file.
 
     Raises:
-        OSError: nothing was written for want of space or permission.
+        UnwritableFile: for want of space or permission.
     """
     arrays: dict[str, StoredArray] = {}
 
@@ -199,9 +240,11 @@ def write_entry(
         "class_voxels": class_voxels,
         "lesions": [astuple(lesion) for lesion in lesions],
         "arrays": {name: asdict(array) for name, array in arrays.items()},
+        "distance": examination.distance,
+        "remarks": examination.remarks,
     }
-    text = json.dumps(sidecar)
-    _replace(directory / f"{case.id}.json", lambda path: path.write_text(text))
+    sidecar["crc32"] = _sidecar_checksum(sidecar)
+    write_text(directory / f"{case.id}.json", json.dumps(sidecar))
 
 
 def read_sidecar(directory: Path, case_id: str) -> tuple[CachedCase, dict[str, dict[str, Any]]]:
@@ -213,6 +256,8 @@ def read_sidecar(directory: Path, case_id: str) -> tuple[CachedCase, dict[str, d
     values = json.loads((directory / f"{case_id}.json").read_bytes())
     if values["format"] != FORMAT:
         raise ValueError(f"format {values['format']}, expected {FORMAT}")
+    if values.pop("crc32") != _sidecar_checksum(values):
+        raise ValueError(f"{case_id}.json is not what was written")
     arrays = {name: StoredArray(**array | {"shape": tuple(array["shape"])}) for name, array in values["arrays"].items()}
     for array in arrays.values():
         if (directory / array.file).stat().st_size != array.size:
@@ -232,8 +277,24 @@ def read_sidecar(directory: Path, case_id: str) -> tuple[CachedCase, dict[str, d
         lesions=tuple(Lesion(*lesion) for lesion in values["lesions"]),
         sources={name: Path(stamp["path"]) for name, stamp in values["files"].items()},
         arrays=arrays,
+        distance=values["distance"],
+        remarks=tuple(values["remarks"]),
     )
     return cached, values["files"]
+
+
+def _checksum(path: Path) -> int:
+    """CRC-32 of a file: 4 bytes that nobody forges, at a multiple of any cryptographic hash's speed."""
+    value = 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            value = zlib.crc32(part, value)
+    return value
+
+
+def _sidecar_checksum(sidecar: dict[str, Any]) -> int:
+    """Of its values, however they are spaced in the file."""
+    return zlib.crc32(json.dumps(sidecar).encode())
 
 
 def _write_tif(path: Path, array: np.ndarray, spacing: Triple, channels: Sequence[str]) -> StoredArray:
@@ -241,6 +302,8 @@ def _write_tif(path: Path, array: np.ndarray, spacing: Triple, channels: Sequenc
     sizes = dict(zip(("PhysicalSizeZ", "PhysicalSizeY", "PhysicalSizeX"), spacing, strict=True))
     metadata: dict[str, Any] = {"axes": "CZYX" if channels else "ZYX", **sizes}
     metadata |= {f"{name}Unit": "mm" for name in sizes}
+    # Not a new one each time: an entry that is built again must be the same to whoever has read its sidecar.
+    metadata["UUID"] = f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, path.name)}"
     if channels:
         metadata["Channel"] = {"Name": list(channels)}
     placed: tuple[int, int] | None = None
@@ -251,10 +314,10 @@ def _write_tif(path: Path, array: np.ndarray, spacing: Triple, channels: Sequenc
             temporary, array, ome=True, byteorder="<", photometric="minisblack", metadata=metadata, returnoffset=True
         )
 
-    size = _replace(path, write)
+    size = replace_file(path, write)
     if placed is None:
         raise RuntimeError(f"{path.name} cannot be memory-mapped as tifffile {tifffile.__version__} wrote it")
-    return StoredArray(path.name, array.dtype.str, array.shape, placed[0], size)
+    return StoredArray(path.name, array.dtype.str, array.shape, placed[0], size, _checksum(path))
 
 
 def _write_npy(path: Path, array: np.ndarray) -> StoredArray:
@@ -262,20 +325,5 @@ def _write_npy(path: Path, array: np.ndarray) -> StoredArray:
         with temporary.open("wb") as file:
             np.save(file, array)
 
-    size = _replace(path, write)
-    return StoredArray(path.name, array.dtype.str, array.shape, size - array.nbytes, size)
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> int:
-    """Write beside the target under a name of our own, then rename; the file's size."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        write(temporary)
-        size = temporary.stat().st_size
-        os.replace(temporary, path)  # noqa: PTH105
-    except OSError as error:
-        hint = "free space, or choose another directory for the cache"
-        raise OSError(error.errno, f"the cache cannot be written ({error.strerror}); {hint}", str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return size
+    size = replace_file(path, write)
+    return StoredArray(path.name, array.dtype.str, array.shape, size - array.nbytes, size, _checksum(path))

@@ -22,6 +22,7 @@ from brats_lightning.data.sampling import (
     uniform_start,
 )
 from brats_lightning.geometry import nonzero_box
+from brats_lightning.runtime.workers import cpu_count
 
 VOXELS_PER_COMPONENT = 20  # kept of each false positive
 
@@ -96,7 +97,7 @@ class HardExamples(LesionBalanced):
             except (UnreadableFile, PredictionError) as error:
                 return f"{case.id}: {error}"
 
-        with ThreadPoolExecutor() as pool:  # inflating and labelling let go of the interpreter
+        with ThreadPoolExecutor(cpu_count()) as pool:  # inflating and labelling let go of the interpreter
             compared = dict(zip((case.id for case in cases), pool.map(compare, cases), strict=True))
         self._difficulties = {name: found for name, found in compared.items() if isinstance(found, Difficulty)}
         if faults := [found for found in compared.values() if isinstance(found, str)]:

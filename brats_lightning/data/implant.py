@@ -12,14 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from brats_lightning.data.cases import Case, find_cases
 from brats_lightning.data.implant_paint import paint
 from brats_lightning.data.implant_scan import Scan, read_scan
+from brats_lightning.data.nifti import image_like, read_header, write_nifti
 from brats_lightning.data.phantom_lesions import lesion_volumes, place_lesions
-from brats_lightning.data.phantom_set import PhantomError, make_once, own_folder, write_nifti
+from brats_lightning.data.phantom_set import PhantomError, make_once, own_folder
 from brats_lightning.labels import MODALITIES
 
 log = logging.getLogger(__name__)
@@ -128,11 +128,9 @@ def _write_versions(folder: Path, job: int, scans: list[Case], settings: Implant
         images, labels = implant(scan, settings, case)
         (folder / name).mkdir()
         for suffix, values in (*images.items(), ("seg", labels)):
-            original: Any = nib.load(scans[job].files.get(suffix, scans[job].images["t1c"]))
-            header = original.header.copy()
-            header.set_data_dtype(values.dtype)
-            image = type(original)(scan.placement.restore(values), original.affine, header)
-            write_nifti(folder / name / f"{name}-{suffix}.nii.gz", image)
+            header = read_header(scans[job].files.get(suffix, scans[job].images["t1c"]))
+            image = image_like(header, scan.placement.restore(values))
+            write_nifti(folder / name / f"{name}-{suffix}.nii.gz", image, level=1)
 
 
 def implant(scan: Scan, settings: ImplantSettings, case: int) -> tuple[dict[str, np.ndarray], np.ndarray]:

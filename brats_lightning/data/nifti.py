@@ -1,4 +1,4 @@
-"""NIfTI in: the values as they are stored, oriented to LPS, without the empty margin."""
+"""NIfTI in: the values as they are stored, oriented to LPS, without the empty margin. And the way out."""
 
 import gzip
 import math
@@ -8,8 +8,10 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from jaxtyping import Shaped
 
 from brats_lightning.geometry import Grid, Ints, Placement, nonzero_box
+from brats_lightning.runtime.files import write_bytes
 
 _decompress = zlib.decompress
 _CORRUPT: tuple[type[Exception], ...] = (zlib.error, EOFError, OSError)
@@ -21,6 +23,9 @@ try:  # the "codecs" extra inflates in two thirds of zlib's time
 except ImportError:
     pass
 
+_GZIP = b"\x1f\x8b"  # the first bytes tell, not the name: files are renamed, and browsers unpack them
+_AGAIN = "copy or download the file again"
+
 
 class UnreadableFile(ValueError):
     """A file that is no readable 3-D NIfTI volume; ``expected`` and ``remedy`` complete the message."""
@@ -28,6 +33,35 @@ class UnreadableFile(ValueError):
     def __init__(self, found: str, expected: str, remedy: str) -> None:
         super().__init__(f"{found}; expected {expected}; {remedy}")
         self.found, self.expected, self.remedy = found, expected, remedy
+
+    def __reduce__(self) -> tuple[type["UnreadableFile"], tuple[str, str, str]]:
+        return UnreadableFile, (self.found, self.expected, self.remedy)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its voxels, all of it checked.
+
+    Attributes:
+        nifti: nibabel's view of it, a NIfTI-1 or NIfTI-2 header.
+        compressed: whether the file is gzipped, whatever its name.
+        grid: the voxel grid; trailing axes of one voxel are left out.
+        dtype: of the stored voxels.
+        offset: where they begin, in bytes.
+        scaling: (slope, intercept) from stored to meant values; None for no scaling.
+    """
+
+    nifti: nib.Nifti1Header
+    compressed: bool
+    grid: Grid
+    dtype: np.dtype
+    offset: int
+    scaling: tuple[float, float] | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the file's array, with the trailing axes that ``grid`` leaves out."""
+        return tuple(self.nifti.get_data_shape())
 
 
 @dataclass(frozen=True)
@@ -38,49 +72,101 @@ class Volume:
         grid: the file's own voxel grid.
         values: the box: the stored integers or floats, or float32 if the header scales them.
         start: first voxel (z, y, x) of the box in the oriented image.
+        remark: what is unusual about the background of an image, or "".
     """
 
     grid: Grid
     values: np.ndarray
     start: Ints
+    remark: str = ""
 
 
 def read_volume(path: Path) -> Volume:
     """Read ``.nii`` or ``.nii.gz``; no copy of the volume is made in floating point.
 
+    Integers that the header scales are the nearest to what somebody saved, so that 0 may come back as a little more:
+    what lies within half a step of 0 is 0.
+
     Raises:
         UnreadableFile: missing, corrupted, not 3-D, not real numbers, or without an invertible affine.
     """
-    again = "copy or download the file again"
     try:
         stored = path.read_bytes()
-        data = _inflate(stored) if stored[:2] == b"\x1f\x8b" else stored
+        data = _inflate(stored) if stored[:2] == _GZIP else stored
     except _CORRUPT as error:
-        raise UnreadableFile(f"cannot be read: {error}", "an intact .nii or .nii.gz file", again) from error
-    header = _header(data)
-    shape, dtype = header.get_data_shape(), header.get_data_dtype()
-    if len(shape) != 3 or 0 in shape:
-        raise UnreadableFile(f"an array of shape {shape}", "one 3-D volume", "export a single 3-D volume")
-    if dtype.kind not in "iuf":
-        raise UnreadableFile(f"voxels of type {dtype}", "integers or floats", "export the image in grey values")
-    offset = int(header.get_data_offset())
-    if len(data) - offset < math.prod(shape) * dtype.itemsize:
-        found = f"{len(data) - offset} bytes of voxels"
-        raise UnreadableFile(f"truncated: {found}", f"{math.prod(shape) * dtype.itemsize}", again)
-    try:
-        grid = Grid(shape, header.get_best_affine())
-    except (ValueError, nib.spatialimages.HeaderDataError) as error:
-        raise UnreadableFile(str(error), "an invertible affine", "repair the header's sform or qform") from error
-
-    voxels = np.frombuffer(data, dtype, math.prod(shape), offset).reshape(shape, order="F")
-    slope, inter = header.get_slope_inter()
-    if slope not in (None, 1) or inter not in (None, 0):
-        voxels = (voxels * np.float64(slope) + np.float64(inter)).astype(np.float32)
-    oriented = Placement.whole(grid).orient(voxels)
+        raise _unreadable(error) from error
+    header = _header(data, stored[:2] == _GZIP)
+    shape, count = header.grid.shape, math.prod(header.grid.shape)
+    if (there := len(data) - header.offset) < count * header.dtype.itemsize:
+        found, expected = f"truncated: {there} bytes of voxels", f"{count * header.dtype.itemsize}"
+        raise UnreadableFile(found, expected, _AGAIN)
+    voxels = np.frombuffer(data, header.dtype, count, header.offset).reshape(shape, order="F")
+    remark = ""
+    if header.scaling:
+        voxels, background = _scaled(voxels, *header.scaling)
+        if background:
+            remark = f"the header's scaling gives the background {background:.2g}, taken as 0"
+    oriented = Placement.whole(header.grid).orient(voxels)
     box = nonzero_box(oriented)
     values = oriented[box].astype(voxels.dtype.newbyteorder("="))
-    start = (box[0].start, box[1].start, box[2].start)
-    return Volume(grid, values, start)
+    if values.shape == oriented.shape:
+        corners = np.unique(values[np.ix_((0, -1), (0, -1), (0, -1))])
+        if len(corners) == 1:
+            remark = f"all corners are {corners[0]:.4g}, not 0 as outside the brain: the whole volume counts as brain"
+    return Volume(header.grid, values, (box[0].start, box[1].start, box[2].start), remark)
+
+
+def read_header(path: Path) -> Header:
+    """The header alone; voxels are neither read nor checked.
+
+    Raises:
+        UnreadableFile: as `read_volume`.
+    """
+    try:
+        with path.open("rb") as raw:
+            compressed = raw.read(2) == _GZIP
+            raw.seek(0)
+            file = gzip.GzipFile(fileobj=raw) if compressed else raw
+            return _header(file.read(nib.Nifti2Header.sizeof_hdr), compressed)
+    except _CORRUPT as error:
+        raise _unreadable(error) from error
+
+
+def image_like(header: Header, values: np.ndarray, slope: float = 1.0) -> nib.Nifti1Image:
+    """An image in the geometry of another: its affine, codes and units, nothing else of its header.
+
+    Args:
+        header: of the other.
+        values: voxels, of the type to be stored.
+        slope: that readers multiply them by.
+    """
+    nifti = header.nifti.copy()
+    nifti.set_data_dtype(values.dtype)
+    nifti["cal_min"] = nifti["cal_max"] = 0
+    kind = nib.Nifti2Image if isinstance(nifti, nib.Nifti2Header) else nib.Nifti1Image
+    # Without an affine of its own the image keeps the header's sform, qform and their codes as they are.
+    image = kind(values, None, nifti)
+    image.header.set_slope_inter(slope, 0)
+    return image
+
+
+def write_nifti(path: Path, image: nib.Nifti1Image, level: int = 6) -> None:
+    """Write ``.nii.gz`` whole or not at all, to the same bytes every time.
+
+    Args:
+        path: of the file.
+        image: its content.
+        level: of compression, 1 … 9.
+
+    Raises:
+        UnwritableFile: for want of space or permission.
+    """
+    write_bytes(path, gzip.compress(image.to_bytes(), level, mtime=0))
+
+
+def _unreadable(error: Exception) -> UnreadableFile:
+    remedy = "allow it to be read" if isinstance(error, PermissionError) else _AGAIN
+    return UnreadableFile(f"cannot be read: {error}", "an intact .nii or .nii.gz file", remedy)
 
 
 def _inflate(stored: bytes) -> bytes:
@@ -91,9 +177,42 @@ def _inflate(stored: bytes) -> bytes:
     return data if len(data) % 2**32 == promised else gzip.decompress(stored)
 
 
-def _header(data: bytes) -> nib.Nifti1Header:
+def _header(data: bytes, compressed: bool) -> Header:
     kind = nib.Nifti2Header if data[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Header
     try:
-        return kind(binaryblock=data[: kind.sizeof_hdr])
+        nifti = kind(binaryblock=data[: kind.sizeof_hdr])
+        shape, dtype, offset = nifti.get_data_shape(), nifti.get_data_dtype(), int(nifti.get_data_offset())
     except Exception as error:  # nibabel has no common base class for what a broken header raises
         raise UnreadableFile(f"no NIfTI header: {error}", "a NIfTI-1 or NIfTI-2 file", "convert the image") from error
+    # Some programs write a fourth axis of one volume.
+    if len(shape) < 3 or min(shape) < 1 or max(shape[3:], default=1) > 1:
+        raise UnreadableFile(f"an array of shape {shape}", "one 3-D volume", "export a single 3-D volume")
+    if dtype.kind not in "iuf":
+        raise UnreadableFile(f"voxels of type {dtype}", "integers or floats", "export the image in grey values")
+    try:
+        grid = Grid(shape[:3], nifti.get_best_affine())
+    except (ValueError, nib.spatialimages.HeaderDataError) as error:
+        raise UnreadableFile(str(error), "an invertible affine", "repair the header's sform or qform") from error
+    try:
+        slope, inter = nifti.get_slope_inter()  # None for a slope of 0 or none at all, which mean no scaling
+    except nib.spatialimages.HeaderDataError as error:
+        found, expected = f"scl_inter {float(nifti['scl_inter'])} in the header", "a finite one, 0 for no scaling"
+        raise UnreadableFile(found, expected, "repair the header's scl_slope and scl_inter") from error
+    scaling = None if slope is None or (slope, inter) == (1, 0) else (float(slope), float(inter))
+    return Header(nifti, compressed, grid, dtype, offset, scaling)
+
+
+def _scaled(
+    voxels: Shaped[np.ndarray, "i j k"], slope: float, inter: float
+) -> tuple[Shaped[np.ndarray, "i j k"], float]:
+    """Meant values in 32 bits, and the largest that should have been 0; 0.0 if none was off."""
+    values = voxels * np.float64(slope) + np.float64(inter)
+    background = 0.0
+    if voxels.dtype.kind in "iu":
+        # Half a step, and what the header lost as it holds the two numbers in 32 bits.
+        zero = np.abs(values) <= abs(slope) / 2 + abs(inter) * np.finfo(np.float32).eps
+        near = values[zero]
+        background = float(near[np.abs(near).argmax()]) if near.size else 0.0
+        values[zero] = 0
+    with np.errstate(over="ignore"):  # to infinity, which is reported
+        return values.astype(np.float32), background

@@ -14,9 +14,10 @@ from scipy import ndimage
 
 from brats_lightning.components import label_components
 from brats_lightning.data.cases import Case, find_cases
+from brats_lightning.data.nifti import write_nifti
 from brats_lightning.data.phantom_anatomy import SIGNAL, Brain, Frame, make_brain, smooth_field
 from brats_lightning.data.phantom_lesions import ET, Lesion, lesion_volumes, place_lesions
-from brats_lightning.data.phantom_set import PhantomError, Progress, make_once, own_folder, write_nifti
+from brats_lightning.data.phantom_set import PhantomError, Progress, make_once, own_folder
 from brats_lightning.labels import MODALITIES
 
 log = logging.getLogger(__name__)
@@ -202,7 +203,7 @@ def _write_nifti(path: Path, volume: np.ndarray, spacing: Sequence[float], ras: 
     affine[1, 3] = (volume.shape[1] - 1) * spacing[1]
     image = nib.Nifti1Image(voxels, affine)
     image.header.set_xyzt_units("mm")
-    write_nifti(path, image)
+    write_nifti(path, image, level=1)
 
 
 def phantom_statistics(root: Path | str) -> dict[str, int | float]:

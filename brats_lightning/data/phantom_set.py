@@ -1,18 +1,17 @@
 """A set of made cases on disk: written once, whole or not at all, in a folder that knows what it was made with."""
 
-import gzip
 import hashlib
 import json
-import multiprocessing
-import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
+from brats_lightning.runtime.files import make_folder, unwritable, write_text
+from brats_lightning.runtime.locks import alone
+from brats_lightning.runtime.workers import cpu_count, each_result, process_pool
 
 SETTINGS_FILE = "phantom.json"
 
@@ -39,8 +38,8 @@ def make_once(
 ) -> Path:
     """Fills ``root``, unless it holds this very set already, and returns it.
 
-    The set is built in a folder beside ``root`` and moved there whole, so an interrupted run leaves no half set and two
-    processes may make the same one at once.
+    The set is built in a folder beside ``root`` and moved there whole, so an interrupted run leaves no half set. Of
+    several processes one makes it; the others wait for it, or make it if that one fails.
 
     Args:
         root: folder to make.
@@ -52,14 +51,36 @@ def make_once(
 
     Raises:
         PhantomError: ``root`` holds anything else.
+        UnwritableFile: for want of space or permission.
+        DeadWorker: a process was ended from outside.
     """
     if _is_made(root, settings):
         return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    make_folder(root.parent)
+    with alone(root.parent / f".{root.name}.lock", f"makes {root.name}"):
+        if not _is_made(root, settings):
+            _make(root, settings, jobs, write, workers, progress)
+    return root
+
+
+def _make(
+    root: Path,
+    settings: dict[str, Any],
+    jobs: int,
+    write: Callable[[Path, int], None],
+    workers: int | None,
+    progress: Progress | None,
+) -> None:
+    for leftover in root.parent.glob(f".{root.name}-*"):  # of a process that was killed, not of one at work
+        if time.time() - leftover.stat().st_mtime > 3600:
+            shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        building = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    except OSError as error:
+        raise unwritable(root.parent, error) from error
     try:
         _write_all(building, jobs, write, workers, progress)
-        (building / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+        write_text(building / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
         building.chmod(0o755)  # mkdtemp's folders are private
         try:
             building.replace(root)
@@ -68,12 +89,6 @@ def make_once(
                 raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    return root
-
-
-def write_nifti(path: Path, image: nib.Nifti1Image) -> None:
-    """Compress lightly, and to the same bytes every time."""
-    path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
 
 
 def _is_made(root: Path, settings: dict[str, Any]) -> bool:
@@ -100,7 +115,7 @@ def _write_all(
     folder: Path, jobs: int, write: Callable[[Path, int], None], workers: int | None, progress: Progress | None
 ) -> None:
     if workers is None:
-        workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
+        workers = min(cpu_count(), 16)
     workers = min(workers, jobs)
     if workers <= 1:
         for job in range(jobs):
@@ -108,10 +123,8 @@ def _write_all(
             if progress:
                 progress(job + 1, jobs)
         return
-    # spawn: forking a process that already runs torch's threads can deadlock
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(write, folder, job) for job in range(jobs)]
-        for done, future in enumerate(as_completed(futures), 1):
-            future.result()
+    with process_pool(workers) as pool:
+        names = {f"number {job}": (folder, job) for job in range(jobs)}
+        for done, _ in enumerate(each_result(pool, write, names, "under taskset -c 0"), 1):
             if progress:
                 progress(done, jobs)

@@ -4,9 +4,11 @@ import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from brats_lightning.data.cases import Problem
+from brats_lightning.data.folders import files_in, is_nifti, nifti_files
 from brats_lightning.labels import MODALITIES, OLDER_NAMES
 
 # The challenge's case number, however the name is decorated: BraTS-MET-00110-000, SEG-00217-000, BraTS-MET_01325-000.
@@ -46,29 +48,23 @@ def find_masks(folder: Path, role: str) -> dict[str, list[Path]]:
     Images and probabilities are passed over; where images and ``…-seg`` lie together, all else is.
 
     Args:
-        folder: where to look. Links are followed; hidden files and folders are not.
+        folder: where to look, see `nifti_files`.
         role: ``predictions`` or ``references``, for messages.
 
     Raises:
         EvaluationError: there is no such folder, or no mask in it.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112  # Path's raises where a folder above may not be read
         raise EvaluationError(f"{role}={folder} is no folder; expected one with NIfTI masks")
     found: dict[str, list[Path]] = {}
-    seen = set()
-    for path, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(path)
-        folders[:] = sorted(name for name in folders if not name.startswith(".")) if real not in seen else []
-        if real in seen:  # links may point back up
-            continue
-        seen.add(real)
-        named = [(file, *case_name(file)) for file in sorted(files) if _is_nifti(file)]
+    for _, files in groupby(nifti_files(folder), key=lambda file: file.folder):
+        named = [(file.path, *case_name(file.name)) for file in files]
         kinds = {kind for _, _, kind in named}
         # Beside images and masks named so lies whatever else was made of them: brain masks, subtractions.
         masks = {"seg"} if "seg" in kinds and kinds & set(MODALITIES) else {"seg", None}
-        for file, case, kind in named:
+        for path, case, kind in named:
             if kind in masks:
-                found.setdefault(case, []).append(Path(path, file))
+                found.setdefault(case, []).append(path)
     if not found:
         raise EvaluationError(
             f"{role}={folder} holds no mask; expected .nii or .nii.gz files, named by the challenge's ddddd-ddd number "
@@ -77,18 +73,16 @@ def find_masks(folder: Path, role: str) -> dict[str, list[Path]]:
     return dict(sorted(found.items()))
 
 
-def _is_nifti(file: str) -> bool:
-    return file.endswith((".nii", ".nii.gz")) and not file.startswith(".")
-
-
 def find_images(reference: Path) -> dict[str, Path]:
     """The images of a reference's case, modality → file: those of its name in its folder."""
-    case, _ = case_name(reference.name)
+    folder = reference.parent.parent if is_nifti(reference.parent.name) else reference.parent
+    files, _ = files_in(folder, folder)
+    case = next((case_name(file.name)[0] for file in files if file.path == reference), None)
     images: dict[str, Path] = {}
-    for path in sorted(reference.parent.iterdir()):
-        name, kind = case_name(path.name)
-        if _is_nifti(path.name) and name == case and kind in MODALITIES:
-            images.setdefault(kind, path)
+    for file in files:
+        name, kind = case_name(file.name)
+        if name == case and kind in MODALITIES:
+            images.setdefault(kind, file.path)
     return images
 
 

@@ -1,8 +1,7 @@
 """Pairs of masks to scores: what is wrong with them, and all that a report says of one case."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,14 +10,13 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import TypeVar
 
-import nibabel as nib
 import numpy as np
 from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from brats_lightning.data.cases import Case, CaseError, Problem, examine
-from brats_lightning.data.nifti import Volume
+from brats_lightning.data.nifti import Volume, read_header
 from brats_lightning.evaluation.pairing import EvaluationError, Pair, case_name
 from brats_lightning.geometry import Placement
 from brats_lightning.labels import BRATS_METS, LabelScheme
@@ -33,6 +31,7 @@ from brats_lightning.metrics.lesions import (
     region_mask,
 )
 from brats_lightning.metrics.official import DEFAULT_PROTOCOL, PROTOCOLS, score_case
+from brats_lightning.runtime.workers import each_result, process_pool
 
 # Predicted lesions below each of these volumes (mm³) are left out in turn: the points of the detection curve.
 SIZE_FILTERS = (0, 3, 5, 10, 20, 27, 50, 100, 200, 500, 1000)
@@ -138,7 +137,7 @@ class Scoring:
             prediction[:] = on_original_grid(prediction_volume)
         box = bounding_box(reference, prediction)
         # The header's own numbers, as the official programs take them.
-        x, y, z = (float(size) for size in nib.load(pair.reference).header.get_zooms())  # type: ignore[attr-defined]
+        x, y, z = (float(size) for size in read_header(pair.reference).nifti.get_zooms()[:3])
         spacing = (x, y, z)
 
         official = {
@@ -276,37 +275,25 @@ def _context() -> BaseContext:
 
 
 @contextmanager
-def case_workers(processes: int) -> Iterator[Executor | None]:
+def case_workers(processes: int) -> Iterator[ProcessPoolExecutor | None]:
     """Processes to check and score with; None for none but this one."""
-    pool = ProcessPoolExecutor(processes, _context()) if processes > 1 else None
-    with pool or nullcontext():
-        try:
-            yield pool
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                f"one of {processes} processes died: for want of memory, then use fewer (processes=1); or because "
-                'the script that called has no `if __name__ == "__main__":`'
-            ) from error
-        finally:
-            if pool:
-                pool.shutdown(cancel_futures=True)
+    with process_pool(processes, _context()) if processes > 1 else nullcontext() as pool:
+        yield pool
 
 
-def over_cases(task: Callable[[Pair], Result], pairs: Sequence[Pair], pool: Executor | None, what: str) -> list[Result]:
+def over_cases(
+    task: Callable[[Pair], Result], pairs: Sequence[Pair], pool: ProcessPoolExecutor | None, what: str
+) -> list[Result]:
     """``task`` of every pair, in their order whichever process did it, with a bar on a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("cases"))
     times = (TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, *times, console=console, disable=not console.is_terminal) as bar:
         shown = bar.add_task(what, total=len(pairs))
-        if pool is None:
-            results = []
-            for pair in pairs:
-                results.append(task(pair))
-                bar.advance(shown)
-            return results
-        futures = [pool.submit(task, pair) for pair in pairs]
-        for future in as_completed(futures):
-            future.result()
+        jobs = {pair.case: (pair,) for pair in pairs}
+        each = each_result(pool, task, jobs, "processes=1") if pool else ((pair.case, task(pair)) for pair in pairs)
+        results = {}
+        for case, result in each:
+            results[case] = result
             bar.advance(shown)
-        return [future.result() for future in futures]
+    return [results[pair.case] for pair in pairs]

@@ -14,6 +14,8 @@ _HINTS = {
     errno.EDQUOT: "; the quota is used up: free some space, or choose another folder",
     errno.EROFS: "; choose a folder that can be written to",
     errno.EACCES: "; choose a folder that can be written to",
+    errno.EEXIST: "; a file of this name is in the way: choose another folder",
+    errno.ENOTDIR: "; a file is in the way: choose another folder",
 }
 
 
@@ -63,6 +65,19 @@ def replace_file(path: Path | str, write: Callable[[Path], Any], durable: bool =
     finally:
         temporary.unlink(missing_ok=True)
     return size
+
+
+def make_folder(path: Path | str) -> Path:
+    """The folder ``path``, made with those above it if need be.
+
+    Raises:
+        UnwritableFile: it cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    return Path(path)
 
 
 def write_text(path: Path | str, text: str) -> int:

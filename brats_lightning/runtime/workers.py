@@ -5,10 +5,20 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import BaseContext
 from pathlib import Path
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+_PACKAGE = __name__.partition(".")[0] + "."
+
+
+class DeadWorker(ValueError):
+    """A process of a pool died at its work: what it was at, and what to do."""
 
 
 def cpu_count(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
@@ -52,6 +62,43 @@ def process_pool(workers: int, context: BaseContext | None = None) -> ProcessPoo
         context: None spawns them, since the caller may have threads (torch has).
     """
     return ProcessPoolExecutor(workers, context or multiprocessing.get_context("spawn"), initializer=_begin_worker)
+
+
+def each_result(
+    pool: ProcessPoolExecutor, task: Callable[..., Result], jobs: Mapping[str, tuple[Any, ...]], remedy: str
+) -> Iterator[tuple[str, Result]]:
+    """(name, result) of each job, as they end; jobs that haven't begun are dropped if the caller goes away.
+
+    Args:
+        pool: that does them.
+        task: called with a job's arguments.
+        jobs: name → arguments.
+        remedy: how there would be fewer processes, for the message.
+
+    Raises:
+        DeadWorker: a process was ended from outside.
+    """
+    futures: dict[Future[Result], str] = {}
+    try:
+        for name, arguments in jobs.items():
+            futures[pool.submit(task, *arguments)] = name
+        for future in as_completed(futures):
+            error = future.exception()
+            if error is not None and type(error).__module__.startswith(_PACKAGE):
+                raise error  # from here, as if there were no pool: its message says all
+            yield futures[future], future.result()
+    except BrokenProcessPool as error:
+        n = pool._max_workers  # type: ignore[attr-defined]  # not in its stub
+        lost = [name for future, name in futures.items() if isinstance(future.exception(), BrokenProcessPool)]
+        # Jobs are begun in this order.
+        at_work = ", ".join(lost[:n]) or next(iter(jobs))
+        why = f"for want of memory, then use fewer ({remedy})"
+        if len(lost) == len(jobs):
+            why += '; or because the script that called has no `if __name__ == "__main__":`'
+        raise DeadWorker(f"one of {n} worker processes died, of those at {at_work}: {why}") from error
+    finally:
+        for future in futures:
+            future.cancel()
 
 
 def _begin_worker() -> None:

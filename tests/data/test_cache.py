@@ -1,8 +1,5 @@
-import errno
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -429,97 +426,6 @@ def test_a_file_that_changes_while_it_is_read_is_a_rejection(raw, cache, monkeyp
     filled = cache.fill(cases)
     assert [case.id for case in filled.cases] == [case.id for case in cases[1:]]
     assert "changed while it was read" in filled.problems[0].found
-
-
-# Processes, and a disk that refuses
-
-
-def test_the_same_in_parallel(raw, cache, tmp_path):
-    cases = find_cases(raw)
-    alone = cache.fill(cases)
-    cut = write_case(raw, "BraTS-MET-00004-000", seg=np.full(SHAPE, 9, np.uint8))
-    cases = find_cases(raw)
-    parallel = Cache(tmp_path / "other").fill(cases, workers=2, progress=False)
-    assert [case.id for case in parallel.cases] == [case.id for case in alone.cases]
-    assert [p.case for p in parallel.problems] == [cut.name]
-    for a, b in zip(alone.cases, parallel.cases, strict=True):
-        np.testing.assert_array_equal(a.image(), b.image())
-        np.testing.assert_array_equal(a.positions(), b.positions())
-        assert a.lesions == b.lesions
-
-
-FILL = """
-import sys
-from pathlib import Path
-from brats_lightning.data.cache import Cache
-from brats_lightning.data.cases import find_cases
-assert "torch" not in sys.modules
-filled = Cache(Path(sys.argv[2])).fill(find_cases(sys.argv[1]))
-assert not filled.problems, filled.problems
-for case in filled.cases:
-    assert (case.image()[0] > 0).any()
-    assert (case.reference() > 0).sum() == 21
-print(len(filled.cases))
-"""
-
-
-def test_processes_filling_one_cache_at_once(raw, cache):
-    for i in range(4, 9):
-        write_case(raw, f"BraTS-MET-0000{i}-000")
-    command = [sys.executable, "-c", FILL, str(raw), str(cache.root)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": Path(__file__).parents[2]}
-    processes = [subprocess.Popen(command, text=True, **pipes) for _ in range(3)]
-    for process in processes:
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
-        assert out.split() == ["8"]
-    assert not list(cache.directory.glob("*.tmp"))
-    assert cache.fill(find_cases(raw)).built == []
-
-
-def test_an_entry_another_process_has_built_is_kept(raw, cache, monkeypatch):
-    case = find_cases(raw)[0]
-    assert cache.fill([case]).built == [case.id]
-    monkeypatch.setattr(module, "examine", None)  # would fail
-    assert cache.build(case, MODALITIES, True) == []
-
-
-def test_a_full_disk_says_so_and_leaves_nothing_half(raw, cache, monkeypatch):
-    def full(path, *rest, **options):
-        Path(path).write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(entry.tifffile, "imwrite", full)
-    with pytest.raises(OSError, match=r"cache cannot be written \(No space left on device\); free space, or choose"):
-        cache.fill(find_cases(raw))
-    assert list(cache.directory.iterdir()) == []
-
-
-def test_a_directory_that_cannot_be_made(raw, tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"cache directory cannot be made .*choose another"):
-        Cache(tmp_path / "file").fill(find_cases(raw))
-
-
-def test_leftovers_of_a_killed_process_go(raw, cache):
-    cache.directory.mkdir(parents=True)
-    old, new = cache.directory / "a.tif.1.tmp", cache.directory / "b.tif.2.tmp"
-    old.touch()
-    new.touch()
-    os.utime(old, (1, 1))
-    cache.fill(find_cases(raw))
-    assert not old.exists()
-    assert new.exists()
-
-
-def test_a_worker_that_dies_is_explained(raw, cache, monkeypatch):
-    class Broken(module.ProcessPoolExecutor):
-        def submit(self, *_args, **_options):
-            return super().submit(os._exit, 1)
-
-    monkeypatch.setattr(module, "ProcessPoolExecutor", Broken)
-    with pytest.raises(RuntimeError, match="one of 2 preprocessing workers died: for want of memory, then use fewer"):
-        cache.fill(find_cases(raw), workers=2)
 
 
 def test_progress_only_when_asked(raw, cache, capsys):

@@ -2,11 +2,23 @@ import gzip
 import os
 import pickle
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from brats_lightning.data import cases as module
-from brats_lightning.data.cases import Case, CaseError, check_case, check_cases, check_files, find_cases, problem_table
+from brats_lightning.data.cases import (
+    Case,
+    CaseError,
+    check_case,
+    check_cases,
+    check_files,
+    examine,
+    find_cases,
+    masks_apart,
+    problem_table,
+    without_mask,
+)
 from brats_lightning.labels import BRATS_METS, MODALITIES, LabelScheme
 from tests.data.tiny_cases import LPS, RAS, brain, lesions, save, write_case
 
@@ -75,18 +87,125 @@ def test_one_case_in_two_places_is_reported(tmp_path):
     assert len(second.clashes) == 1
 
 
-def test_files_of_one_name_in_two_folders_are_not_merged(tmp_path):
-    # a mask of another reader must not silently join the images
-    touch(tmp_path, "a/BraTS-MET-00001-000-t1n.nii.gz", "b/BraTS-MET-00001-000-seg.nii.gz")
+NAME = "BraTS-MET-00001-000"
+
+
+@pytest.mark.parametrize("mask", [f"{NAME}-seg.nii.gz", f"{NAME}_seg.nii", f"{NAME}_final_seg.nii.gz"])
+def test_a_mask_in_another_folder_is_paired_by_name_and_told(tmp_path, mask):
+    touch(tmp_path, f"images/{NAME}-t1n.nii.gz", f"labels/{mask}")
     (case,) = find_cases(tmp_path)
-    assert case.mask is None
-    assert [path.parent.name for path in case.clashes] == ["b"]
+    assert (case.patient, case.timepoint) == ("BraTS-MET-00001", "000")  # an image's name decides
+    assert case.mask == tmp_path / "labels" / mask
+    assert case.clashes == ()
+    assert masks_apart([case]) == f"masks: 1 from {tmp_path / 'labels'}"
+    assert without_mask([case]) == ""
+
+
+def test_a_mask_beside_its_images_comes_first_and_two_elsewhere_are_a_clash(tmp_path):
+    touch(tmp_path, *(f"{folder}/{NAME}-seg.nii.gz" for folder in ("a", "c")), f"b/{NAME}-t1n.nii.gz")
+    (case,) = find_cases(tmp_path)
+    assert [path.parent.name for path in case.clashes] == ["c"]
+    touch(tmp_path, f"b/{NAME}-seg.nii.gz")
+    (case,) = find_cases(tmp_path)
+    assert case.mask.parent.name == "b"
+    assert [path.parent.name for path in case.clashes] == ["a", "c"]
+    assert masks_apart([case]) == ""
+
+
+def test_a_case_may_be_called_final(tmp_path):
+    touch(tmp_path, "a/X_final_t1.nii", "a/X_t1.nii", "m/X_final_seg.nii", "m/X_seg.nii")
+    assert [(case.id, case.mask.name) for case in find_cases(tmp_path)] == [
+        ("X", "X_seg.nii"),
+        ("X_final", "X_final_seg.nii"),
+    ]
+
+
+def test_folders_of_masks_replace_those_beside_the_images_and_the_last_wins(tmp_path):
+    names = [f"BraTS-MET-0000{i}-000" for i in range(1, 5)]
+    touch(tmp_path, *(f"in/{name}/{name}-{kind}.nii.gz" for name in names for kind in ("t1n", "seg")))
+    touch(tmp_path, f"one/{names[0]}.nii.gz", f"one/deep/{names[1]}-seg.nii.gz", "one/stranger.nii.gz")
+    touch(tmp_path, f"in/two/{names[1]}_seg.nii.gz", f"in/two/{names[2]}_final_seg.nii.gz")
+    cases = find_cases(tmp_path / "in", masks=[str(tmp_path / "one"), tmp_path / "in/two"])
+    assert [case.mask.relative_to(tmp_path).as_posix() for case in cases] == [
+        f"one/{names[0]}.nii.gz",
+        f"in/two/{names[1]}_seg.nii.gz",
+        f"in/two/{names[2]}_final_seg.nii.gz",
+        f"in/{names[3]}/{names[3]}-seg.nii.gz",
+    ]
+    assert not any(case.clashes for case in cases)
+    assert masks_apart(cases) == f"masks: 1 from {tmp_path / 'one'}, 2 from {tmp_path / 'in/two'}"
+    touch(tmp_path, f"one/{names[0]}-seg.nii.gz")  # which of the two?
+    first, *_ = find_cases(tmp_path / "in", masks=tmp_path / "one")
+    assert len(first.clashes) == 1
+
+
+def test_folders_of_masks_that_have_none(tmp_path):
+    touch(tmp_path, f"in/{NAME}-t1n.nii.gz", "labels/other.nii.gz")
+    with pytest.raises(ValueError, match=rf"data.masks: .*labels has a mask of none of the 1 cases; .*{NAME}-seg"):
+        find_cases(tmp_path / "in", masks=tmp_path / "labels")
+    with pytest.raises(FileNotFoundError, match=r"data.masks: there is no folder .*nowhere"):
+        find_cases(tmp_path / "in", masks=tmp_path / "nowhere")
+
+
+def test_files_that_may_be_the_missing_ones_are_named(tmp_path):
+    name = "BraTS20_Training_355"
+    touch(tmp_path, *(f"a/{name}/{name}_{kind}.nii" for kind in ("t1", "t1ce", "t2")), f"a/{name}/W39_Segm.nii")
+    touch(tmp_path, f"flat/{NAME}-t1n.nii.gz", "flat/B-00002-000-t1n.nii.gz", "flat/stranger.nii.gz")
+    touch(tmp_path, f"labels/{NAME}.nii.gz")
+    first, met, old = find_cases(tmp_path)
+    odd = tmp_path / f"a/{name}/W39_Segm.nii"
+    assert old.others == (odd,)
+    assert met.others == (tmp_path / f"labels/{NAME}.nii.gz",)
+    assert first.others == ()
+    assert without_mask([first, met, old]) == (
+        f"3 without mask: {first.id}, {NAME} ({met.others[0]} may be it), {name} ({odd} may be it)"
+    )
+    flair, seg = check_files(old, MODALITIES, need_mask=True)
+    assert flair.found == f"missing (there: t1n, t1c, t2w); {odd} may be it"
+    assert seg.found == f"missing; {odd} may be it"
+    assert seg.remedy.startswith("rename that file, name its folder in data.masks, ")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int32])
+def test_labels_that_a_scaled_header_moved_are_whole_again(tmp_path, dtype):
+    folder = write_case(tmp_path, seg=lesions().astype(dtype))
+    path = folder / f"{folder.name}-seg.nii.gz"
+    old = nib.load(path)
+    again = nib.Nifti1Image(np.asarray(old.dataobj, np.float64), old.affine, old.header)
+    nib.save(again, path)
+    assert nib.load(path).dataobj.slope != 1
+    examination = examine(find_cases(tmp_path)[0], BRATS_METS, None, 0.1)
+    assert examination.problems == []
+    mask = examination.mask
+    assert mask.values.shape == (3, 7, 5)  # the labels' own box: nothing is left of 0 that became 1e-8
+    np.testing.assert_array_equal(np.bincount(mask.values.ravel())[1:], [1, 12, 8])
+
+
+def test_labels_in_floating_point_that_are_nearly_whole(tmp_path):
+    assert problems_of(tmp_path, seg=lesions() * (1 - 1e-9) + 1e-8) == []
+    examination = examine(find_cases(tmp_path)[0], BRATS_METS, None, 0.1)
+    np.testing.assert_array_equal(np.bincount(examination.mask.values.ravel())[1:], [1, 12, 8])
+    assert examination.mask.values.shape == (3, 7, 5)
+
+
+def test_the_distance_of_what_is_accepted(tmp_path):
+    folder = write_case(tmp_path)
+    for name, shift in (("t1n", 0.06), ("t2f", -0.05), ("t2w", 3)):
+        moved = LPS.copy()
+        moved[0, 3] += shift
+        save(folder / f"{folder.name}-{name}.nii.gz", brain(), moved)
+    (case,) = find_cases(tmp_path)
+    assert examine(case, BRATS_METS, None, 0.1).distance == pytest.approx(0.06)
+    assert examine(case, BRATS_METS, None, 5.0).distance == pytest.approx(3, abs=0.06)
 
 
 def test_missing_and_empty_roots(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none is no folder; expected nested folders .*data.root=DIR"):
         find_cases(tmp_path / "none")
     with pytest.raises(ValueError, match=r"no case in .*expected nested folders .*-t1n.nii.gz"):
+        find_cases(tmp_path)
+    touch(tmp_path, "imagesTr/a_0000.nii.gz")
+    with pytest.raises(ValueError, match=r"no case in .* \(its NIfTI files have other names: .*/a_0000.nii.gz\)"):
         find_cases(tmp_path)
 
 

@@ -4,11 +4,12 @@ import torch
 from omegaconf import OmegaConf
 
 from brats_lightning import composition
+from brats_lightning.data import entry
 from brats_lightning.data.cases import CaseError
 from brats_lightning.data.datamodule import PatchBatches, Volumes
-from brats_lightning.data.loading import BatchKeys, LoaderSettings
+from brats_lightning.data.loading import BatchKeys, LoaderError, LoaderSettings
 from brats_lightning.data.sampling import UniformPatches
-from tests.data.tiny_cases import brain, lesions, write_case
+from tests.data.tiny_cases import brain, lesions, save, write_case
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def build(composed, root, tmp_path):
 
 def test_cases_are_split_and_counted(build):
     data = build("data.val_share=0.3", "data.test_share=0.15")
-    assert data.summary() == "cases: 3 train, 2 val, 1 test; left out: 1 without mask"
+    assert data.summary() == "cases: 3 train, 2 val, 1 test; left out: 1 without mask: BraTS-MET-00099-000"
     assert {case.id for case in data.scored_cases("test")} == set(data.split.test)
     data.test_on = "train"
     assert [case.id for case in data.scored_cases("test")] == list(data.split.train)
@@ -187,7 +188,7 @@ def test_nothing_to_train_on(composed, tmp_path):
     cfg = composed("data=brats_mets", f"data.root={tmp_path}/bare", f"paths.cache_dir={tmp_path}/c", name="preprocess")
     data = composition.build_data(cfg)
     data.prepare_data()
-    with pytest.raises(ValueError, match="there is nothing to train on"):
+    with pytest.raises(ValueError, match=r"nothing to train on; 1 without mask: BraTS-MET-00001-000; .*data.masks=DIR"):
         data.setup("fit")
 
 
@@ -206,3 +207,49 @@ def test_other_source_settings_are_another_cache(composed, root):
 def test_bad_loader_settings(settings):
     with pytest.raises(ValueError, match=r"data\.batch_size"):
         LoaderSettings(*settings)
+
+
+def test_masks_of_their_own_folder_and_cases_without(build, root, tmp_path):
+    for name in ("BraTS-MET-00001-000", "BraTS-MET-00099-000"):
+        save(tmp_path / f"corrected/{name}.nii.gz", lesions())
+    odd = write_case(root, "BraTS-MET-00098-000", seg=None) / "W39_Segm.nii.gz"
+    odd.touch()
+    data = build("data.val_share=0.3", "data.test_share=0.15", f"data.masks={tmp_path}/corrected")
+    assert data.summary() == (
+        f"cases: 4 train, 2 val, 1 test; masks: 2 from {tmp_path}/corrected; "
+        f"left out: 1 without mask: BraTS-MET-00098-000 ({odd} may be it)"
+    )
+    assert data.cases["BraTS-MET-00099-000"].sources["seg"] == tmp_path / "corrected/BraTS-MET-00099-000.nii.gz"
+    own = build("data.val_share=0.3", "data.test_share=0.15")
+    assert own.cache.directory != data.cache.directory
+    assert own.cases["BraTS-MET-00001-000"].sources["seg"].parent.parent == root
+
+
+def test_a_damaged_entry_is_built_again_before_training_and_named_during_it(build, caplog, monkeypatch):
+    monkeypatch.setattr(entry, "_SOUND", set())
+    case = build().cases["BraTS-MET-00001-000"]
+    path, offset = case.directory / case.arrays["image"].file, case.arrays["image"].offset
+    whole = path.read_bytes()
+
+    def spoil():
+        path.write_bytes(whole[: offset + 9] + b"\xff" + whole[offset + 10 :])
+
+    spoil()
+    data = build("data.workers=2", "data.val_share=0", "data.test_share=0")
+    assert f"{path}: its bytes are not those that were written; it is built again" in caplog.text
+    assert np.array_equal(data.cases[case.id].image(), np.memmap(path, np.uint16, "r", offset, case.image().shape))
+    spoil()
+    with pytest.raises(LoaderError) as caught:
+        list(data.train_dataloader())
+    assert str(caught.value) == (
+        f"the cache entry of {case.id} is damaged: {path}: its bytes are not those that were written; "
+        "build it anew: python -m brats_lightning.preprocess with the data settings of this run"
+    )
+
+
+def test_an_unusual_background_is_told_before_training(build, root, caplog):
+    odd = brain(dtype=np.float32)
+    odd[odd == 0] = -1
+    write_case(root, "BraTS-MET-00001-000", t2f=odd)
+    build()
+    assert "BraTS-MET-00001-000: t2f: all corners are -1" in caplog.text

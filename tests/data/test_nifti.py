@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from brats_lightning.data import nifti
-from brats_lightning.data.nifti import UnreadableFile, read_volume
+from brats_lightning.data.nifti import UnreadableFile, read_header, read_volume
 from brats_lightning.geometry import Placement
 
 AFFINE = np.diag([-1.0, -1.0, 2.0, 1.0])
@@ -131,3 +131,94 @@ def test_a_flat_affine(tmp_path):
     path.write_bytes(data)
     with pytest.raises(UnreadableFile, match="invertible"):
         read_volume(path)
+
+
+def test_the_content_tells_whether_a_file_is_compressed_not_its_name(tmp_path):
+    array = np.arange(1, 61, dtype=np.int16).reshape(3, 4, 5)
+    plain, packed = save(tmp_path / "a.nii", array), save(tmp_path / "b.nii.gz", array)
+    plain.rename(tmp_path / "plain.nii.gz")
+    packed.rename(tmp_path / "packed.nii")
+    for name, compressed in (("plain.nii.gz", False), ("packed.nii", True)):
+        np.testing.assert_array_equal(whole(read_volume(tmp_path / name)), array)
+        header = read_header(tmp_path / name)
+        assert header.compressed == compressed
+        assert (header.shape, header.grid.shape, header.dtype, header.scaling) == ((3, 4, 5), (3, 4, 5), np.int16, None)
+
+
+def with_scaling(path, array, slope, inter):
+    """The stored integers, and a header that scales them; nibabel would undo it on saving."""
+    header = nib.Nifti1Image(array, AFFINE).header
+    header["scl_slope"], header["scl_inter"], header["vox_offset"] = slope, inter, 352
+    path.write_bytes(header.binaryblock + b"\0" * 4 + array.tobytes(order="F"))
+    return path
+
+
+@pytest.mark.parametrize("inter", [np.nan, np.inf])
+def test_an_intercept_that_is_no_number(tmp_path, inter):
+    path = with_scaling(tmp_path / "a.nii", np.ones((2, 3, 4), np.int16), 1, inter)
+    for read in (read_volume, read_header):
+        with pytest.raises(UnreadableFile, match=rf"scl_inter {inter} in the header; expected a finite one, .*repair"):
+            read(path)
+
+
+@pytest.mark.parametrize("slope", [0, np.nan, np.inf])
+def test_a_slope_that_is_no_number_means_no_scaling(tmp_path, slope):
+    array = np.arange(1, 25, dtype=np.int16).reshape(2, 3, 4)
+    path = with_scaling(tmp_path / "a.nii", array, slope, 3)
+    volume = read_volume(path)
+    assert volume.values.dtype == np.int16
+    np.testing.assert_array_equal(whole(volume), array)
+    np.testing.assert_array_equal(nib.load(path).get_fdata(), array)
+
+
+def test_scaling_beyond_32_bits_is_infinite_and_warns_nobody(tmp_path):
+    path = with_scaling(tmp_path / "a.nii", np.full((2, 3, 4), 9, np.int16), 3e38, 0)
+    assert np.isinf(read_volume(path).values).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32])
+def test_a_background_that_scaling_moved_off_0_is_0(tmp_path, dtype):
+    # a float image saved with its old header of integers: nibabel chooses slope and intercept for its range
+    image = np.zeros((9, 8, 7))
+    image[3:6, 2:5, 2:4] = np.random.default_rng(0).uniform(-7.3, 1000, (3, 3, 2))
+    image[3, 2, 2], image[5, 4, 3] = -7.3, 1000
+    header = nib.Nifti1Header()
+    header.set_data_dtype(dtype)
+    nib.Nifti1Image(image, AFFINE, header).to_filename(tmp_path / "a.nii")
+    loaded = nib.load(tmp_path / "a.nii")
+    assert loaded.dataobj.inter != 0
+    volume = read_volume(tmp_path / "a.nii")
+    assert volume.values.shape == (2, 3, 3)
+    values = whole(volume)
+    assert not values[image == 0].any()
+    np.testing.assert_allclose(values, image, atol=0.51 * loaded.dataobj.slope)
+    moved = loaded.get_fdata()[0, 0, 0]
+    assert volume.remark == ("" if moved == 0 else f"the header's scaling gives the background {moved:.2g}, taken as 0")
+
+
+def test_a_background_that_is_another_number_is_told(tmp_path):
+    image = np.random.default_rng(0).normal(0, 1, (5, 6, 7)).astype(np.float32)
+    image[0] = image[-1] = image[:, 0] = image[:, -1] = -0.31
+    volume = read_volume(save(tmp_path / "a.nii", image))
+    assert volume.values.shape == (7, 6, 5)
+    assert volume.remark.startswith("all corners are -0.31, not 0 as outside the brain")
+    image[0, 0, 0] = 1
+    assert read_volume(save(tmp_path / "a.nii", image)).remark == ""
+
+
+@pytest.mark.parametrize("more", [(1,), (1, 1)])
+def test_further_axes_of_one_voxel_are_left_out(tmp_path, more):
+    array = np.arange(1, 61, dtype=np.int16).reshape(3, 4, 5)
+    path = save(tmp_path / "a.nii.gz", array.reshape(3, 4, 5, *more))
+    np.testing.assert_array_equal(whole(read_volume(path)), array)
+    assert read_header(path).shape == (3, 4, 5, *more)
+    assert read_header(path).grid.shape == (3, 4, 5)
+
+
+def test_a_file_that_may_not_be_read_says_so(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", "a.nii")
+
+    monkeypatch.setattr(nifti.Path, "read_bytes", refuse)
+    with pytest.raises(UnreadableFile, match=r"Permission denied.*allow it to be read"):
+        read_volume(tmp_path / "a.nii")

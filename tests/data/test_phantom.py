@@ -1,6 +1,10 @@
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import nibabel as nib
@@ -21,6 +25,7 @@ from brats_lightning.data.phantom_anatomy import Frame, capsules, make_brain, ra
 from brats_lightning.data.phantom_lesions import FIELD_MEAN, lesion_count, lesion_volumes
 from brats_lightning.data.phantom_set import PhantomError
 from brats_lightning.labels import MODALITIES
+from brats_lightning.runtime.locks import alone
 
 SMALL = PhantomSettings(cases=3, shape=(32, 40, 28), seed=3, lesions=2)
 MEDIUM = PhantomSettings(shape=(72, 84, 60), seed=5)
@@ -346,7 +351,7 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(phantom, "_write_case", fail_at_second)
     with pytest.raises(RuntimeError, match="disk full"):
         make_phantoms(tmp_path / "set", SMALL, workers=0)
-    assert list(tmp_path.iterdir()) == []
+    assert [p.name for p in tmp_path.iterdir()] == [".set.lock"]
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -366,7 +371,57 @@ def test_another_process_may_finish_first(tmp_path, small, monkeypatch, same):
     else:
         with pytest.raises(PhantomError, match="other settings"):
             make_phantoms(root, SMALL)
-    assert [p.name for p in tmp_path.iterdir()] == ["set"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".set.lock", "set"]
+
+
+MAKE = """
+import sys
+from pathlib import Path
+from brats_lightning.data import phantom_set
+def write(folder, job):
+    with (folder.parent / "jobs").open("a") as file:
+        print(job, file=file)
+    (folder / str(job)).touch()
+phantom_set.make_once(Path(sys.argv[1]), {}, 3, write, workers=0)
+"""
+
+
+def test_of_several_processes_one_makes_the_set(tmp_path):
+    command = [sys.executable, "-c", MAKE, str(tmp_path / "set")]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    assert (tmp_path / "jobs").read_text().split() == ["0", "1", "2"]
+
+
+def test_who_waited_makes_the_set_if_the_maker_did_not(tmp_path, caplog):
+    caplog.set_level("INFO")
+    root = tmp_path / "set"
+    lock, waiting = threading.Event(), []
+
+    def other():
+        waiting.append(make_phantoms(root, cases=1, shape=(24, 24, 24), modalities=(), workers=0))
+
+    thread = threading.Thread(target=other)
+    with alone(tmp_path / ".set.lock", "makes set"):  # a maker that fails in the end
+        thread.start()
+        while not caplog.messages:
+            lock.wait(0.01)
+        assert not waiting
+    thread.join()
+    assert caplog.messages == [f"waiting for another process that makes set (it holds {tmp_path / '.set.lock'})"]
+    assert waiting == [root]
+    assert (root / "phantom.json").is_file()
+
+
+def test_what_a_killed_maker_left_goes_in_time(tmp_path):
+    old, young = tmp_path / ".set-abc", tmp_path / ".set-xyz"
+    for folder in (old, young):
+        folder.mkdir()
+    os.utime(old, (1, 1))
+    make_phantoms(tmp_path / "set", cases=1, shape=(24, 24, 24), modalities=(), workers=0)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".set-xyz", ".set.lock", "set"]
 
 
 def test_progress_and_folder_names(tmp_path):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from brats_lightning.runtime.workers import cpu_count, process_pool
+from brats_lightning.runtime.files import UnwritableFile
+from brats_lightning.runtime.workers import DeadWorker, cpu_count, each_result, process_pool
 
 
 @pytest.fixture
@@ -74,3 +75,51 @@ def _alive(pid):
 def test_a_pool_computes():
     with process_pool(1) as pool:
         assert pool.submit(sum, [1, 2]).result() == 3
+
+
+def test_workers_from_a_server_end_with_a_killed_parent_too(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, time, multiprocessing\n"
+        "from brats_lightning.runtime.workers import process_pool\n"
+        "if __name__ == '__main__':\n"
+        "    pool = process_pool(1, multiprocessing.get_context('forkserver'))\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 20
+    while _alive(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _alive(worker)
+
+
+def _task(text):
+    if text == "die":
+        os._exit(1)
+    if text == "ours":
+        raise UnwritableFile(28, "cannot write x")
+    return text.upper()
+
+
+def test_results_come_with_their_names():
+    with process_pool(1) as pool:
+        assert dict(each_result(pool, _task, {"one": ("a",), "two": ("b",)}, "fewer=1")) == {"one": "A", "two": "B"}
+
+
+def test_a_dead_worker_says_at_what_it_died():
+    with process_pool(1) as pool, pytest.raises(DeadWorker) as caught:
+        list(each_result(pool, _task, {"one": ("a",), "two": ("die",), "three": ("c",)}, "fewer=1"))
+    assert str(caught.value) == (
+        "one of 1 worker processes died, of those at two: for want of memory, then use fewer (fewer=1)"
+    )
+
+
+def test_an_error_of_ours_is_raised_here_and_jobs_that_wait_are_dropped():
+    with process_pool(1) as pool, pytest.raises(UnwritableFile, match="cannot write x") as caught:
+        list(each_result(pool, _task, {"one": ("ours",)} | {str(i): ("a",) for i in range(50)}, "fewer=1"))
+    assert caught.traceback[-1].path.name == "workers.py"

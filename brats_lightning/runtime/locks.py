@@ -1,0 +1,52 @@
+"""One process at a time, where several of a job would do the same work."""
+
+import fcntl
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from brats_lightning.runtime.files import unwritable
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def alone(path: Path, work: str, patience: int | float = 2) -> Iterator[None]:
+    """Hold the lock file ``path`` for the block; whoever comes meanwhile waits, and then looks what is left to do.
+
+    The system frees the lock of a process that ends, however it ends. Where the file system has no locks all go on at
+    once, which must only cost time.
+
+    Args:
+        path: of the file, which stays; its folder must exist.
+        work: what the holder is at, as in "fills the cache".
+        patience: seconds after which a waiting process says so.
+
+    Raises:
+        UnwritableFile: the file cannot be made.
+    """
+    try:
+        file = path.open("w")
+    except OSError as error:
+        raise unwritable(path, error) from error
+    with file:
+        # Another error than that of a held lock: there are none on this file system.
+        with suppress(OSError):
+            _wait(file.fileno(), path, work, patience)
+        yield
+
+
+def _wait(file: int, path: Path, work: str, patience: int | float) -> None:
+    end = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                break
+            time.sleep(0.05)
+    log.info("waiting for another process that %s (it holds %s)", work, path)
+    fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,0 +1,81 @@
+import errno
+import fcntl
+import logging
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from brats_lightning.runtime.files import UnwritableFile
+from brats_lightning.runtime.locks import alone
+
+HOLD = """
+import sys
+from pathlib import Path
+from brats_lightning.runtime.locks import alone
+with alone(Path(sys.argv[1]), "sleeps"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_one_waits_for_the_other_and_says_so(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    path = tmp_path / "lock"
+    order = []
+    inside, told = threading.Event(), threading.Event()
+
+    class Told(logging.Handler):
+        def emit(self, record):
+            told.set()
+
+    handler = Told()
+    logging.getLogger("brats_lightning").addHandler(handler)
+
+    def second():
+        inside.wait()
+        with alone(path, "fills this cache", patience=0):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with alone(path, "fills this cache"):
+        inside.set()
+        assert told.wait(60)
+        order.append("first")
+    thread.join()
+    logging.getLogger("brats_lightning").removeHandler(handler)
+    assert order == ["first", "second"]
+    assert caplog.messages == [f"waiting for another process that fills this cache (it holds {path})"]
+
+
+def test_a_killed_holder_lets_go(tmp_path):
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "lock")]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with holder:
+        assert holder.stdout.readline() == "held\n"
+        with (tmp_path / "lock").open("w") as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        holder.kill()
+        with alone(tmp_path / "lock", "sleeps"):
+            pass
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with alone(tmp_path / "lock", "works"), alone(tmp_path / "lock", "works"):
+        pass
+
+
+def test_an_error_within_is_not_taken_for_one_of_the_lock(tmp_path):
+    with pytest.raises(OSError, match="mine"), alone(tmp_path / "lock", "works"):
+        raise OSError("mine")
+
+
+def test_a_lock_that_cannot_be_made(tmp_path):
+    with pytest.raises(UnwritableFile, match=r"cannot write .*nowhere"), alone(tmp_path / "nowhere/lock", "works"):
+        pass
