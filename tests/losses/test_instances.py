@@ -251,7 +251,7 @@ def test_numbers_of_components_do_not_matter(batch, loss, monkeypatch):
 
 @BOTH
 def test_equals_a_loop_over_lesions_of_classes(batch, loss, monkeypatch):
-    monkeypatch.setattr(sums, "_CHUNK_CPU", 150)  # four chunks a sample
+    monkeypatch.setattr(sums, "chunk_size", lambda _: 150)  # four chunks a sample
     logits, target = batch
     mine, theirs = (logits.clone().requires_grad_() for _ in range(2))
     value = loss()(mine, target)
@@ -279,7 +279,7 @@ def test_equals_a_loop_over_lesions_of_further_classes(batch, loss):
 
 @BOTH
 def test_equals_a_loop_over_lesions_of_memberships(batch, loss, monkeypatch):
-    monkeypatch.setattr(sums, "_CHUNK_CPU", 150)  # four chunks a sample
+    monkeypatch.setattr(sums, "chunk_size", lambda _: 150)  # four chunks a sample
     logits, target = batch
     member = memberships_of(target)
     mine, theirs = (logits[:, :3].clone().requires_grad_() for _ in range(2))
