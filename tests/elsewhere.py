@@ -2,9 +2,9 @@
 
 Tensors moved ``to(DEVICE)`` inside the context `elsewhere` say that they are there, and hold their values on the CPU.
 What a GPU refuses they refuse: an operation on tensors here and there, also where torch's own ``meta`` lets it pass.
-What a GPU does with a wait, unasked, is written down: copies between here and there, values the host asks for, and
+What a GPU does at the price of a wait is written down: copies between here and there, values the host asks for, and
 results whose size depends on values. So is the number of operations, which on a GPU are launches. Autograd works;
-autocast, fused optimisers and generators this device has none of.
+autocast and fused optimisers this device has none of, and its generators are the CPU's.
 """
 
 import sys
@@ -12,11 +12,15 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+import brats_lightning.data.augmentation  # noqa: F401 — before torch.Generator is no class, which its signatures name
 
 aten = torch.ops.aten
 DEVICE = torch.device("meta")  # a device that torch knows autograd for, and that no test needs as it is
@@ -68,8 +72,20 @@ class Elsewheres(TorchDispatchMode):
 @contextmanager
 def elsewhere() -> Iterator[Elsewheres]:
     """Tensors can be made elsewhere, and what becomes of them is counted."""
-    with Elsewheres() as mode:
+    generator = torch.Generator
+    with patch("torch.Generator", lambda device="cpu": generator()), _Literals(), Elsewheres() as mode:
         yield mode
+
+
+class _Literals(TorchFunctionMode):
+    """``torch.tensor(…, device=…)`` is a copy, which would pass below the other mode."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None:
+            device = kwargs.pop("device")
+            return func(*args, **kwargs).to(device)
+        return func(*args, **kwargs)
 
 
 def _call(func: Any, args: Any, kwargs: dict[str, Any], mode: Elsewheres | None) -> Any:
@@ -107,8 +123,8 @@ def _count(mode: Elsewheres, func: Any, args: Any, kwargs: Any, there: Any, here
             mode.waits["begun" if begun else "to there" if target else "to here", _asker()] += 1
     if not there and not target:
         return
-    masks = any(tensor.dtype == torch.bool for tensor in there[1:])
-    if name in _WAITING or (name in ("index", "index_put_") and masks):
+    masks = name in ("index", "index_put_") and any(tensor.dtype == torch.bool for tensor in there[1:])
+    if name in _WAITING or masks:
         mode.waits[name, _asker()] += 1
     returns = func._schema.returns
     view = bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)

@@ -26,9 +26,12 @@ class AveragedWeights(WeightAveraging):
         super().__init__()
         self.decay = decay
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """Move the average to where the module is by now; Lightning has it made, and a checkpoint read, before."""
-        self._follow(pl_module)
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Start the average, on the device that will train."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and self._average_model is not None:
+            # The count decides what happens in each step: on a GPU, reading it would make the host wait.
+            self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Move the average towards the weights, once for each step of the optimiser."""
@@ -57,10 +60,6 @@ class AveragedWeights(WeightAveraging):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:  # noqa: ARG002
         """Leave the device with the module: a test needs the memory."""
-        self._follow(pl_module)
-
-    def _follow(self, pl_module: pl.LightningModule) -> None:
-        # The count stays on the CPU: it decides what happens in each step, and reading it from a GPU would take a wait.
         if self._average_model is not None:
             self._average_model.module.to(pl_module.device)
 

@@ -88,12 +88,12 @@ class CaseScores(Metric):
 
     def means(self) -> dict[str, float]:
         """Mean of each score over the cases that have it; NaN if none has."""
-        return dict(zip(self.names, self._table().cpu().double().nanmean(0).tolist(), strict=True))
+        return dict(zip(self.names, self._table().double().nanmean(0).tolist(), strict=True))
 
     def counts(self) -> dict[str, int]:
         """How many cases have each score."""
         return dict(zip(self.names, (~self._table().isnan()).sum(0).tolist(), strict=True))
 
     def _table(self) -> Float[Tensor, "cases names"]:
-        # torchmetrics makes a scalar of a single element
-        return self.compute().reshape(len(self.cases), len(self.names))
+        # On the host. torchmetrics makes a scalar of a single element.
+        return torch.from_numpy(on_host(self.compute())).reshape(len(self.cases), len(self.names))
