@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-import brats_lightning.data.augmentation  # noqa: F401 — before torch.Generator is no class, which its signatures name
+from brats_lightning.data.draws import new_seed
 
 aten = torch.ops.aten
 DEVICE = torch.device("meta")  # a device that torch knows autograd for, and that no test needs as it is
@@ -72,9 +72,12 @@ class Elsewheres(TorchDispatchMode):
 @contextmanager
 def elsewhere() -> Iterator[Elsewheres]:
     """Tensors can be made elsewhere, and what becomes of them is counted."""
-    generator = torch.Generator
-    with patch("torch.Generator", lambda device="cpu": generator()), _Literals(), Elsewheres() as mode:
+    with patch("brats_lightning.data.intensity.on_device", _generator), _Literals(), Elsewheres() as mode:
         yield mode
+
+
+def _generator(generator: torch.Generator, device: torch.device) -> torch.Generator:
+    return torch.Generator().manual_seed(new_seed(generator))
 
 
 class _Literals(TorchFunctionMode):

@@ -13,7 +13,7 @@ from jaxtyping import Float32
 from torch import Tensor
 from torch.nn import functional as F
 
-from brats_lightning.data.draws import Number, as_probability, as_range, happens, log_uniform, new_seed, uniform
+from brats_lightning.data.draws import Number, as_probability, as_range, happens, log_uniform, on_device, uniform
 
 
 class IntensityChange(ABC):
@@ -58,9 +58,7 @@ class GaussianNoise(IntensityChange):
     def change(self, channel: Tensor, brain: Tensor, generator: torch.Generator) -> None:  # noqa: ARG002
         """``v + std · N(0, 1)``"""
         std = uniform(self.std, generator)
-        if generator.device != channel.device:  # draw where the channel is: a GPU's noise differs from the CPU's
-            generator = torch.Generator(channel.device).manual_seed(new_seed(generator))
-        noise = torch.randn(channel.shape, generator=generator, device=channel.device)
+        noise = torch.randn(channel.shape, generator=on_device(generator, channel.device), device=channel.device)
         channel.add_(noise, alpha=std)
 
 
