@@ -1,6 +1,6 @@
 """Averaged weights, evaluated and saved in place of the last step's."""
 
-from itertools import chain
+from itertools import chain, compress
 from typing import Any
 
 import pytorch_lightning as pl
@@ -47,12 +47,11 @@ class AveragedWeights(WeightAveraging):
         done = int(average.n_averaged)
         keep = min(self.decay, (1 + done) / (10 + done)) if done else 0.0
         averaged, current = (list(chain(m.parameters(), m.buffers())) for m in (average.module, pl_module))
-        pairs = list(zip(averaged, current, strict=True))
-        numbers = [pair for pair in pairs if pair[0].is_floating_point()]
-        counters = [pair for pair in pairs if not pair[0].is_floating_point()]  # such as batch norm's
-        torch._foreach_lerp_(*map(list, zip(*numbers, strict=True)), 1 - keep)  # type: ignore[arg-type]
-        for one, other in counters:
-            one.copy_(other)
+        numbers = [tensor.is_floating_point() for tensor in averaged]
+        torch._foreach_lerp_(list(compress(averaged, numbers)), list(compress(current, numbers)), 1 - keep)
+        for one, other, number in zip(averaged, current, numbers, strict=True):
+            if not number:  # a counter, such as batch norm's
+                one.copy_(other)
         average.n_averaged += 1
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -51,7 +51,11 @@ class InstanceLoss(nn.Module, ABC, Generic[Lesions]):
 
     def _begin(self, target: Tensor) -> list[Future[Lesions]]:
         array = begin_on_host(target)
-        return [_threads().submit(lambda sample=sample: self._find(array()[sample])) for sample in range(len(target))]
+
+        def find(sample: int) -> Lesions:
+            return self._find(array()[sample])
+
+        return [_threads().submit(find, sample) for sample in range(len(target))]
 
     def _found(self, logits: Tensor, target: Tensor) -> list[Lesions]:
         """The lesions of each sample: once those that `prepare` has begun to find, else found now."""
