@@ -9,7 +9,7 @@ from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from brats_lightning import composition
-from brats_lightning.callbacks import AveragedWeights
+from brats_lightning.callbacks import AveragedWeights, Progress
 from tests.elsewhere import DEVICE, Elsewhere, elsewhere
 
 CPU = torch.device("cpu")
@@ -49,14 +49,14 @@ def fit(cfg, device, *callbacks, steps=STEPS, ckpt_path=None):
     module = composition.build_segmentation(cfg, data)
     trainer = pl.Trainer(
         strategy=SingleDeviceStrategy(device, Anywhere()),
-        callbacks=[AveragedWeights(), *callbacks],
+        callbacks=[AveragedWeights(), Progress(STEPS), *callbacks],
         max_steps=steps,
         val_check_interval=STEPS,
         check_val_every_n_epoch=None,
         log_every_n_steps=STEPS,
         gradient_clip_val=1.0,
         num_sanity_val_steps=0,
-        **dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False),
+        **dict.fromkeys(("logger", "enable_checkpointing", "enable_model_summary"), False),
         use_distributed_sampler=False,
     )
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
