@@ -18,6 +18,7 @@ from brats_lightning.data.preprocessing import Prepared, Preprocessing, prepare
 from brats_lightning.data.standardisation import Standardiser
 from brats_lightning.geometry import Placement
 from brats_lightning.labels import LabelScheme, source_modalities
+from brats_lightning.runtime.device import on_host, take, to_device
 from brats_lightning.targets import Target
 
 Network = Callable[[Tensor], Tensor]
@@ -106,7 +107,7 @@ class SlidingWindow:
 
         starts = itertools.product(*map(window_starts, padded, window, itertools.repeat(self.overlap)))
         places = [tuple(slice(s, s + w) for s, w in zip(start, window, strict=True)) for start in starts]
-        inside = image.any(dim=0)
+        inside = on_host(image.any(dim=0))  # once, rather than a question for each window
         places = [place for place in places if inside[place].any()]
 
         importance = gaussian_importance(window).to(image.device)
@@ -123,7 +124,7 @@ class SlidingWindow:
             if advance is not None:
                 advance(len(group) / len(places))
         if total is None:  # no brain anywhere: one forward pass tells how many channels there are
-            channels = network(torch.zeros((1, image.shape[0], *window), device=image.device)).shape[1]
+            channels = network(image.new_zeros((1, image.shape[0], *window))).shape[1]
             total = torch.zeros((channels, *padded), dtype=torch.float32, device=image.device)
         unseen = weight == 0
         total /= weight.clamp_(min=1e-3)
@@ -248,7 +249,7 @@ class Ensemble:
         target = places[0] if places[0].exact and all(place == places[0] for place in places) else prepared[0].brain
         mean: np.ndarray | None = None
         for part, models in zip(prepared, self._groups.values(), strict=True):
-            # torch can do little with uint16; of these bits only the standardiser asks for the value.
+            # torch can do little with uint16, Apple's GPUs nothing: only the standardiser asks for these bits' value.
             codes = torch.from_numpy(part.image).view(torch.int16).to(self.device)
             for model in models:
                 step = None if advance is None else lambda share: advance(share / len(self.models))
@@ -264,15 +265,15 @@ class Ensemble:
         self, model: TrainedModel, codes: Int16[Tensor, "m z y x"], part: Prepared, advance: Advance | None
     ) -> Float32[np.ndarray, "k z y x"]:
         channels = [part.modalities.index(modality) for modality in model.standardiser.sources]
-        numbers = torch.from_numpy(model.standardiser.numbers(part.intensities)).to(self.device)
+        numbers = to_device(model.standardiser.numbers(part.intensities), self.device)
 
         def logits(windows: Tensor) -> Tensor:
-            image = model.standardiser(windows[:, channels].view(torch.uint16), numbers.expand(len(windows), -1, -1))
+            image = model.standardiser(take(windows, channels), numbers.expand(len(windows), -1, -1))
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
                 return model.network(image.contiguous(memory_format=torch.channels_last_3d))
 
         total = model.inference(logits, codes, advance, model.target.background)
-        return model.target.probabilities(total).cpu().numpy()
+        return on_host(model.target.probabilities(total))
 
 
 def transfer(

@@ -152,12 +152,13 @@ def affine_tolerance(cfg: DictConfig, ensemble: "Ensemble") -> float:
 def _device(name: str) -> "torch.device":
     import torch
 
-    if name not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device must be auto, cpu or cuda, got {name!r}")
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise ValueError("device=cuda, but torch finds no GPU; device=cpu works everywhere")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name != "auto" and name not in available:
+        raise ValueError(f"device must be auto, {', '.join(available)}, got {name!r}")
+    chosen = name if name != "auto" else "cuda" if available["cuda"] else "cpu"
+    if not available[chosen]:
+        raise ValueError(f"device={name}, but torch finds no GPU for it; device=cpu works everywhere")
+    return torch.device(chosen)
 
 
 def _autocast(precision: str | int, device: "torch.device") -> "torch.dtype | None":

@@ -20,6 +20,7 @@ from brats_lightning.metrics import headline_names, headline_scores, score_case
 from brats_lightning.metrics.voxel import CaseScores, confusion_matrix, voxel_scores
 from brats_lightning.postprocessing import Postprocessing
 from brats_lightning.runtime import signals
+from brats_lightning.runtime.device import on_host
 from brats_lightning.targets import Target
 
 
@@ -141,7 +142,7 @@ class Segmentation(pl.LightningModule):
         parts = self._loss(logits[None], volume.mask[None])
         decided = self.target.decide(logits[None])[0]
         placement = volume.case.placement
-        probabilities = self.target.probabilities(logits).cpu().numpy()
+        probabilities = on_host(self.target.probabilities(logits))
         if not placement.exact:  # decoded on original voxels, as in prediction
             probabilities = transfer(probabilities, placement, volume.case.brain)
             placement = volume.case.brain

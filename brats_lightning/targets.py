@@ -3,7 +3,8 @@
 Losses see the difference; everything after the network goes on with class probabilities, which sum to 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from brats_lightning.labels import LabelScheme
+from brats_lightning.runtime.device import chunk_size
 
 _IMPOSSIBLE = -1000.0  # a logit, whose probability is 0 in every precision
 
@@ -39,8 +41,8 @@ class ClassTarget:
 
     def probabilities(self, logits: Float32[Tensor, "k z y x"]) -> Float32[Tensor, "k z y x"]:
         """Class probabilities, written over the logits: of a large volume they are the largest array there is."""
-        for plane in logits.unbind(1):
-            plane.copy_(plane.softmax(0))
+        for (slab,) in _slabs(logits):
+            slab.copy_(slab.softmax(0))
         return logits
 
     def decide(self, logits: Float[Tensor, "b k z y x"]) -> UInt8[Tensor, "b z y x"]:
@@ -92,21 +94,29 @@ class RegionTarget:
     def probabilities(self, logits: Float32[Tensor, "k z y x"]) -> Float32[Tensor, "_ z y x"]:
         """Class probabilities, the background first."""
         result = logits.new_empty((self.scheme.num_classes, *logits.shape[1:]))
-        for plane, classes in zip(logits.unbind(1), result.unbind(1), strict=True):
-            inside = plane.sigmoid()
+        for slab, classes in _slabs(logits, result):
+            inside = slab.sigmoid()
             for region in self._nested:
                 p = torch.ones_like(inside[0]) if region.channel is None else inside[region.channel]
-                if region.children:
-                    parts = inside[list(region.children)]
-                    parts *= (p / parts.sum(0).clamp_min_(torch.finfo(parts.dtype).tiny)).clamp_max_(1)
-                    inside[list(region.children)] = parts
-                    p = (p - parts.sum(0)).clamp_min_(0)
+                # One by one: a list as an index would be copied to a GPU, which then waits.
+                if parts := [inside[child] for child in region.children]:
+                    total = reduce(torch.add, parts).clamp_min(torch.finfo(p.dtype).tiny)
+                    share = (p / total).clamp_max_(1)
+                    for part in parts:
+                        part.mul_(share)
+                    p = (p - reduce(torch.add, parts)).clamp_min_(0)
                 classes[region.own] = p
         return result
 
     def decide(self, logits: Float[Tensor, "b k z y x"]) -> UInt8[Tensor, "b z y x"]:
         """The class of each voxel, by `decode_regions`."""
         return torch.stack([decode_regions(self.probabilities(sample.float()), self.scheme) for sample in logits])
+
+
+def _slabs(*arrays: Float[Tensor, "_ z y x"]) -> Iterator[tuple[Tensor, ...]]:
+    """As many planes of each array at a time as the device works best on, at least one."""
+    step = max(1, chunk_size(arrays[0].device) // max(1, arrays[0][:, 0].numel()))
+    return zip(*(array.split(step, 1) for array in arrays), strict=True)
 
 
 Target = ClassTarget | RegionTarget
@@ -173,5 +183,6 @@ def decode_regions(probabilities: Float[Tensor, "k z y x"], scheme: LabelScheme)
     """
     labels = torch.zeros(probabilities.shape[1:], dtype=torch.uint8, device=probabilities.device)
     for region in nested_regions(scheme)[1:]:
-        labels[probabilities[sorted(region.classes)].sum(0) >= 0.5] = region.own
+        p = reduce(torch.add, (probabilities[index] for index in sorted(region.classes)))
+        labels.masked_fill_(p >= 0.5, region.own)
     return labels

@@ -420,7 +420,7 @@ def test_a_case_of_float_intensities(run, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("device=tpu", "device must be auto, cpu or cuda"),
+        ("device=tpu", "device must be auto, cpu, cuda, mps, got 'tpu'"),
         ("precision=8", "precision must be auto, bf16, 16, 32"),
         ("on_bad_case=ignore", "on_bad_case must be error or skip"),
         ("inference.overlap=1", r"inference\.overlap"),
@@ -437,7 +437,7 @@ def test_wrong_words(run, tmp_path, override, message):
 def test_a_gpu_that_is_not_there(run, tmp_path):
     write_case(tmp_path / "in", seg=None)
     bright_is_et(tmp_path / "et.ckpt")
-    with pytest.raises(ValueError, match="no GPU; device=cpu"):
+    with pytest.raises(ValueError, match="no GPU for it; device=cpu"):
         run("device=cuda")
 
 

@@ -1,11 +1,11 @@
 """Averaged weights, evaluated and saved in place of the last step's."""
 
+from itertools import chain, compress
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
-from torch import Tensor
 
 
 class AveragedWeights(WeightAveraging):
@@ -14,7 +14,7 @@ class AveragedWeights(WeightAveraging):
     After n updates the average moves by ``1 - d`` towards the weights, with ``d = min(decay, (1 + n) / (10 + n))``: a
     fixed decay near 1 would keep the first, random weights in the average of a short run.
 
-    Costs a second copy of the weights in memory and in each checkpoint, and a few milliseconds a step.
+    Costs a second copy of the weights on the device that trains and in each checkpoint, and a few milliseconds a step.
 
     Args:
         decay: share of the average that a step keeps, in the long run; 1 / (1 - decay) steps are its memory.
@@ -23,26 +23,44 @@ class AveragedWeights(WeightAveraging):
     def __init__(self, decay: float = 0.999) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"callbacks.average.decay must be at least 0 and below 1, got {decay}")
-
-        def average(averaged: list[Tensor], current: list[Tensor], _: Tensor | int) -> None:
-            if not averaged[0].is_floating_point():  # counters, such as batch norm's
-                torch._foreach_copy_(averaged, current)
-                return
-            assert self._average_model is not None  # made in setup
-            done = int(self._average_model.n_averaged)  # on the CPU, unlike the argument
-            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + done) / (10 + done)))
-
-        super().__init__(multi_avg_fn=average)
+        super().__init__()
+        self.decay = decay
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Start the average."""
+        """Start the average, on the device that will train."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and self._average_model is not None:
-            # The count decides what happens in each step: on a GPU, reading it would make the device wait.
+            # The count decides what happens in each step: on a GPU, reading it would make the host wait.
             self._average_model.n_averaged = self._average_model.n_averaged.cpu()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Move the average towards the weights, once for each step of the optimiser."""
+        if trainer.global_step > self._latest_update_step:
+            self._latest_update_step = trainer.global_step
+            self._update(pl_module)
+
+    @torch.no_grad()
+    def _update(self, pl_module: pl.LightningModule) -> None:
+        # Lightning's own would copy the count to the device in each step, and a GPU would make the host wait.
+        average = self._average_model
+        assert average is not None  # made in setup
+        done = int(average.n_averaged)
+        keep = min(self.decay, (1 + done) / (10 + done)) if done else 0.0
+        averaged, current = (list(chain(m.parameters(), m.buffers())) for m in (average.module, pl_module))
+        numbers = [tensor.is_floating_point() for tensor in averaged]
+        torch._foreach_lerp_(list(compress(averaged, numbers)), list(compress(current, numbers)), 1 - keep)
+        for one, other, number in zip(averaged, current, numbers, strict=True):
+            if not number:  # a counter, such as batch norm's
+                one.copy_(other)
+        average.n_averaged += 1
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the last step's weights in the module: a checkpoint made from now on can still be resumed from."""
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Leave the device with the module: a test needs the memory."""
+        if self._average_model is not None:
+            self._average_model.module.to(pl_module.device)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

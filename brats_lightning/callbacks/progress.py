@@ -28,6 +28,13 @@ class Progress(RichProgressBar):
             return f"Epoch {current_epoch} (to step {self.trainer.max_steps})"
         return super()._get_train_description(current_epoch)
 
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Draw the bar if it is time. Lightning would ask for the loss at each step, for which a GPU makes it wait."""
+        if trainer.is_last_batch or (batch_idx + 1) % self.refresh_rate == 0:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
     def get_metrics(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:

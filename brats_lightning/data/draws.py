@@ -32,6 +32,11 @@ def new_seed(generator: torch.Generator) -> int:
     return int(torch.randint(2**62, (), generator=generator, device=generator.device).item())
 
 
+def on_device(generator: torch.Generator, device: torch.device) -> torch.Generator:
+    """The generator if it is there, else a new one there with a seed from it: a GPU's numbers differ from the CPU's."""
+    return generator if generator.device == device else torch.Generator(device).manual_seed(new_seed(generator))
+
+
 def as_probability(key: str, value: Number) -> float:
     """``value``, or a ValueError that names the key."""
     if not 0 <= value <= 1:

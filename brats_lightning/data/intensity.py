@@ -13,7 +13,7 @@ from jaxtyping import Float32
 from torch import Tensor
 from torch.nn import functional as F
 
-from brats_lightning.data.draws import Number, as_probability, as_range, happens, log_uniform, new_seed, uniform
+from brats_lightning.data.draws import Number, as_probability, as_range, happens, log_uniform, on_device, uniform
 
 
 class IntensityChange(ABC):
@@ -58,9 +58,7 @@ class GaussianNoise(IntensityChange):
     def change(self, channel: Tensor, brain: Tensor, generator: torch.Generator) -> None:  # noqa: ARG002
         """``v + std · N(0, 1)``"""
         std = uniform(self.std, generator)
-        if generator.device != channel.device:  # draw where the channel is: a GPU's noise differs from the CPU's
-            generator = torch.Generator(channel.device).manual_seed(new_seed(generator))
-        noise = torch.randn(channel.shape, generator=generator, device=channel.device)
+        noise = torch.randn(channel.shape, generator=on_device(generator, channel.device), device=channel.device)
         channel.add_(noise, alpha=std)
 
 
@@ -170,20 +168,15 @@ def blur_axis(channel: Float32[Tensor, "z y x"], axis: int, sigma: float) -> Non
     Shift and add, which on a CPU is faster than a convolution; beyond its faces the patch is continued by its first
     and last layer.
     """
-    length = channel.shape[axis]
-    radius = math.ceil(3 * sigma)
+    length, radius = channel.shape[axis], math.ceil(3 * sigma)
     weights = [math.exp(-0.5 * (offset / sigma) ** 2) for offset in range(radius + 1)]
     total = weights[0] + 2 * sum(weights[1:])
-    source = channel.clone()
+    before, behind = (channel.narrow(axis, layer, 1) for layer in (0, length - 1))
+    source = torch.cat([*[before] * radius, channel, *[behind] * radius], axis)
     channel.mul_(weights[0] / total)
     for offset in range(1, radius + 1):
-        weight = weights[offset] / total
-        reach = min(offset, length)
-        inner = length - reach
-        channel.narrow(axis, reach, inner).add_(source.narrow(axis, 0, inner), alpha=weight)
-        channel.narrow(axis, 0, reach).add_(source.narrow(axis, 0, 1), alpha=weight)
-        channel.narrow(axis, 0, inner).add_(source.narrow(axis, reach, inner), alpha=weight)
-        channel.narrow(axis, inner, reach).add_(source.narrow(axis, length - 1, 1), alpha=weight)
+        for start in (radius - offset, radius + offset):
+            channel.add_(source.narrow(axis, start, length), alpha=weights[offset] / total)
 
 
 def _moments(channel: Tensor, voxels: Tensor) -> tuple[Tensor, Tensor]:

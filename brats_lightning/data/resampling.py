@@ -10,9 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from brats_lightning.data.draws import Number, as_probability, as_range, happens, log_uniform, uniform
-
-# Points resampled at once: their coordinates and corner values, about 12 arrays of float32, stay in the CPU's cache.
-_CHUNK = 1 << 17
+from brats_lightning.runtime.device import chunk_size
 
 
 class RandomAffine:
@@ -102,11 +100,12 @@ def resample(
     labels = F.pad(mask, (1,) * 6).view(-1)
 
     axes = [torch.arange(length, device=image.device, dtype=torch.float32) - (length - 1) / 2 for length in shape]
-    step = max(1, _CHUNK // (shape[1] * shape[2]))
+    # The coordinates and corner values of a chunk are about 12 arrays of float32.
+    step = max(1, chunk_size(image.device) // (shape[1] * shape[2]))
     for first in range(0, shape[0], step):
         slices = slice(first, first + step)
         z, y, x = axes[0][slices, None, None], axes[1][:, None], axes[2]
-        lowest = nearest = torch.zeros((), dtype=torch.int64)
+        lowest = nearest = torch.zeros((), dtype=torch.int32, device=image.device)
         fractions = []
         for row, length, stride in zip(matrix.tolist(), shape, strides, strict=True):
             # in the padded copy, whose first and last voxel along the axis are zero

@@ -3,15 +3,14 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt16
+import torch
+from jaxtyping import Float, Float32, Int16, UInt16
 from torch import Tensor
 
 from brats_lightning.data.preprocessing import Intensities, normalisation
 from brats_lightning.labels import parse_channel, source_modalities
 from brats_lightning.memory import empty_float32
-
-# Values worked on at a time: on a CPU they stay in the cache through all steps, on a GPU few launches matter more.
-_CHUNK_CPU, _CHUNK_GPU = 1 << 17, 1 << 26
+from brats_lightning.runtime.device import chunk_size, knows_uint16, take
 
 
 class Standardiser:
@@ -44,19 +43,23 @@ class Standardiser:
         return np.stack([normalisation(intensities[modality], *self._options) for modality in self.sources])
 
     def __call__(
-        self, codes: UInt16[Tensor, "b m z y x"], numbers: Float[Tensor, "b m 4"]
+        self, codes: UInt16[Tensor, "b m z y x"] | Int16[Tensor, "b m z y x"], numbers: Float[Tensor, "b m 4"]
     ) -> Float32[Tensor, "b c z y x"]:
         """Network input on the codes' device; 0 outside the brain.
 
         Args:
-            codes: of ``sources``.
+            codes: of ``sources``; int16 are the bits of uint16, with which torch can do more.
             numbers: from `numbers`, one row of the batch per case.
         """
         scale, offset, lowest, highest = numbers.float()[..., None, None, None].unbind(2)
+        if codes.dtype == torch.int16 and knows_uint16(codes.device):
+            codes = codes.view(torch.uint16)
         values = empty_float32(codes.shape, codes.device)
-        step = max(1, (_CHUNK_CPU if codes.device.type == "cpu" else _CHUNK_GPU) // max(1, codes[:, :, 0].numel()))
+        step = max(1, chunk_size(codes.device) // max(1, codes[:, :, 0].numel()))
         for first in range(0, codes.shape[2], step):
             piece = values[:, :, first : first + step].copy_(codes[:, :, first : first + step])
+            if codes.dtype == torch.int16:
+                piece.remainder_(1 << 16)
             brain = piece.clamp(max=1)  # codes are whole numbers; made and applied faster than a bool mask or the sign
             if self._bounded:
                 piece.mul_(scale).add_(offset).clamp_(lowest, highest).mul_(brain)
@@ -64,7 +67,7 @@ class Standardiser:
                 piece.mul_(scale).addcmul_(brain, offset)
         if not self._subtrahends and self._minuends == list(range(len(self.sources))):
             return values
-        image = values[:, self._minuends]
+        image = take(values, self._minuends)
         for channel, subtrahend in self._subtrahends:
             image[:, channel] -= values[:, subtrahend]
         return image

@@ -36,11 +36,11 @@ class CompositeLoss(nn.Module):
         gammas = (part.gamma for part in self.parts.values() if isinstance(part, ClassSumsLoss))
         self._gamma = next((gamma for gamma in gammas if gamma is not None), None)
 
-    def prepare(self, target: Tensor) -> None:
+    def prepare(self, *targets: Tensor) -> None:
         """Let those parts begin that can do some of their work before the logits are there."""
         for part in self.parts.values():
             if isinstance(part, InstanceLoss):
-                part.prepare(target)
+                part.prepare(*targets)
 
     def forward(
         self,

@@ -31,11 +31,17 @@ class DeepSupervision(nn.Module):
         if decay <= 0:
             raise ValueError(f"decay must be positive (0.5 halves each coarser resolution's weight), got {decay}")
         self.loss, self.decay = loss, float(decay)
+        self._sizes: dict[torch.Size, list[Sequence[int]]] = {}  # (k, z, y, x) of the logits by the target's shape
+        self._prepared: list[Tensor] = []  # the target at each resolution
 
     def prepare(self, target: Tensor) -> None:
-        """Begin with what the loss of a target's full resolution needs before the logits are there."""
+        """Begin with what the loss needs before the logits are there; of coarser ones from the second time on.
+
+        Which resolutions there are, the logits of the first time tell.
+        """
         if isinstance(self.loss, CompositeLoss | InstanceLoss):
-            self.loss.prepare(target)
+            self._prepared = _at_each(target, self._sizes.get(target.shape, [])) or [target]
+            self.loss.prepare(*self._prepared)
 
     def forward(
         self,
@@ -45,11 +51,21 @@ class DeepSupervision(nn.Module):
         """What the loss returns for the full resolution, its total replaced by the mean over all."""
         if isinstance(logits, Tensor):
             return self.loss(logits, target)
-        results = [self.loss(level, downsample_target(target, level.shape[2:], level.shape[1])) for level in logits]
+        sizes: list[Sequence[int]] = [level.shape[1:] for level in logits]
+        targets, self._prepared = self._prepared, []
+        if not targets or targets[0] is not target or self._sizes.get(target.shape) != sizes:
+            targets = _at_each(target, sizes)
+        self._sizes[target.shape] = sizes
+        results = [self.loss(*pair) for pair in zip(logits, targets, strict=True)]
         totals = [result["loss"] if isinstance(result, dict) else result for result in results]
         weights = [self.decay**i for i in range(len(totals))]
         total = sum(w * value for w, value in zip(weights, totals, strict=True)) / sum(weights)
         return results[0] | {"loss": total} if isinstance(results[0], dict) else total
+
+
+def _at_each(target: Tensor, sizes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """The target for logits of each size (k, z, y, x)."""
+    return [downsample_target(target, size[1:], size[0]) for size in sizes]
 
 
 def downsample_target(target: Integer[Tensor, "*b z y x"], size: Sequence[int], classes: int) -> Integer[Tensor, "..."]:

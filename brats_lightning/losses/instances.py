@@ -17,6 +17,7 @@ from torch.nn import functional
 from brats_lightning.components import label_components
 from brats_lightning.labels import BRATS_METS, LabelScheme, in_classes
 from brats_lightning.losses.sums import Partition, class_sums, computing_dtype, sides
+from brats_lightning.runtime.device import begin_on_host, on_host, take, to_device
 
 Lesions = TypeVar("Lesions")  # what a loss keeps of a sample's lesions
 
@@ -29,8 +30,8 @@ class InstanceLoss(nn.Module, ABC, Generic[Lesions]):
     and its probability the sigmoid.
 
     The reference's components are found on the CPU, beside the network's work if `prepare` is called before it; from a
-    GPU the target is copied there, and what a subclass needs of the lesions back. Sums are made in float32 (float64 for
-    float64 logits).
+    GPU the target is copied there, and what a subclass needs of the lesions back: all that a training step waits for.
+    Sums are made in float32 (float64 for float64 logits).
 
     Args:
         labels: foreground classes in index order, from which the regions follow; unused with memberships.
@@ -42,19 +43,28 @@ class InstanceLoss(nn.Module, ABC, Generic[Lesions]):
     def __init__(self, labels: Sequence[str] = BRATS_METS.names) -> None:
         super().__init__()
         self.scheme = LabelScheme(tuple(labels))
-        self._prepared: tuple[Tensor, list[Future[Lesions]]] | None = None
+        self._prepared: list[tuple[Tensor, list[Future[Lesions]]]] = []
 
-    def prepare(self, target: Tensor) -> None:
-        """Begin to find the lesions of a target whose loss will be asked for next."""
-        self._prepared = target, [_threads().submit(self._find, sample) for sample in target.cpu().numpy()]
+    def prepare(self, *targets: Tensor) -> None:
+        """Begin to find the lesions of targets whose losses will be asked for next; those of before are forgotten."""
+        self._prepared = [(target, self._begin(target)) for target in targets]
+
+    def _begin(self, target: Tensor) -> list[Future[Lesions]]:
+        array = begin_on_host(target)
+
+        def find(sample: int) -> Lesions:
+            return self._find(array()[sample])
+
+        return [_threads().submit(find, sample) for sample in range(len(target))]
 
     def _found(self, logits: Tensor, target: Tensor) -> list[Lesions]:
         """The lesions of each sample: once those that `prepare` has begun to find, else found now."""
         self._check(logits, target)
-        prepared, self._prepared = self._prepared, None
-        if prepared is not None and prepared[0] is target:
-            return [sample.result() for sample in prepared[1]]
-        return [self._find(sample) for sample in target.cpu().numpy()]
+        for index, (prepared, samples) in enumerate(self._prepared):
+            if prepared is target:
+                del self._prepared[index]
+                return [sample.result() for sample in samples]
+        return [self._find(sample) for sample in on_host(target)]
 
     @abstractmethod
     def forward(
@@ -171,7 +181,7 @@ class InstanceDiceLoss(InstanceLoss[list[Segments]]):
             Partition(
                 sample,
                 channels[number],
-                torch.from_numpy(region.segments).to(logits.device),
+                to_device(region.segments, logits.device),
                 len(region.sizes),
                 len(region.sizes) + region.territories,
             )
@@ -192,7 +202,7 @@ class InstanceDiceLoss(InstanceLoss[list[Segments]]):
             n = len(region.sizes)
             negatives, positives = sums[:n], sums[n:]
             if n:
-                size = torch.from_numpy(region.sizes).to(sums)
+                size = to_device(region.sizes, sums.device, sums.dtype)
                 costs = (negatives + positives) / (2 * size - negatives + positives + self.smooth)
                 present.append(costs.mean())
             else:
@@ -292,8 +302,8 @@ class LesionFocalLoss(InstanceLoss[Voxels]):
         """The loss of a batch of logits and class indices, or memberships (0 or 1) of regions: the samples' mean."""
         found, exclusive = self._found(logits, target), target.ndim < logits.ndim
         sizes = [len(voxels.place) for voxels in found]
-        sample = torch.from_numpy(np.repeat(np.arange(len(found)), sizes)).to(logits.device)
-        place = torch.from_numpy(np.concatenate([voxels.place for voxels in found])).to(logits.device)
+        sample = to_device(np.repeat(np.arange(len(found)), sizes), logits.device)
+        place = to_device(np.concatenate([voxels.place for voxels in found]), logits.device)
         # Each voxel is taken once, though regions share them: its gradient is rounded but once to the logits' type.
         x = logits.flatten(2).transpose(1, 2)[sample, place].to(computing_dtype(logits))
         losses = [self._loss(part, voxels, exclusive) for part, voxels in zip(x.split(sizes), found, strict=True)]
@@ -314,8 +324,8 @@ class LesionFocalLoss(InstanceLoss[Voxels]):
         losses = []
         for number, (index, weight) in enumerate(voxels.regions):
             if len(index):
-                log_p, log_q = self._log_probabilities(x[torch.from_numpy(index).to(x.device)], number, exclusive)
-                weights = torch.from_numpy(weight).to(log_p)
+                log_p, log_q = self._log_probabilities(x[to_device(index, x.device)], number, exclusive)
+                weights = to_device(weight, x.device, log_p.dtype)
                 losses.append((weights * (self.gamma * log_q).exp() * -log_p).sum())
         return torch.stack(losses).mean() if losses else x.sum()
 
@@ -326,7 +336,7 @@ class LesionFocalLoss(InstanceLoss[Voxels]):
         classes = list(self.scheme.regions.values())[number]
         inside, outside = sides(classes, x.shape[1])
         total = x.logsumexp(1)
-        return x[:, inside].logsumexp(1) - total, x[:, outside].logsumexp(1) - total
+        return take(x, inside).logsumexp(1) - total, take(x, outside).logsumexp(1) - total
 
 
 def nearest_component(labels: Int32[np.ndarray, "z y x"]) -> Int32[np.ndarray, "z y x"]:

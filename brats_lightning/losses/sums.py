@@ -10,8 +10,7 @@ from jaxtyping import Float, Int32, Integer
 from torch import Tensor, nn
 from torch.nn import functional
 
-# Voxels worked on at a time. On a CPU the temporaries of a chunk stay in the cache; on a GPU few launches matter more.
-_CHUNK_CPU, _CHUNK_GPU = 1 << 17, 1 << 22
+from brats_lightning.runtime.device import chunk_size
 
 
 class Partition(NamedTuple):
@@ -169,8 +168,7 @@ def computing_dtype(logits: Tensor) -> torch.dtype:
 def _chunks(logits: Tensor) -> list[tuple[int, slice]]:
     """Sample and axial slab of each chunk: slices of any layout are views."""
     batch, _, depth, height, width = logits.shape
-    voxels = _CHUNK_CPU if logits.device.type == "cpu" else _CHUNK_GPU
-    step = max(1, voxels // (height * width))
+    step = max(1, chunk_size(logits.device) // (height * width))
     return [(sample, slice(z, z + step)) for sample in range(batch) for z in range(0, depth, step)]
 
 

@@ -10,6 +10,7 @@ from torchmetrics import Metric
 
 from brats_lightning.labels import LabelScheme
 from brats_lightning.metrics.official import mean_without_nan
+from brats_lightning.runtime.device import on_host
 
 
 def confusion_matrix(
@@ -36,7 +37,7 @@ def voxel_scores(confusion: Int64[Tensor, "k k"], scheme: LabelScheme) -> dict[s
     prediction - TP) for every region and class, NaN where neither has a voxel; ``dice_mean`` over ET, TC and WT (over
     all regions of a scheme without them), ``iou_mean`` over the foreground classes, NaN skipped.
     """
-    counts = confusion.cpu().numpy().astype(np.float64)
+    counts = on_host(confusion).astype(np.float64)
     total = counts.sum()
     scores = {"accuracy": float(np.trace(counts) / total) if total else float("nan")}
     for name, members in score_names(scheme).items():
@@ -87,12 +88,12 @@ class CaseScores(Metric):
 
     def means(self) -> dict[str, float]:
         """Mean of each score over the cases that have it; NaN if none has."""
-        return dict(zip(self.names, self._table().cpu().double().nanmean(0).tolist(), strict=True))
+        return dict(zip(self.names, self._table().double().nanmean(0).tolist(), strict=True))
 
     def counts(self) -> dict[str, int]:
         """How many cases have each score."""
         return dict(zip(self.names, (~self._table().isnan()).sum(0).tolist(), strict=True))
 
     def _table(self) -> Float[Tensor, "cases names"]:
-        # torchmetrics makes a scalar of a single element
-        return self.compute().reshape(len(self.cases), len(self.names))
+        # On the host. torchmetrics makes a scalar of a single element.
+        return torch.from_numpy(on_host(self.compute())).reshape(len(self.cases), len(self.names))

@@ -86,7 +86,7 @@ def test_equals_grid_sample(shape):
 
 
 def test_more_than_one_chunk(monkeypatch):
-    monkeypatch.setattr("brats_lightning.data.resampling._CHUNK", 200)
+    monkeypatch.setattr("brats_lightning.data.resampling.chunk_size", lambda _: 200)
     test_equals_grid_sample((9, 14, 11))
 
 

@@ -102,7 +102,7 @@ def test_chunks_make_no_difference(monkeypatch):
     standardiser = Standardiser(["t1c", "t1c-t1n"], "percentile")
     codes, numbers = batch(standardiser, coded(t1n=noise(0), t1c=noise(1)))
     whole = standardiser(codes, numbers)
-    monkeypatch.setattr("brats_lightning.data.standardisation._CHUNK_CPU", 1)
+    monkeypatch.setattr("brats_lightning.data.standardisation.chunk_size", lambda _: 1)
     assert torch.equal(standardiser(codes, numbers), whole)
 
 

@@ -72,7 +72,7 @@ def test_one_pass_over_the_voxels_for_equal_gamma(random_batch, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["classes", "memberships"])
 def test_instance_losses_in_the_one_pass_equal_themselves_alone(random_batch, kind, monkeypatch):
-    monkeypatch.setattr(sums, "_CHUNK_CPU", 100)  # several chunks a sample
+    monkeypatch.setattr(sums, "chunk_size", lambda _: 100)  # several chunks a sample
     logits, target = random_batch
     target = target * (torch.rand(target.shape) < 0.1)
     assert all(label_components(sample.numpy() > 0)[1] > 1 for sample in target)

@@ -251,7 +251,7 @@ def test_numbers_of_components_do_not_matter(batch, loss, monkeypatch):
 
 @BOTH
 def test_equals_a_loop_over_lesions_of_classes(batch, loss, monkeypatch):
-    monkeypatch.setattr(sums, "_CHUNK_CPU", 150)  # four chunks a sample
+    monkeypatch.setattr(sums, "chunk_size", lambda _: 150)  # four chunks a sample
     logits, target = batch
     mine, theirs = (logits.clone().requires_grad_() for _ in range(2))
     value = loss()(mine, target)
@@ -279,7 +279,7 @@ def test_equals_a_loop_over_lesions_of_further_classes(batch, loss):
 
 @BOTH
 def test_equals_a_loop_over_lesions_of_memberships(batch, loss, monkeypatch):
-    monkeypatch.setattr(sums, "_CHUNK_CPU", 150)  # four chunks a sample
+    monkeypatch.setattr(sums, "chunk_size", lambda _: 150)  # four chunks a sample
     logits, target = batch
     member = memberships_of(target)
     mine, theirs = (logits[:, :3].clone().requires_grad_() for _ in range(2))
@@ -443,6 +443,36 @@ def test_components_found_beforehand_are_used_once_and_for_their_target_alone(ba
 
     whole.prepare(torch.zeros_like(target))
     assert whole(logits, target)["loss"] == expected
+
+
+@ALL
+def test_components_of_every_resolution_are_found_beforehand_from_the_second_time_on(batch, loss, monkeypatch):
+    logits, target = batch
+    coarse = functional.avg_pool3d(logits, 2, ceil_mode=True)
+    part = loss()
+    whole = DeepSupervision(CompositeLoss({"part": part}))
+    expected = whole([logits, coarse], target)["loss"]
+    threads = []
+    find = part._find
+    monkeypatch.setattr(part, "_find", lambda sample: threads.append(current_thread()) or find(sample))
+
+    whole.prepare(target)
+    assert whole([logits, coarse], target)["loss"] == expected
+    assert len(threads) == 6  # samples of two resolutions
+    assert main_thread() not in threads
+    assert whole(logits, target)["loss"] == part(logits, target)
+
+    # Of another shape: found as they are asked for.
+    fewer, other = [logits[:, :, 1:], functional.avg_pool3d(logits[:, :, 1:], 2, ceil_mode=True)], target[:, 1:]
+    threads.clear()
+    whole.prepare(other)
+    assert whole(fewer, other)["loss"] == DeepSupervision(CompositeLoss({"part": part}))(fewer, other)["loss"]
+    assert sum(thread is main_thread() for thread in threads) == 3 + 6
+
+    # As many levels as before, of other sizes.
+    whole.prepare(target)
+    again = [logits, logits[:, :, ::2, ::2, ::2][:, :, :, :, 1:]]
+    assert whole(again, target)["loss"] == DeepSupervision(CompositeLoss({"part": part}))(again, target)["loss"]
 
 
 @pytest.mark.parametrize("setting", [{"smooth": -1}, {"absent_fraction": 0}, {"absent_fraction": float("inf")}])

@@ -99,7 +99,7 @@ def test_parity_with_monai():
 
 @pytest.mark.parametrize("gamma", [None, 0.0, 1.0, 2.0, 2.5])
 def test_gradient_of_every_sum(gamma, monkeypatch):
-    monkeypatch.setattr(sums, "_CHUNK_CPU", 12)
+    monkeypatch.setattr(sums, "chunk_size", lambda _: 12)
     logits, target = batch(2, 3, 4, 2)
     assert torch.autograd.gradcheck(lambda x: class_sums(x, target, gamma)[1:4], (logits.requires_grad_(),))
 
@@ -113,7 +113,7 @@ def test_chunks_do_not_show(monkeypatch):
     logits, target = batch(2, 7, 5, 3)
     whole = class_sums(logits, target, 2.0)
     for voxels in (1, 30, 45):  # slabs of 1, 2 and 3 slices, the last one short
-        monkeypatch.setattr(sums, "_CHUNK_CPU", voxels)
+        monkeypatch.setattr(sums, "chunk_size", lambda _, voxels=voxels: voxels)
         torch.testing.assert_close(class_sums(logits, target, 2.0), whole)
 
 
@@ -140,7 +140,7 @@ def test_memory_is_that_of_a_chunk(monkeypatch):
     """Nothing that is made on the way is larger than a chunk, but for the gradient."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    monkeypatch.setattr(sums, "_CHUNK_CPU", 64)
+    monkeypatch.setattr(sums, "chunk_size", lambda _: 64)
     logits, target = batch(1, 16, 8, 8, dtype=torch.float32)
     logits.requires_grad_()
     given = {tensor.untyped_storage().data_ptr() for tensor in (logits, target)}

@@ -29,14 +29,14 @@ def test_chunks_do_not_show(monkeypatch):
     logits, target = batch(2, 7, 5, 3)
     whole = class_sums(logits, target, 2.0)
     for voxels in (1, 30, 45):  # slabs of 1, 2 and 3 slices, the last one short
-        monkeypatch.setattr(sums, "_CHUNK_CPU", voxels)
+        monkeypatch.setattr(sums, "chunk_size", lambda _, voxels=voxels: voxels)
         for a, b in zip(whole, class_sums(logits, target, 2.0), strict=True):
             torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("gamma", [None, 0.0, 1.0, 2.0, 2.5])
 def test_gradient_of_every_sum(gamma, monkeypatch):
-    monkeypatch.setattr(sums, "_CHUNK_CPU", 12)
+    monkeypatch.setattr(sums, "chunk_size", lambda _: 12)
     logits, target = batch(2, 3, 4, 2, classes=3, dtype=torch.float64)
     target[1][target[1] == 2] = 0
 
