@@ -18,6 +18,8 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from brats_lightning.command_line import expanded, with_quoted_paths
+
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
@@ -36,6 +38,7 @@ def register_resolvers() -> None:
     """Make the counts that follow from other values known to OmegaConf."""
     OmegaConf.register_new_resolver("channel_count", len, replace=True)
     OmegaConf.register_new_resolver("output_count", _output_count, replace=True)
+    OmegaConf.register_new_resolver("expanded", expanded, replace=True)
     OmegaConf.register_new_resolver("equal", lambda one, other: one == other, replace=True)
     OmegaConf.register_new_resolver("cpu_count", _cpu_count, replace=True)
     OmegaConf.register_new_resolver("patch_size", _patch_size, replace=True)
@@ -67,15 +70,23 @@ def _patch_size(sampling: DictConfig) -> list[int]:
 
 
 def resolved(cfg: DictConfig) -> DictConfig:
-    """A copy without interpolations: it means the same in another process, on another day.
+    """A copy without interpolations, ``~/`` being the home folder: it means the same in another process and folder.
 
     Raises:
-        ValueError: a mandatory value was not given.
+        ValueError: a mandatory value was not given, or there is no home folder.
     """
     missing = sorted(_missing(OmegaConf.to_container(cfg)))
     if missing:
         raise ValueError("these values must be given on the command line: " + " ".join(f"{key}=…" for key in missing))
-    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[return-value]
+    return OmegaConf.create(_with_home(OmegaConf.to_container(cfg, resolve=True)))
+
+
+def _with_home(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {name: _with_home(value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_with_home(value) for value in node]
+    return expanded(node) if isinstance(node, str) else node
 
 
 def _missing(node: Any, path: str = "") -> Iterator[str]:
@@ -112,6 +123,7 @@ def entry_point(config_name: str, function: Callable[[DictConfig], Any]) -> Call
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)
 
     def command() -> None:
+        sys.argv[1:] = with_quoted_paths(sys.argv[1:])
         try:
             main()
         except SystemExit as stop:

@@ -101,7 +101,7 @@ def _chosen(cases: Sequence["Case"], cfg: DictConfig) -> Sequence["Case"]:
 
     if cfg.split is None:
         return cases
-    wanted = cases_of_part(Path(cfg.split).expanduser(), cfg.part)
+    wanted = cases_of_part(Path(cfg.split), cfg.part)
     if absent := sorted(set(wanted) - {case.id for case in cases}):
         raise SplitError(f"split: {cfg.split} lists under {cfg.part} what is not in input: {', '.join(absent)}")
     return [case for case in cases if case.id in set(wanted)]
