@@ -111,6 +111,7 @@ def entry_point(config_name: str, function: Callable[[DictConfig], Any]) -> Call
         warnings.filterwarnings(
             "ignore", message=".*LeafSpec.*", category=FutureWarning
         )  # Lightning's, on a newer torch
+        warnings.filterwarnings("ignore", message="The `srun` command is available")  # it need not be used
         try:
             return function(resolved(cfg))
         except (ValueError, FileNotFoundError) as error:
@@ -230,13 +231,22 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
 def build_trainer(cfg: DictConfig) -> "pl.Trainer":
     """Lightning's trainer with the configured callbacks and logger."""
     import torch
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+    from brats_lightning.distributed import check_processes, cluster_environment
 
     # Deterministic algorithms need no NaN in every new tensor, which torch would spend a pass over memory on.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     settings = OmegaConf.merge(cfg.trainer, {"precision": _precision(cfg)})
     callbacks = [instantiate(callback) for callback in (cfg.callbacks or {}).values() if callback is not None]
     logger = instantiate(cfg.logger) if cfg.logger else False
-    return instantiate(settings, callbacks=callbacks, logger=logger)
+    try:
+        plugins = [environment] if (environment := cluster_environment()) else None
+        trainer = instantiate({"plugins": plugins, **settings}, callbacks=callbacks, logger=logger)
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"trainer: {error}") from error
+    check_processes(trainer)
+    return trainer
 
 
 def _precision(cfg: DictConfig) -> str | int:
