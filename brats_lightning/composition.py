@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-from hydra.utils import instantiate
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.command_line import expanded, with_quoted_paths
@@ -145,6 +145,35 @@ def _raised_here(error: BaseException) -> bool:
     return trace is not None and Path(trace.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
 
 
+# What a class says of its settings; anything else is an error of its own.
+_REFUSALS = (ValueError, TypeError, ArithmeticError, ImportError, InstantiationException)
+
+
+def build_part(key: str, node: Any, **more: Any) -> Any:
+    """What the node of a config describes, with further arguments; None if it is null.
+
+    Args:
+        key: where the node stands, for messages.
+        node: with ``_target_``.
+        more: arguments besides those of the node.
+
+    Raises:
+        ValueError: its class does not take the settings.
+    """
+    try:
+        return hydra.utils.instantiate(node, **more)
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, _REFUSALS):
+            raise _refusal(key, cause) from error
+        raise cause from None
+
+
+def _refusal(key: str, error: BaseException) -> ValueError:
+    message = str(error)
+    return ValueError(message if message.startswith(f"{key}.") else f"{key}: {message}")
+
+
 def build_data(cfg: DictConfig) -> "CaseData":
     """The data module of a config; without the groups ``sampling`` and ``augmentation`` it can only fill the cache."""
     from brats_lightning.data.cache import Cache
@@ -163,19 +192,19 @@ def build_data(cfg: DictConfig) -> "CaseData":
         label_map=None if data.label_map is None else dict(data.label_map),
         source=_source_identity(data),
         verify=data.verify,
-        tolerance=data.affine_tolerance,
+        tolerance=float(data.affine_tolerance),
     )
     return CaseData(
-        source=instantiate(data.source, _partial_=True),
+        source=build_part("data.source", data.source, _partial_=True),
         cache=cache,
         standardiser=Standardiser(data.modalities, **data.normalisation),
         scheme=scheme,
         split=SplitSettings(data.val_share, data.test_share, data.folds, data.fold, data.split_file, data.split_seed),
         on_bad_case=data.on_bad_case,
         loader=LoaderSettings(data.batch_size, data.patches_per_case, data.workers),
-        sampler=instantiate(cfg.sampling) if "sampling" in cfg else None,
-        augmentation=instantiate(cfg.augmentation) if "augmentation" in cfg else None,
-        copy_paste=instantiate(cfg.copy_paste) if cfg.get("copy_paste") else None,
+        sampler=build_part("sampling", cfg.get("sampling")),
+        augmentation=build_part("augmentation", cfg.get("augmentation")),
+        copy_paste=build_part("copy_paste", cfg.get("copy_paste")),
         cache_workers=data.cache_workers,
         seed=cfg.get("seed") or 0,
     )
@@ -204,17 +233,19 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
             return {name: weighted(value) for name, value in node.items()}
         return target.weights(data.balanced_class_weights()) if node == "balanced" else node
 
-    optimizer = cfg.optimizer.copy()
-    if str(_precision(cfg)) in ("16", "16-mixed") and cfg.trainer.gradient_clip_val and optimizer.get("fused"):
-        optimizer.fused = False  # a fused step unscales the gradients itself, too late to clip them
-    loss = instantiate(weighted(OmegaConf.to_container(cfg.loss)))
+    settings = cfg.optimizer.copy()
+    if str(_precision(cfg)) in ("16", "16-mixed") and cfg.trainer.gradient_clip_val and settings.get("fused"):
+        settings.fused = False  # a fused step unscales the gradients itself, too late to clip them
+    optimizer, scheduler = build_part("optimizer", settings), build_part("scheduler", cfg.scheduler)
+    _rehearse(optimizer, scheduler)
+    loss = build_part("loss", weighted(OmegaConf.to_container(cfg.loss)))
     module = Segmentation(
-        network=instantiate(cfg.model),
+        network=build_part("model", cfg.model),
         loss=loss if isinstance(loss, DeepSupervision) else DeepSupervision(loss),
-        optimizer=instantiate(optimizer),
-        scheduler=instantiate(cfg.scheduler),
-        inference=instantiate(cfg.inference),
-        postprocessing=instantiate(cfg.postprocessing).decoding(target.decode),
+        optimizer=optimizer,
+        scheduler=scheduler,
+        inference=build_part("inference", cfg.inference),
+        postprocessing=build_part("postprocessing", cfg.postprocessing).decoding(target.decode),
         target=target,
         protocols=cfg.protocols,
         config=OmegaConf.to_container(cfg),  # type: ignore[arg-type]
@@ -228,6 +259,26 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
     return module
 
 
+def _rehearse(make_optimizer: Callable[..., Any], make_scheduler: Callable[..., Any]) -> None:
+    """Begin, middle and end of a run with one weight; what is refused would else show after the cache is filled.
+
+    Raises:
+        ValueError: settings of one of the two.
+    """
+    import torch
+
+    key = "optimizer"
+    try:
+        optimizer = make_optimizer([torch.nn.Parameter(torch.zeros(1))])
+        key = "scheduler"
+        schedule = make_scheduler(optimizer, lambda step: min(1.0, step / 2))
+        for _ in range(3):
+            optimizer.step()
+            schedule.step()
+    except _REFUSALS as error:
+        raise _refusal(key, error) from error
+
+
 def build_trainer(cfg: DictConfig) -> "pl.Trainer":
     """Lightning's trainer with the configured callbacks and logger."""
     import torch
@@ -237,14 +288,21 @@ def build_trainer(cfg: DictConfig) -> "pl.Trainer":
 
     # Deterministic algorithms need no NaN in every new tensor, which torch would spend a pass over memory on.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    settings = OmegaConf.merge(cfg.trainer, {"precision": _precision(cfg)})
-    callbacks = [instantiate(callback) for callback in (cfg.callbacks or {}).values() if callback is not None]
-    logger = instantiate(cfg.logger) if cfg.logger else False
+    settings: Any = OmegaConf.merge(cfg.trainer, {"precision": _precision(cfg)})
+
+    def part(key: str, node: Any, **more: Any) -> Any:
+        try:
+            return build_part(key, node, **more)
+        except (MisconfigurationException, RuntimeError) as error:
+            raise _refusal(key, error) from error
+
+    callbacks = [part(f"callbacks.{name}", node) for name, node in (cfg.callbacks or {}).items() if node]
+    logger = part("logger", cfg.logger) if cfg.logger else False
     try:
         plugins = [environment] if (environment := cluster_environment()) else None
-        trainer = instantiate({"plugins": plugins, **settings}, callbacks=callbacks, logger=logger)
-    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f"trainer: {error}") from error
+    except RuntimeError as error:
+        raise _refusal("trainer", error) from error
+    trainer = part("trainer", {"plugins": plugins, **settings}, callbacks=callbacks, logger=logger)
     check_processes(trainer)
     return trainer
 

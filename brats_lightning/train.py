@@ -121,6 +121,8 @@ def _check(cfg: DictConfig) -> None:
     for key in ("ckpt_path", "weights"):
         if cfg[key] is not None and not Path(cfg[key]).is_file():
             raise ValueError(f"{key}: there is no {cfg[key]}; checkpoints lie in <run folder>/checkpoints")
+    if cfg.seed is not None and not 0 <= cfg.seed < 2**32:
+        raise ValueError(f"seed must be from 0 to {2**32 - 1}, or null, got {cfg.seed}")
     if cfg.objective_mode not in ("max", "min"):
         raise ValueError(f"objective_mode must be max or min, got {cfg.objective_mode!r}")
 
