@@ -65,7 +65,7 @@ def _patch_size(sampling: DictConfig) -> list[int]:
     """The largest patch (z, y, x) a sampler draws: its size, or its deepest block of slices."""
     if "size" in sampling:
         return list(sampling.size)
-    deepest = max(sampling.depth) - max(sampling.depth) % sampling.multiple_of
+    deepest = max(sampling.depth) - max(sampling.depth) % (sampling.multiple_of or 1)  # 0 is refused by the sampler
     return [deepest, *sampling.in_plane]
 
 
