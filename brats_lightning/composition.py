@@ -146,7 +146,7 @@ def _raised_here(error: BaseException) -> bool:
 
 
 # What a class says of its settings; anything else is an error of its own.
-_REFUSALS = (ValueError, TypeError, ArithmeticError, ImportError, InstantiationException)
+_REFUSALS = (ValueError, TypeError, ArithmeticError, RuntimeError, ImportError, InstantiationException)
 
 
 def build_part(key: str, node: Any, **more: Any) -> Any:
@@ -279,6 +279,17 @@ def _rehearse(make_optimizer: Callable[..., Any], make_scheduler: Callable[..., 
         raise _refusal(key, error) from error
 
 
+_POSITIVE = sys.float_info.min
+# Lightning takes less, and divides by it in the first step or follows the gradients uphill.
+_TRAINER_NUMBERS = {
+    "val_check_interval": _POSITIVE,
+    "check_val_every_n_epoch": 1,
+    "accumulate_grad_batches": 1,
+    "gradient_clip_val": 0,
+    "log_every_n_steps": 0,
+}
+
+
 def build_trainer(cfg: DictConfig) -> "pl.Trainer":
     """Lightning's trainer with the configured callbacks and logger."""
     import torch
@@ -289,11 +300,15 @@ def build_trainer(cfg: DictConfig) -> "pl.Trainer":
     # Deterministic algorithms need no NaN in every new tensor, which torch would spend a pass over memory on.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     settings: Any = OmegaConf.merge(cfg.trainer, {"precision": _precision(cfg)})
+    for name, value in settings.items():
+        if name in _TRAINER_NUMBERS and isinstance(value, int | float) and value < _TRAINER_NUMBERS[name]:
+            least = "positive" if _TRAINER_NUMBERS[name] == _POSITIVE else f"{_TRAINER_NUMBERS[name]} or more"
+            raise ValueError(f"trainer.{name} must be {least}, got {value}")
 
     def part(key: str, node: Any, **more: Any) -> Any:
         try:
             return build_part(key, node, **more)
-        except (MisconfigurationException, RuntimeError) as error:
+        except MisconfigurationException as error:
             raise _refusal(key, error) from error
 
     callbacks = [part(f"callbacks.{name}", node) for name, node in (cfg.callbacks or {}).items() if node]
