@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from brats_lightning.data.cases import Case
 from brats_lightning.data.preprocessing import Preprocessing
 from brats_lightning.data.standardisation import Standardiser
 from brats_lightning.inference import SlidingWindow, TrainedModel
@@ -21,14 +22,18 @@ from brats_lightning.labels import LabelScheme
 from brats_lightning.postprocessing import Postprocessing, agreed
 from brats_lightning.targets import make_target
 
-# Whose networks any checkpoint may build, and what else of ours: how it is applied, and where its cases were.
+# Whose networks any checkpoint may build, and what else of ours: how it is applied, and where its cases were. What
+# makes cases stands for what reads those that it made: no checkpoint may fill folders that it names.
 _NETWORKS = ("brats_lightning", "torch.nn", "monai.networks")
+# Networks that fetch or read weights whatever they are told, and arguments that make others do so.
+_FETCHING = ("monai.networks.nets.transchex", "monai.networks.nets.cell_sam_wrapper")
+_FETCH = re.compile("pretrained|url")
 SETTINGS = ("brats_lightning.inference.SlidingWindow", "brats_lightning.postprocessing.Postprocessing")
-SOURCES = (
-    "brats_lightning.data.cases.find_cases",
-    "brats_lightning.data.phantom.phantom_cases",
-    "brats_lightning.data.implant.implanted_cases",
-)
+SOURCES = {
+    "brats_lightning.data.cases.find_cases": "brats_lightning.data.cases.find_cases",
+    "brats_lightning.data.phantom.phantom_cases": "brats_lightning.data.phantom.made_phantoms",
+    "brats_lightning.data.implant.implanted_cases": "brats_lightning.data.implant.made_implanted",
+}
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
 _DIRECTIVES = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
@@ -80,6 +85,18 @@ def load_model(path: Path | str, trust: Sequence[str] = (), inference: Mapping[s
         )
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: its config's data settings are not this version's: {error}") from error
+
+
+def trained_cases(model: TrainedModel, trust: Sequence[str] = ()) -> list[Case]:
+    """The cases of a model's run, where they were then; nothing is written.
+
+    Raises:
+        FileNotFoundError: they are not there.
+        UntrustedTarget: the config lists them by code outside the allow-list.
+    """
+    source = model.config["data"]["source"]
+    source = source | {"_target_": SOURCES.get(str(source.get("_target_")), source.get("_target_"))}
+    return build(source, trust, str(model.path), tuple(SOURCES.values()))
 
 
 def trained_postprocessing(models: Sequence[TrainedModel]) -> Postprocessing:
@@ -148,7 +165,7 @@ def build(node: Any, trust: Sequence[str] = (), origin: str = "the config", know
         node: plain containers and values.
         trust: names of packages.
         origin: of the config, for messages.
-        known: `SETTINGS` or `SOURCES`.
+        known: names of what is built besides networks.
 
     Raises:
         UntrustedTarget: a target not on the list, or anything else that could be code.
@@ -173,6 +190,8 @@ def _build(node: Any, rules: "_Rules") -> Any:
     target = rules.locate(node["_target_"], "")
     arguments = values.get("_args_", [])
     values = {name: value for name, value in values.items() if name not in _DIRECTIVES}
+    if not rules.trusts(target):
+        rules.refuse_fetching(target, arguments, values)
     if node.get("_partial_"):
         return partial(target, *arguments, **values)
     try:
@@ -226,12 +245,31 @@ class _Rules:
             raise refusal
         return found
 
+    def trusts(self, found: Callable[..., Any]) -> bool:
+        """Whether the user vouches for the package."""
+        return any(_inside(found.__module__, package) for package in self.trust)
+
+    def refuse_fetching(self, target: Callable[..., Any], arguments: Sequence[Any], values: Mapping[str, Any]) -> None:
+        """Refuse settings, given or default, by which a network would fetch weights before it gets its own."""
+        try:
+            bound = inspect.signature(target).bind_partial(*arguments, **values)
+        except (TypeError, ValueError):  # calling it will say why
+            return
+        bound.apply_defaults()
+        told = {**bound.arguments, **values}
+        if names := [name for name, value in told.items() if _FETCH.search(name) and value]:
+            raise self._refusal(
+                f"{names[0]}={told[names[0]]!r} of {target.__module__}.{target.__qualname__} would fetch weights from "
+                f"elsewhere; if you trust it: 'trust=[{target.__module__.split('.')[0]}]'"
+            )
+
     def _allows(self, found: Callable[..., Any]) -> bool:
         home = found.__module__
-        if any(_inside(home, package) for package in self.trust) or f"{home}.{found.__qualname__}" in self.known:
+        if self.trusts(found) or f"{home}.{found.__qualname__}" in self.known:
             return True
         network = inspect.isclass(found) and issubclass(found, nn.Module)
-        return network and any(_inside(home, package) for package in _NETWORKS)
+        built = any(_inside(home, package) for package in _NETWORKS)
+        return network and built and not any(_inside(home, module) for module in _FETCHING)
 
     def _refusal(self, what: str) -> UntrustedTarget:
         return UntrustedTarget(f"{self.origin}: {what}")

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from brats_lightning.command_line import expanded, with_quoted_paths
 from brats_lightning.runtime.files import unwritable
 from brats_lightning.runtime.workers import cpu_count
 from brats_lightning.sweep import record_failure
@@ -44,6 +45,7 @@ def register_resolvers() -> None:
     """Make the counts that follow from other values known to OmegaConf."""
     OmegaConf.register_new_resolver("channel_count", len, replace=True)
     OmegaConf.register_new_resolver("output_count", _output_count, replace=True)
+    OmegaConf.register_new_resolver("expanded", expanded, replace=True)
     OmegaConf.register_new_resolver("equal", lambda one, other: one == other, replace=True)
     OmegaConf.register_new_resolver("cpu_count", cpu_count, replace=True)
     OmegaConf.register_new_resolver("new_folder", _new_folder, replace=True, use_cache=True)
@@ -90,20 +92,28 @@ def _patch_size(sampling: DictConfig) -> list[int]:
     """The largest patch (z, y, x) a sampler draws: its size, or its deepest block of slices."""
     if "size" in sampling:
         return list(sampling.size)
-    deepest = max(sampling.depth) - max(sampling.depth) % sampling.multiple_of
+    deepest = max(sampling.depth) - max(sampling.depth) % (sampling.multiple_of or 1)  # 0 is refused by the sampler
     return [deepest, *sampling.in_plane]
 
 
 def resolved(cfg: DictConfig) -> DictConfig:
-    """A copy without interpolations: it means the same in another process, on another day.
+    """A copy without interpolations, ``~/`` being the home folder: it means the same in another process and folder.
 
     Raises:
-        ValueError: a mandatory value was not given.
+        ValueError: a mandatory value was not given, or there is no home folder.
     """
     missing = sorted(_missing(OmegaConf.to_container(cfg)))
     if missing:
         raise ValueError("these values must be given on the command line: " + " ".join(f"{key}=…" for key in missing))
-    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[return-value]
+    return OmegaConf.create(_with_home(OmegaConf.to_container(cfg, resolve=True)))
+
+
+def _with_home(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {name: _with_home(value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_with_home(value) for value in node]
+    return expanded(node) if isinstance(node, str) else node
 
 
 def _missing(node: Any, path: str = "") -> Iterator[str]:
@@ -141,6 +151,7 @@ def entry_point(
             "ignore", message=".*LeafSpec.*", category=FutureWarning
         )  # Lightning's, on a newer torch
         job = HydraConfig.get()
+        warnings.filterwarnings("ignore", message="The `srun` command is available")  # it need not be used
         try:
             return function(resolved(cfg))
         except Exception as error:
@@ -162,6 +173,7 @@ def entry_point(
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)
 
     def command() -> None:
+        sys.argv[1:] = with_quoted_paths(sys.argv[1:])
         try:
             main()
         except SystemExit as stop:
@@ -195,6 +207,35 @@ def _raised_here(error: BaseException) -> bool:
     return trace is not None and Path(trace.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
 
 
+# What a class says of its settings; anything else is an error of its own.
+_REFUSALS = (ValueError, TypeError, ArithmeticError, RuntimeError, ImportError, InstantiationException)
+
+
+def build_part(key: str, node: Any, **more: Any) -> Any:
+    """What the node of a config describes, with further arguments; None if it is null.
+
+    Args:
+        key: where the node stands, for messages.
+        node: with ``_target_``.
+        more: arguments besides those of the node.
+
+    Raises:
+        ValueError: its class does not take the settings.
+    """
+    try:
+        return hydra.utils.instantiate(node, **more)
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, _REFUSALS):
+            raise _refusal(key, cause) from error
+        raise cause from None
+
+
+def _refusal(key: str, error: BaseException) -> ValueError:
+    message = str(error)
+    return ValueError(message if message.startswith(f"{key}.") else f"{key}: {message}")
+
+
 def build_data(cfg: DictConfig, split: "Split | None" = None) -> "CaseData":
     """The data module of a config; without the groups ``sampling`` and ``augmentation`` it can only fill the cache.
 
@@ -219,10 +260,10 @@ def build_data(cfg: DictConfig, split: "Split | None" = None) -> "CaseData":
         label_map=None if data.label_map is None else dict(data.label_map),
         source=_source_identity(data),
         verify=data.verify,
-        tolerance=data.affine_tolerance,
+        tolerance=float(data.affine_tolerance),
     )
     return CaseData(
-        source=instantiate(data.source, _partial_=True),
+        source=build_part("data.source", data.source, _partial_=True),
         cache=cache,
         standardiser=Standardiser(data.modalities, **data.normalisation),
         scheme=scheme,
@@ -239,9 +280,9 @@ def build_data(cfg: DictConfig, split: "Split | None" = None) -> "CaseData":
         ),
         on_bad_case=data.on_bad_case,
         loader=LoaderSettings(data.batch_size, data.patches_per_case, data.workers, data.loader_timeout),
-        sampler=instantiate(cfg.sampling) if "sampling" in cfg else None,
-        augmentation=instantiate(cfg.augmentation) if "augmentation" in cfg else None,
-        copy_paste=instantiate(cfg.copy_paste) if cfg.get("copy_paste") else None,
+        sampler=build_part("sampling", cfg.get("sampling")),
+        augmentation=build_part("augmentation", cfg.get("augmentation")),
+        copy_paste=build_part("copy_paste", cfg.get("copy_paste")),
         cache_workers=data.cache_workers,
         seed=cfg.get("seed") or 0,
     )
@@ -269,17 +310,19 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
             return {name: weighted(value) for name, value in node.items()}
         return target.weights(data.balanced_class_weights()) if node == "balanced" else node
 
-    optimizer = cfg.optimizer.copy()
-    if str(_precision(cfg)) in ("16", "16-mixed") and cfg.trainer.gradient_clip_val and optimizer.get("fused"):
-        optimizer.fused = False  # a fused step unscales the gradients itself, too late to clip them
-    loss = instantiate(weighted(OmegaConf.to_container(cfg.loss)))
+    settings = cfg.optimizer.copy()
+    if str(_precision(cfg)) in ("16", "16-mixed") and cfg.trainer.gradient_clip_val and settings.get("fused"):
+        settings.fused = False  # a fused step unscales the gradients itself, too late to clip them
+    optimizer, scheduler = build_part("optimizer", settings), build_part("scheduler", cfg.scheduler)
+    _rehearse(optimizer, scheduler)
+    loss = build_part("loss", weighted(OmegaConf.to_container(cfg.loss)))
     module = Segmentation(
-        network=instantiate(cfg.model),
+        network=build_part("model", cfg.model),
         loss=loss if isinstance(loss, DeepSupervision) else DeepSupervision(loss),
-        optimizer=instantiate(optimizer),
-        scheduler=instantiate(cfg.scheduler),
-        inference=instantiate(cfg.inference),
-        postprocessing=instantiate(cfg.postprocessing).decoding(target.decode),
+        optimizer=optimizer,
+        scheduler=scheduler,
+        inference=build_part("inference", cfg.inference),
+        postprocessing=build_part("postprocessing", cfg.postprocessing).decoding(target.decode),
         target=target,
         protocols=cfg.protocols,
         config=OmegaConf.to_container(cfg),  # type: ignore[arg-type]
@@ -293,24 +336,72 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
     return module
 
 
+def _rehearse(make_optimizer: Callable[..., Any], make_scheduler: Callable[..., Any]) -> None:
+    """Begin, middle and end of a run with one weight; what is refused would else show after the cache is filled.
+
+    Raises:
+        ValueError: settings of one of the two.
+    """
+    import torch
+
+    key = "optimizer"
+    try:
+        optimizer = make_optimizer([torch.nn.Parameter(torch.zeros(1))])
+        key = "scheduler"
+        schedule = make_scheduler(optimizer, lambda step: min(1.0, step / 2))
+        for _ in range(3):
+            optimizer.step()
+            schedule.step()
+    except _REFUSALS as error:
+        raise _refusal(key, error) from error
+
+
+_POSITIVE = sys.float_info.min
+# Lightning takes less, and divides by it in the first step or follows the gradients uphill.
+_TRAINER_NUMBERS = {
+    "val_check_interval": _POSITIVE,
+    "check_val_every_n_epoch": 1,
+    "accumulate_grad_batches": 1,
+    "gradient_clip_val": 0,
+    "log_every_n_steps": 0,
+}
+
+
 def build_trainer(cfg: DictConfig) -> "pl.Trainer":
     """Lightning's trainer with the configured callbacks and logger."""
     import torch
     from pytorch_lightning.plugins.io import CheckpointIO
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     from brats_lightning.checkpoint_files import WholeCheckpoints
+    from brats_lightning.distributed import check_processes, cluster_environment
 
     # Deterministic algorithms need no NaN in every new tensor, which torch would spend a pass over memory on.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    settings = OmegaConf.merge(cfg.trainer, {"precision": _precision(cfg)})
-    callbacks = [instantiate(callback) for callback in (cfg.callbacks or {}).values() if callback is not None]
-    logger = instantiate(cfg.logger) if cfg.logger else False
-    plugins = [
-        instantiate(plugin) if isinstance(plugin, DictConfig) else plugin for plugin in cfg.trainer.get("plugins") or ()
-    ]
+    settings: Any = OmegaConf.merge(cfg.trainer, {"precision": _precision(cfg)})
+    for name, value in settings.items():
+        if name in _TRAINER_NUMBERS and isinstance(value, int | float) and value < _TRAINER_NUMBERS[name]:
+            least = "positive" if _TRAINER_NUMBERS[name] == _POSITIVE else f"{_TRAINER_NUMBERS[name]} or more"
+            raise ValueError(f"trainer.{name} must be {least}, got {value}")
+
+    def part(key: str, node: Any, **more: Any) -> Any:
+        try:
+            return build_part(key, node, **more)
+        except MisconfigurationException as error:
+            raise _refusal(key, error) from error
+
+    callbacks = [part(f"callbacks.{name}", node) for name, node in (cfg.callbacks or {}).items() if node]
+    logger = part("logger", cfg.logger) if cfg.logger else False
+    plugins = [part("trainer.plugins", node) for node in settings.pop("plugins", None) or ()]
+    try:
+        plugins += [environment] if (environment := cluster_environment()) else []
+    except RuntimeError as error:
+        raise _refusal("trainer", error) from error
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         plugins.append(WholeCheckpoints())
-    return instantiate(settings, callbacks=callbacks, logger=logger, plugins=plugins)
+    trainer = part("trainer", settings, callbacks=callbacks, logger=logger, plugins=plugins)
+    check_processes(trainer)
+    return trainer
 
 
 def _precision(cfg: DictConfig) -> str | int:

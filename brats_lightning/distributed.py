@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
+    from pytorch_lightning.plugins.environments import ClusterEnvironment
 
 _VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -27,8 +28,44 @@ def is_first_process() -> bool:
 
 
 def started_from_outside() -> bool:
-    """Whether a launcher (torchrun, SLURM) started several processes of this job, each with the same command line."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1 or int(os.environ.get("SLURM_NTASKS", 1)) > 1
+    """Whether a launcher (torchrun, srun) started several processes of this job, each with the same command line."""
+    return _started() > 1
+
+
+def _started() -> int:
+    return max(int(os.environ.get("WORLD_SIZE", 1)), _srun_tasks())
+
+
+def _srun_tasks() -> int:
+    # SLURM_NTASKS would be the allocation's, which says nothing of how often this program was started in it.
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+
+
+def cluster_environment() -> "ClusterEnvironment | None":
+    """Who starts the processes of a SLURM job, for the trainer; None elsewhere: Lightning knows the other launchers.
+
+    It takes any allocation of tasks for srun's work, and would wait for processes that nobody starts: in a batch
+    script without srun and under ``srun -n1``; and under salloc's srun each process would start all others again.
+    """
+    from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+
+    if "SLURM_JOB_ID" not in os.environ or TorchElasticEnvironment.detect():
+        return None
+    return SLURMEnvironment() if _srun_tasks() > 1 else LightningEnvironment()
+
+
+def check_processes(trainer: "Trainer") -> None:
+    """Refuse a trainer of other processes than a launcher started: each of these would train by itself.
+
+    Raises:
+        ValueError: their numbers differ.
+    """
+    wanted = trainer.num_devices * trainer.num_nodes
+    if started_from_outside() and wanted != _started():
+        raise ValueError(
+            f"{_started()} processes were started, but trainer.devices and trainer.num_nodes make {wanted}: set these "
+            "(trainer=ddp), or start the program once, without srun or torchrun"
+        )
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a mistyped option may have meant; looked up only after Hydra has refused it."""
+"""What a refused option may have meant; looked up only after Hydra has refused it."""
 
 import difflib
 import sys
@@ -10,15 +10,20 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from brats_lightning.command_line import needs_quotes
+
 
 def print_hints(conf: Path, config_name: str, arguments: Sequence[str]) -> None:
-    """Print to stderr which known options are near those that a command does not know.
+    """Print to stderr which values lack quotes, and which known options are near those that a command does not know.
 
     Args:
         conf: folder of the configs.
         config_name: of the command's.
         arguments: of its command line.
     """
+    for argument in arguments:
+        if (quoted := needs_quotes(argument)) is not None:
+            print(f"{argument}: quote the value, inside the shell's quotes: {quoted}", file=sys.stderr)
     for option, near in near_misses(conf, config_name, arguments):
         print(f"{option}: did you mean {near}?", file=sys.stderr)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from brats_lightning.composition import entry_point
+from brats_lightning.composition import build_part, entry_point
 from brats_lightning.runtime.files import make_folder, write_text
 
 if TYPE_CHECKING:
@@ -33,22 +33,23 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
 
     Returns:
         ``cases``: by id, for each region its ``lesions`` (26-connected components) and ``volume_ml``, and the
-        ``seconds`` it took; ``existing``: ids that were predicted before; ``problems``: of the cases left out.
+        ``seconds`` it took; ``existing``: ids that the same models and rules had predicted before; ``problems``: of the
+        cases left out.
 
     Raises:
         CaseError: there are faulty cases, and ``on_bad_case`` is ``error``. The others are predicted all the same.
         CheckpointError: a checkpoint that cannot be used.
+        ForeignMasks: some cases have masks of other models or rules in the output, and ``overwrite`` is false.
         SplitError: a split file that cannot be used, or cases of it that are not there.
     """
-    from hydra.utils import instantiate
-
     from brats_lightning.checkpoint import trained_postprocessing
     from brats_lightning.data.cases import CaseError, check_files
+    from brats_lightning.provenance import check_existing, origin
 
     if cfg.on_bad_case not in ("error", "skip"):
         raise ValueError(f"on_bad_case must be error or skip, got {cfg.on_bad_case!r}")
     chosen = cfg.get("postprocessing")
-    rules = None if chosen is None else instantiate(chosen)
+    rules = build_part("postprocessing", chosen)
     cases = _chosen(find_inputs(cfg.input), cfg)
     ensemble = load_ensemble(cfg)
     rules = rules or trained_postprocessing(ensemble.models)
@@ -56,6 +57,11 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
     log.info("post-processing%s: %s", " as in training" if chosen is None else "", postprocess)
     tolerance = affine_tolerance(cfg, ensemble)
     output = make_folder(Path(cfg.output))
+    ends = (".nii.gz", "_probabilities.nii.gz") if cfg.probabilities else (".nii.gz",)
+    wanted = {case.id: [output / f"{case.id}{end}" for end in ends] for case in cases}
+    made_by = origin(ensemble, postprocess)
+    if not cfg.overwrite:
+        check_existing([file for files in wanted.values() for file in files], made_by)
 
     done: dict[str, Any] = {}
     existing: list[str] = []
@@ -63,12 +69,11 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
     with progress_bar() as bar:
         task = bar.add_task("predicting", total=len(cases))
         for number, case in enumerate(cases, 1):
-            mask_file, probability_file = (output / f"{case.id}{end}.nii.gz" for end in ("", "_probabilities"))
-            wanted = [mask_file, *([probability_file] if cfg.probabilities else [])]
+            mask_file, *probability_files = wanted[case.id]
             faults = check_files(case, ensemble.modalities, need_mask=False)
             if faults:
                 problems += faults
-            elif not cfg.overwrite and all(file.exists() for file in wanted):
+            elif not cfg.overwrite and all(file.exists() for file in wanted[case.id]):
                 existing.append(case.id)
             else:
                 started = time.monotonic()
@@ -78,9 +83,9 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
                 else:
                     labels = postprocess(found.values, found.placement.spacing, ensemble.scheme)
                     header_of = case.images[ensemble.modalities[0]]
-                    if cfg.probabilities:
-                        write_probabilities(probability_file, found, header_of)
-                    write_mask(mask_file, found.placement.restore(labels), header_of)
+                    for probability_file in probability_files:
+                        write_probabilities(probability_file, found, header_of, str(made_by))
+                    write_mask(mask_file, found.placement.restore(labels), header_of, str(made_by))
                     done[case.id] = region_sizes(labels, found.placement.spacing, ensemble.scheme)
                     done[case.id]["seconds"] = round(time.monotonic() - started, 1)
             bar.update(task, completed=number)
@@ -98,7 +103,7 @@ def _chosen(cases: Sequence["Case"], cfg: DictConfig) -> Sequence["Case"]:
 
     if cfg.split is None:
         return cases
-    wanted = cases_of_part(Path(cfg.split).expanduser(), cfg.part)
+    wanted = cases_of_part(Path(cfg.split), cfg.part)
     if absent := sorted(set(wanted) - {case.id for case in cases}):
         raise SplitError(f"split: {cfg.split} lists under {cfg.part} what is not in input: {', '.join(absent)}")
     return [case for case in cases if case.id in set(wanted)]
@@ -191,15 +196,15 @@ def infer(
     return ensemble(prepared, advance)
 
 
-def write_mask(path: Path, labels: "np.ndarray", header_of: Path) -> None:
+def write_mask(path: Path, labels: "np.ndarray", header_of: Path, description: str = "") -> None:
     """Write labels (x, y, z) as uint8 with another file's shape, affine and header codes; all at once or not at all."""
     from brats_lightning.data.nifti import image_like, read_header, write_nifti
 
     header = read_header(header_of)
-    write_nifti(path, image_like(header, labels.reshape(header.shape)))
+    write_nifti(path, image_like(header, labels.reshape(header.shape), description=description))
 
 
-def write_probabilities(path: Path, probabilities: "Probabilities", header_of: Path) -> None:
+def write_probabilities(path: Path, probabilities: "Probabilities", header_of: Path, description: str = "") -> None:
     """Write class probabilities (x, y, z, k) on the original grid, as 16-bit steps of 1/65535.
 
     Readers scale them back to 0 … 1 by the header; half of float32's size and exact to 8e-6.
@@ -212,7 +217,8 @@ def write_probabilities(path: Path, probabilities: "Probabilities", header_of: P
     steps = [
         restore(np.rint(p * 65535).astype(np.uint16), fill=65535 * (k == 0)) for k, p in enumerate(probabilities.values)
     ]
-    write_nifti(path, image_like(read_header(header_of), np.stack(steps, axis=-1), slope=1 / 65535))
+    image = image_like(read_header(header_of), np.stack(steps, axis=-1), 1 / 65535, description)
+    write_nifti(path, image)
 
 
 def region_sizes(labels: "np.ndarray", spacing: Sequence[float], scheme: "LabelScheme") -> dict[str, Any]:

@@ -12,20 +12,36 @@ from torch.optim.lr_scheduler import LambdaLR
 Progress = Callable[[int], float]
 
 
-def warmup_cosine(optimizer: Optimizer, progress: Progress, warmup: float = 0.05, final: float = 0.01) -> LambdaLR:
-    """Linear rise from ``final`` to 1 over the share ``warmup`` of the run, then half a cosine down to ``final``."""
+def warmup_cosine(
+    optimizer: Optimizer, progress: Progress, warmup: int | float = 0.05, final: int | float = 0.01
+) -> LambdaLR:
+    """Linear rise from ``final`` to 1 over the share ``warmup`` of the run, then half a cosine down to ``final``.
+
+    Raises:
+        ValueError: shares outside 0 … 1.
+    """
+    for name, share in (("warmup", warmup), ("final", final)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"scheduler.{name} is a share, from 0 to 1, got {share}")
 
     def factor(step: int) -> float:
         done = progress(step)
         if done < warmup:
             return final + (1 - final) * done / warmup
-        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+        fallen = (done - warmup) / (1 - warmup) if warmup < 1 else 0.0  # a run that only warms up ends at its peak
+        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * fallen))
 
     return LambdaLR(optimizer, factor)
 
 
-def polynomial(optimizer: Optimizer, progress: Progress, power: float = 0.9) -> LambdaLR:
-    """(1 - progress)^power, the schedule of nnU-Net."""
+def polynomial(optimizer: Optimizer, progress: Progress, power: int | float = 0.9) -> LambdaLR:
+    """(1 - progress)^power, the schedule of nnU-Net.
+
+    Raises:
+        ValueError: a negative power, by which the rate would grow without end.
+    """
+    if power < 0:
+        raise ValueError(f"scheduler.power must be 0 or more, got {power}")
     return LambdaLR(optimizer, lambda step: (1 - progress(step)) ** power)
 
 

@@ -79,7 +79,8 @@ class Segmentation(pl.LightningModule):
         self.log_dict({_loss_name("train", part): value.detach() for part, value in parts.items()})
         self.log("loss", parts["loss"].detach(), prog_bar=True, logger=False)
         # Counting voxels makes a GPU wait; only the points that are drawn pay for it.
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.global_step + 1) % every == 0:
             full = logits[0] if isinstance(logits, list | tuple) else logits
             confusion = confusion_matrix(batch.mask, self.target.decide(full.detach()), self.scheme.num_classes)
             scores = voxel_scores(confusion, self.scheme)
@@ -183,7 +184,7 @@ class Segmentation(pl.LightningModule):
             )
 
         def progress(step: int) -> float:
-            shares = [step / steps]
+            shares = [step / max(1, steps)]
             for timer in timers:
                 elapsed, remaining = timer.time_elapsed(), timer.time_remaining() or 0.0
                 shares.append(elapsed / (elapsed + max(0.0, remaining)) if elapsed else 0.0)

@@ -141,6 +141,8 @@ def _check(cfg: DictConfig) -> None:
             read_checkpoint(cfg[key], key)
     if cfg.resume is not None and cfg.ckpt_path is None:
         raise ValueError("resume is a word of the command line, replaced before a config is composed; set ckpt_path")
+    if cfg.seed is not None and not 0 <= cfg.seed < 2**32:
+        raise ValueError(f"seed must be from 0 to {2**32 - 1}, or null, got {cfg.seed}")
     if cfg.objective_mode not in ("max", "min"):
         raise ValueError(f"objective_mode must be max or min, got {cfg.objective_mode!r}")
 

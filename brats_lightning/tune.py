@@ -119,16 +119,16 @@ def _validation_cases(models: Sequence["TrainedModel"]) -> list[set[str]]:
 
 
 def _find(cfg: DictConfig, models: Sequence["TrainedModel"], wanted: Sequence[str]) -> list["Case"]:
-    from brats_lightning.checkpoint import SOURCES, build
+    from brats_lightning.checkpoint import trained_cases
+    from brats_lightning.data.phantom_set import PhantomError
 
     if cfg.input is not None:
         found = find_inputs(cfg.input)
     else:
-        model = models[0]
         try:
-            found = build(model.config["data"]["source"], tuple(cfg.trust), str(model.path), SOURCES)
-        except FileNotFoundError as error:
-            raise ValueError(f"{error}; or tell where the cases are now: input=DIR") from error
+            found = trained_cases(models[0], tuple(cfg.trust))
+        except (FileNotFoundError, PhantomError) as error:
+            raise ValueError(f"{models[0].path}: its cases are not there; tell where: input=DIR ({error})") from error
     by_id = {case.id: case for case in found if case.mask is not None}
     if missing := [name for name in wanted if name not in by_id]:
         raise ValueError(

@@ -5,9 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from brats_lightning.checkpoint import SOURCES, CheckpointError, UntrustedTarget, build, load_model
+from brats_lightning.checkpoint import SOURCES, CheckpointError, UntrustedTarget, build, load_model, trained_cases
+from brats_lightning.data.phantom import phantom_cases
 from brats_lightning.data.preprocessing import Preprocessing
 from brats_lightning.inference import SlidingWindow
+from tests.data.tiny_cases import write_case
 from tests.tiny_models import bright_is_et, save_checkpoint, voxelwise
 
 CONV = {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 4, "kernel_size": 1}
@@ -116,12 +118,40 @@ def test_attacks_are_refused_before_anything_is_built(node, monkeypatch, tmp_pat
     assert not (tmp_path / "owned").exists()
 
 
-def test_label_maps_of_a_data_source_have_numbers_for_keys(tmp_path):
-    source = {
-        "_target_": "brats_lightning.data.implant.implanted_cases", "_partial_": True,
-        "parent": str(tmp_path), "background": str(tmp_path), "label_map": {4: 3},
-    }  # fmt: skip
-    assert build(source, known=SOURCES).keywords["label_map"] == {4: 3}
+@pytest.mark.parametrize(
+    "node",
+    [
+        {
+            "_target_": "monai.networks.nets.DenseNet121",
+            "spatial_dims": 2,
+            "in_channels": 3,
+            "out_channels": 4,
+            "pretrained": True,
+        },
+        {"_target_": "monai.networks.nets.EfficientNetBN", "_args_": ["efficientnet-b0", True]},
+        {"_target_": "monai.networks.nets.EfficientNetBN", "model_name": "efficientnet-b0"},  # it is the default
+        {"_target_": "monai.networks.nets.HoVerNet", "pretrained_url": "http://127.0.0.1:9/weights.pth"},
+        {"_target_": "monai.networks.nets.HoVerNet", "pretrained_url": "http://127.0.0.1:9/w", "_partial_": True},
+        {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": "monai.networks.nets.AHNet", "pretrained": True}]},
+        {"_target_": "monai.networks.nets.Transchex", "in_channels": 1, "img_size": [8, 8], "patch_size": [2, 2]},
+    ],
+    ids=["given", "by position", "default", "address", "partial", "nested", "always"],
+)
+def test_no_weights_are_fetched(node, monkeypatch):
+    pytest.importorskip("monai")
+
+    def connect(*args, **kwargs):
+        raise AssertionError("it went to the network")
+
+    monkeypatch.setattr("socket.socket.connect", connect)
+    with pytest.raises(UntrustedTarget, match=r"would fetch weights from elsewhere.*'trust=\[monai\]'|wants to run"):
+        build(node)
+
+
+def test_the_same_networks_without_weights_are_built():
+    pytest.importorskip("monai")
+    node = {"_target_": "monai.networks.nets.EfficientNetBN", "_args_": ["efficientnet-b0", False, True, 3, 1, 4]}
+    assert isinstance(build(node), nn.Module)
 
 
 @pytest.fixture
@@ -159,15 +189,33 @@ def test_trust_ends_at_the_package(package):
         build({"_target_": "my_networks.Nothing"}, trust)
 
 
-def test_what_lists_cases_is_built_only_where_cases_are_wanted(tmp_path):
-    from tests.data.tiny_cases import write_case
+def run_of(path, source):
+    return load_model(bright_is_et(path, source=source))
 
-    write_case(tmp_path)
-    node = {"_target_": "brats_lightning.data.cases.find_cases", "root": str(tmp_path)}
-    assert [case.id for case in build(node, known=SOURCES)] == ["BraTS-MET-00001-000"]
-    for refused in (node, {"_target_": "brats_lightning.data.phantom.phantom_cases"}):
+
+def test_what_lists_cases_is_built_only_where_cases_are_wanted(tmp_path):
+    write_case(tmp_path / "in")
+    node = {"_target_": "brats_lightning.data.cases.find_cases", "root": str(tmp_path / "in")}
+    assert [case.id for case in trained_cases(run_of(tmp_path / "a.ckpt", node))] == ["BraTS-MET-00001-000"]
+    for target in SOURCES:
         with pytest.raises(UntrustedTarget):
-            build(refused)
+            build(node | {"_target_": target})
+
+
+def test_cases_that_a_run_made_are_read_and_never_made(tmp_path):
+    small = {"cases": 2, "shape": [24, 24, 24], "lesions": 1}
+    phantoms = {"_target_": "brats_lightning.data.phantom.phantom_cases", "parent": str(tmp_path / "made"), **small}
+    made = run_of(tmp_path / "a.ckpt", phantoms)
+    with pytest.raises(FileNotFoundError):
+        trained_cases(made)
+    scans = {"_target_": "brats_lightning.data.implant.implanted_cases", "parent": str(tmp_path / "more")}
+    scans |= {"background": str(tmp_path / "in"), "label_map": {4: 3}, "cases": 100}  # label maps have numbers for keys
+    write_case(tmp_path / "in")
+    with pytest.raises(FileNotFoundError):
+        trained_cases(run_of(tmp_path / "b.ckpt", scans))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ckpt", "b.ckpt", "in"]
+    phantom_cases(tmp_path / "made", **small)
+    assert [case.id for case in trained_cases(made)] == ["BraTS-MET-90001-000", "BraTS-MET-90002-000"]
 
 
 def test_a_refusal_names_the_checkpoint_and_the_place(tmp_path):

@@ -145,6 +145,26 @@ def test_the_environment_is_restored_and_no_group_is_left(tmp_path, monkeypatch)
     assert not torch.distributed.is_initialized()
 
 
+# What SLURM 22.05 sets for one program in an allocation of two tasks.
+SALLOC = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "interactive", "SLURM_NTASKS": "2", "SLURM_NNODES": "1"}
+SBATCH = SALLOC | {"SLURM_JOB_NAME": "job.sh", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+SRUN = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+
+
+@pytest.fixture
+def variables_of(monkeypatch):
+    """An environment with these variables and without others of launchers."""
+
+    def make(variables):
+        for name in [*os.environ]:
+            if name.startswith("SLURM_") or name in ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE"):
+                monkeypatch.delenv(name)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return make
+
+
 @pytest.mark.parametrize(
     ("variables", "first", "outside"),
     [
@@ -152,11 +172,61 @@ def test_the_environment_is_restored_and_no_group_is_left(tmp_path, monkeypatch)
         ({"LOCAL_RANK": "1"}, False, False),
         ({"RANK": "0", "WORLD_SIZE": "4"}, True, True),
         ({"RANK": "3", "WORLD_SIZE": "4"}, False, True),
-        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, False, True),
+        (SALLOC, True, False),
+        (SBATCH, True, False),
+        (SBATCH | SRUN | {"SLURM_STEP_NUM_TASKS": "1"}, True, False),
+        (SALLOC | SRUN, True, True),
+        (SALLOC | SRUN | {"SLURM_PROCID": "1"}, False, True),
     ],
 )
-def test_who_reports(monkeypatch, variables, first, outside):
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+def test_who_reports(variables_of, variables, first, outside):
+    variables_of(variables)
     assert distributed.is_first_process() is first
     assert distributed.started_from_outside() is outside
+
+
+@pytest.mark.parametrize(
+    ("variables", "starts"),
+    [(SALLOC, True), (SBATCH, True), (SBATCH | SRUN | {"SLURM_STEP_NUM_TASKS": "1"}, True), (SALLOC | SRUN, False)],
+    ids=["salloc", "sbatch", "srun -n1", "srun -n2"],
+)
+def test_the_trainer_and_we_agree_on_who_starts_the_processes(composed, variables_of, variables, starts):
+    from brats_lightning.composition import build_trainer
+
+    variables_of(variables | {"SLURM_NTASKS_PER_NODE": "2"})
+    trainer = build_trainer(composed("trainer=ddp_cpu", "logger=none"))
+    assert trainer.world_size == 2
+    assert trainer.strategy.cluster_environment.creates_processes_externally is not starts
+    assert distributed.started_from_outside() is not starts
+
+
+@pytest.mark.parametrize("variables", [SALLOC | SRUN | {"SLURM_NTASKS_PER_NODE": "2"}, {"WORLD_SIZE": "2"}])
+def test_processes_that_are_no_devices_are_refused(composed, variables_of, variables):
+    from brats_lightning.composition import build_trainer
+
+    variables_of(variables)
+    with pytest.raises(ValueError, match=r"^2 processes were started, .* make 1: set these \(trainer=ddp\), or start"):
+        build_trainer(composed("logger=none"))
+
+
+def test_what_slurm_needs_is_one_line(composed, variables_of):
+    from brats_lightning.composition import build_trainer
+
+    variables_of(SALLOC | SRUN)
+    with pytest.raises(ValueError, match=r"^trainer: You set `--ntasks=2`.*Use `--ntasks-per-node=2` instead"):
+        build_trainer(composed("trainer=ddp_cpu", "logger=none"))
+
+
+def test_no_hint_where_srun_is_installed(tmp_path, composed, shared_outputs):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/srun").write_text("#!/bin/sh\n")
+    (tmp_path / "bin/srun").chmod(0o755)
+    command = [
+        sys.executable, "-m", "brats_lightning.train", *TINY, "trainer=cpu", "trainer.max_steps=1", "test_on=null",
+        "+trainer.limit_val_batches=0", f"paths.outputs={tmp_path}/out", f"paths.cache_dir={shared_outputs}/cache",
+        f"paths.phantom_dir={shared_outputs}/phantoms",
+    ]  # fmt: skip
+    environment = os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "`srun`" not in done.stdout + done.stderr

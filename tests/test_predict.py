@@ -1,6 +1,7 @@
 import errno
 import gzip
 import json
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -14,6 +15,7 @@ from brats_lightning.data.splits import SplitError
 from brats_lightning.inference import SlidingWindow
 from brats_lightning.postprocessing import tuned_file
 from brats_lightning.predict import predict
+from brats_lightning.provenance import ForeignMasks
 from brats_lightning.runtime.files import UnwritableFile
 from tests.data.tiny_cases import LPS, RAS, SHAPE, write_case
 from tests.tiny_models import bright_is_et, voxelwise
@@ -129,7 +131,7 @@ def test_the_file_has_its_inputs_geometry_and_no_more_of_it(run, tmp_path):
     source.set_sform(LPS, code=4)
     source.set_qform(RAS, code=1)  # they need not agree
     source.header.set_xyzt_units("mm")
-    source.header["cal_max"], source.header["descrip"] = 900, b"a scan"
+    source.header["cal_max"], source.header["descrip"] = 900, b"a patient's scan"
     source.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"name of a patient"))
     for name in ("t1n", "t1c", "t2w", "t2f"):
         source.to_filename(folder / f"{folder.name}-{name}.nii.gz")
@@ -146,6 +148,7 @@ def test_the_file_has_its_inputs_geometry_and_no_more_of_it(run, tmp_path):
         np.testing.assert_array_equal(got, expected)
     assert out.header.get_zooms() == source.header.get_zooms()
     assert out.header["cal_max"] == 0
+    assert out.header["descrip"].item().startswith(b"brats_lightning model=")
     assert not out.header.extensions
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["BraTS-MET-00001-000.nii.gz"]
@@ -251,24 +254,80 @@ def test_members_of_other_classes_are_refused(run, tmp_path):
         run(ckpt=f"[{tmp_path}/a.ckpt,{tmp_path}/b.ckpt]")
 
 
-def test_what_exists_is_left_alone(run, tmp_path, monkeypatch):
+def test_an_interrupted_prediction_goes_on(run, tmp_path, monkeypatch):
     for case in ("BraTS-MET-00001-000", "BraTS-MET-00002-000"):
         write_case(tmp_path / "in", case, seg=None)
     bright_is_et(tmp_path / "et.ckpt")
-    (tmp_path / "out").mkdir()
-    old = tmp_path / "out/BraTS-MET-00001-000.nii.gz"
-    old.write_bytes(b"mine")
+    run()
+    first, second = sorted((tmp_path / "out").iterdir())
+    second.unlink()
+    before = first.read_bytes(), first.stat().st_mtime_ns
     result = run()
-    assert result["existing"] == ["BraTS-MET-00001-000"]
-    assert list(result["cases"]) == ["BraTS-MET-00002-000"]
-    assert old.read_bytes() == b"mine"
+    assert (result["existing"], list(result["cases"])) == (["BraTS-MET-00001-000"], ["BraTS-MET-00002-000"])
+    assert (first.read_bytes(), first.stat().st_mtime_ns) == before
     # probabilities that are asked for now are missing
     assert list(run("probabilities=true")["cases"]) == ["BraTS-MET-00001-000", "BraTS-MET-00002-000"]
-    first = old.read_bytes()
     assert list(run("overwrite=true")["cases"]) == ["BraTS-MET-00001-000", "BraTS-MET-00002-000"]
-    assert old.read_bytes() == first  # not even the time of writing is in it
+    assert first.read_bytes() == before[0]  # not even the time of writing is in it
     monkeypatch.setattr(entry, "infer", None)
-    assert len(run()["existing"]) == 2
+    assert len(run("probabilities=true")["existing"]) == 2
+    copy = tmp_path / "copied/again.ckpt"  # the same model under another name
+    copy.parent.mkdir()
+    copy.write_bytes((tmp_path / "et.ckpt").read_bytes())
+    assert len(run(ckpt=copy)["existing"]) == 2
+
+
+def test_files_of_another_origin_are_refused_before_anything_is_predicted(run, tmp_path):
+    cases = [f"BraTS-MET-0000{n}-000" for n in range(1, 5)]
+    for case in cases:
+        write_case(tmp_path / "in", case, seg=None)
+    bright_is_et(tmp_path / "et.ckpt")
+    bright_is_et(tmp_path / "other.ckpt", 0.75)  # the same network with other weights
+    write_case(tmp_path / "one", cases[0], seg=None)
+    write_case(tmp_path / "two", cases[1], seg=None)
+    run(f"input={tmp_path}/one", ckpt=tmp_path / "other.ckpt")
+    run(f"input={tmp_path}/two", "postprocessing=hysteresis")
+    by_hand, damaged = (tmp_path / f"out/{case}.nii.gz" for case in cases[2:])
+    write_case(tmp_path / "hand", cases[2], seg=None)
+    by_hand.write_bytes((tmp_path / f"hand/{cases[2]}/{cases[2]}-t1c.nii.gz").read_bytes())
+    damaged.write_bytes(b"mine")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(ForeignMasks) as error:
+        run()
+    assert str(error.value) == (
+        f"output: {tmp_path}/out holds files of another origin, which would be mixed with the new ones: "
+        f"{cases[0]}.nii.gz was made by another model; {cases[1]}.nii.gz was made with other post-processing; "
+        f"{cases[2]}.nii.gz was not written by predict, or by an earlier version; {cases[3]}.nii.gz cannot be read. "
+        "Choose another output, move them elsewhere, or replace them with overwrite=true"
+    )
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    # the job of an array looks at its own cases only
+    assert run(f"input={tmp_path}/one", ckpt=tmp_path / "other.ckpt")["existing"] == cases[:1]
+    assert list(run("overwrite=true")["cases"]) == cases
+    assert run()["existing"] == cases
+
+
+def test_what_tells_models_and_rules_apart(run, tmp_path):
+    write_case(tmp_path / "in", seg=None)
+    a, b = (bright_is_et(tmp_path / f"{name}.ckpt", threshold) for name, threshold in (("a", 0.5), ("b", 0.75)))
+
+    def made_by(*overrides, ckpt):
+        run("overwrite=true", *overrides, ckpt=ckpt)
+        return written(tmp_path).header["descrip"].item().decode()
+
+    alone = made_by(ckpt=a)
+    assert re.fullmatch("brats_lightning model=[0-9a-f]{16} rules=[0-9a-f]{16}", alone)
+    assert made_by("inference.batch_size=1", "device=auto", "precision=bf16", ckpt=a) == alone
+    both = f"[{a},{b}]"
+    assert made_by(ckpt=both) == made_by(ckpt=f"[{b},{a}]")
+    others = [
+        made_by(ckpt=b),
+        made_by(ckpt=both),
+        made_by("inference.mirror_axes=[2]", ckpt=a),
+        made_by("postprocessing=none", "postprocessing.min_volume={et:3}", ckpt=a),
+        made_by("postprocessing=none", "postprocessing.min_volume={et:4}", ckpt=a),
+    ]
+    assert len({alone, *others}) == 6
 
 
 def test_a_broken_write_leaves_nothing(run, tmp_path, monkeypatch):

@@ -34,3 +34,16 @@ def test_polynomial():
 
 def test_constant():
     assert set(rates(constant, 3)[0]) == {2.0}
+
+
+def test_a_run_that_only_warms_up():
+    found, end = rates(warmup_cosine, 4, warmup=1, final=0)
+    assert [*found, end] == pytest.approx([0, 0.5, 1.0, 1.5, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "option"), [(warmup_cosine, "warmup"), (warmup_cosine, "final"), (polynomial, "power")]
+)
+def test_shares_that_are_none(schedule, option):
+    with pytest.raises(ValueError, match=rf"scheduler\.{option} .* got -1"):
+        rates(schedule, 4, **{option: -1})

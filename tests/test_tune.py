@@ -234,7 +234,7 @@ def test_an_unknown_protocol(run, runs):
 
 def test_where_the_cases_are_now(run, runs, tmp_path):
     (tmp_path / "in").rename(tmp_path / "moved")
-    with pytest.raises(ValueError, match="tell where the cases are now: input=DIR"):
+    with pytest.raises(ValueError, match=r"best\.ckpt: its cases are not there; tell where: input=DIR"):
         run(runs[0])
     assert run(runs[0], f"input={tmp_path}/moved")["score"] == 1
     with pytest.raises(ValueError, match=f"1 validation cases of the run are not there or have no mask: {NAMES[1]};"):
@@ -260,3 +260,16 @@ def test_a_source_that_is_no_list_of_cases_is_refused(run, runs):
     torch.save(checkpoint, runs[0])
     with pytest.raises(ValueError, match=r"wants to run 'os\.system'"):
         run(runs[0])
+
+
+@pytest.mark.parametrize("target", ["phantom.phantom_cases", "implant.implanted_cases"])
+def test_a_checkpoint_fills_no_folder(run, runs, tmp_path, target):
+    checkpoint = torch.load(runs[0], weights_only=True)
+    more = {"background": str(tmp_path / "in")} if "implant" in target else {}
+    source = {"_target_": f"brats_lightning.data.{target}", "parent": str(tmp_path / "there"), "cases": 5, **more}
+    checkpoint["config"]["data"]["source"] = source
+    torch.save(checkpoint, runs[0])
+    with pytest.raises(ValueError, match=r"its cases are not there; tell where: input=DIR"):
+        run(runs[0])
+    assert not (tmp_path / "there").exists()
+    assert run(runs[0], f"input={tmp_path}/in")["score"] == 1

@@ -20,7 +20,7 @@ class AveragedWeights(WeightAveraging):
         decay: share of the average that a step keeps, in the long run; 1 / (1 - decay) steps are its memory.
     """
 
-    def __init__(self, decay: float = 0.999) -> None:
+    def __init__(self, decay: int | float = 0.999) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"callbacks.average.decay must be at least 0 and below 1, got {decay}")
         super().__init__()

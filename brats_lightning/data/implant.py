@@ -98,6 +98,19 @@ def implanted_cases(parent: str | Path, **settings: Any) -> list[Case]:
     if not folder.exists():
         log.info("implanting into %d scans, %d times each, once, in %s", len(scans), wanted.cases, folder)
     make_once(folder, described, len(scans), partial(_write_versions, scans=scans, settings=wanted))
+    return made_implanted(parent, **settings)
+
+
+def made_implanted(parent: str | Path, **settings: Any) -> list[Case]:
+    """The cases of `implanted_cases`, which must be there already: nothing is written.
+
+    Raises:
+        FileNotFoundError: the set was not made, or its scans have changed, or either is elsewhere.
+        PhantomError: bad settings.
+    """
+    wanted = ImplantSettings(**settings)
+    scans = wanted.scans()
+    folder = own_folder(parent, "implanted", wanted.to_dict(scans))
     names = version_names(scans, wanted.cases)
     patients = {name: scan.patient for scan, versions in zip(scans, names, strict=True) for name in versions}
     return [replace(case, patient=patients[case.id]) for case in find_cases(folder)]

@@ -132,17 +132,19 @@ def read_header(path: Path) -> Header:
         raise _unreadable(error) from error
 
 
-def image_like(header: Header, values: np.ndarray, slope: float = 1.0) -> nib.Nifti1Image:
+def image_like(header: Header, values: np.ndarray, slope: float = 1.0, description: str = "") -> nib.Nifti1Image:
     """An image in the geometry of another: its affine, codes and units, nothing else of its header.
 
     Args:
         header: of the other.
         values: voxels, of the type to be stored.
         slope: that readers multiply them by.
+        description: of at most 80 bytes, instead of the other's.
     """
     nifti = header.nifti.copy()
     nifti.set_data_dtype(values.dtype)
     nifti["cal_min"] = nifti["cal_max"] = 0
+    nifti["descrip"] = description
     kind = nib.Nifti2Image if isinstance(nifti, nib.Nifti2Header) else nib.Nifti1Image
     # Without an affine of its own the image keeps the header's sform, qform and their codes as they are.
     image = kind(values, None, nifti)

@@ -244,3 +244,12 @@ def phantom_cases(parent: str | Path, **settings: Any) -> list[Case]:
     if not folder.exists():
         log.info("making %d phantoms, once, in %s", wanted.cases, folder)
     return find_cases(make_phantoms(folder, wanted))
+
+
+def made_phantoms(parent: str | Path, **settings: Any) -> list[Case]:
+    """The cases of `phantom_cases`, which must be there already: nothing is written.
+
+    Raises:
+        FileNotFoundError: the set was not made, or is elsewhere.
+    """
+    return find_cases(phantom_folder(Path(parent), PhantomSettings(**settings)))

@@ -94,6 +94,8 @@ class SplitSettings:
                 "data.val_share and data.test_share must be at least 0 and leave patients for training, "
                 f"got {self.val_share} and {self.test_share}"
             )
+        if self.seed < 0:
+            raise SplitError(f"data.split_seed must be 0 or more, got {self.seed}")
         if (self.folds is None) != (self.fold is None):
             raise SplitError(f"set data.folds and data.fold together, got folds={self.folds} fold={self.fold}")
         if self.folds is not None and self.fold is not None and not (self.folds >= 2 and 0 <= self.fold < self.folds):

@@ -1,0 +1,96 @@
+"""Paths on the command line: Hydra's grammar refuses many names that a file system allows, and knows no home folder."""
+
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+_BROKEN = re.compile(r"[\"'\[{(]|\w+\(")  # the begin of a list, a mapping, a function, or of quotes
+
+
+class NoHomeFolder(ValueError):
+    """A path starts with ``~``, and whose home that is cannot be told."""
+
+
+def expanded(path: str) -> str:
+    """A path with a leading ``~`` replaced by the home folder, any other text as it is.
+
+    Raises:
+        NoHomeFolder: the account has none.
+    """
+    if path != "~" and not path.startswith("~/"):
+        return path
+    if (found := os.path.expanduser(path)) == path:  # noqa: PTH111
+        raise NoHomeFolder(f"{path}: this account has no home folder, and HOME is not set; give the whole path")
+    return found
+
+
+def with_quoted_paths(arguments: Sequence[str]) -> list[str]:
+    """A command line on which Hydra accepts every path, and a leading ``~`` is the home folder.
+
+    Shells expand few of the ``~`` in ``key=~/x``. Quotes are added to a value that Hydra refuses and that can only be a
+    path (`needs_quotes` tells of the others); nothing that Hydra accepts changes its meaning.
+    """
+    return [_with_home(argument) for argument in map(_quoted_if_path, arguments)]
+
+
+def needs_quotes(argument: str) -> str | None:
+    """The override as Hydra would accept it, to be pasted into a shell; None if quotes are not what it lacks."""
+    quoted = _quoted(argument)
+    broken = any(_BROKEN.match(part) for part in _refused_parts(argument.partition("=")[2]))
+    return None if quoted == argument or broken or not _parsed(quoted) else shlex.quote(quoted)
+
+
+def _quoted_if_path(argument: str) -> str:
+    value = argument.partition("=")[2]
+    return _quoted(argument) if all(map(_is_path, _refused_parts(value))) else argument
+
+
+def _quoted(argument: str) -> str:
+    """An override with quotes around each part of its value that Hydra refuses."""
+    key, sign, value = argument.partition("=")
+    if not sign or argument.startswith("-") or _parsed(argument):
+        return argument
+    opened, parts, closed = _parts(value)
+    return f"{key}={opened}{','.join(part if _parsed(f'key={part}') else _quote(part) for part in parts)}{closed}"
+
+
+def _refused_parts(value: str) -> list[str]:
+    return [part for part in _parts(value)[1] if not _parsed(f"key={part}")]
+
+
+def _parts(value: str) -> tuple[str, list[str], str]:
+    """Opening bracket, elements and closing bracket of a list, or of a single value without brackets."""
+    if Path(value).exists():
+        return "", [value], ""
+    brackets = ("[", "]") if value.startswith("[") and value.endswith("]") else ("", "")
+    return brackets[0], value[1:-1].split(",") if brackets[0] else value.split(","), brackets[1]
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith(("/", "./", "../", "~")) or Path(text).exists()
+
+
+def _quote(text: str) -> str:
+    # Inside quotes Hydra takes backslashes literally, except for those before a quote and at the end.
+    return '"' + text.replace('"', '\\"') + '"'
+
+
+def _parsed(override: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return False
+    return True
+
+
+def _with_home(argument: str) -> str:
+    """With the home folder for the ``~`` of a single quoted value; those in lists and in files are `expanded` later."""
+    key, sign, value = argument.partition("=")
+    if sign and not argument.startswith("-") and value[:2] in ('"~', "'~"):
+        return f"{key}={value[0]}{os.path.expanduser(value[1:-1])}{value[-1]}"  # noqa: PTH111
+    return argument
