@@ -201,3 +201,22 @@ def test_only_our_own_errors_are_shortened():
     with pytest.raises(ValueError, match="must be given") as caught:
         composition.resolved(OmegaConf.create({"a": {"b": "???"}}))
     assert composition._raised_here(caught.value)
+
+
+def test_runs_of_one_second_get_folders_of_their_own(tmp_path, monkeypatch):
+    asked = str(tmp_path / "train/2026-01-01_00-00-00_unet")
+    assert composition._new_folder(asked) == asked
+    assert composition._new_folder(asked) == asked  # the same run
+    for number in (2, 3):
+        monkeypatch.setattr(composition, "_new_folders", {})  # another process
+        assert composition._new_folder(asked) == f"{asked}-{number}"
+    assert len(list((tmp_path / "train").iterdir())) == 3
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        composition._new_folder(str(tmp_path / "file/run"))
+    assert re.fullmatch(
+        r"error: the run folder: cannot write \S+/file/run: .*: paths.outputs=DIR\n", capsys.readouterr().err
+    )

@@ -18,7 +18,10 @@ from tests.benchmarks.growth import requirements
 from tests.benchmarks.measure import Options, Result, measure
 from tests.benchmarks.report import store, write_report
 
-MODULES = ("preprocessing", "patches", "loss", "instances", "step", "trainer", "inference", "start", "memory", "growth")
+MODULES = (
+    *("preprocessing", "patches", "loss", "instances", "step", "trainer", "inference", "start", "busy", "memory"),
+    "growth",
+)
 PHANTOM_CASES = 4
 
 
