@@ -1,4 +1,4 @@
-"""Training and prediction beside other work: with OpenMP's threads waiting passively, as in every command, and spinning.
+"""Training and prediction beside other work, OpenMP's threads waiting passively, as in every command, or spinning.
 
 Each number is of a process of its own, since the way of waiting is read when torch is loaded.
 """
