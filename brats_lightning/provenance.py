@@ -63,7 +63,8 @@ def check_existing(files: Sequence[Path], wanted: Origin) -> None:
 
 def _difference(file: Path, wanted: Origin) -> str | None:
     try:
-        found = nib.load(file).header["descrip"].item().decode("ascii")  # type: ignore[attr-defined]
+        header: Any = nib.load(file).header
+        found = header["descrip"].item().decode("ascii")
     except (OSError, EOFError, ValueError, KeyError, zlib.error, nib.filebasedimages.ImageFileError):
         return "cannot be read"
     if found == str(wanted):
