@@ -316,8 +316,11 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
     optimizer, scheduler = build_part("optimizer", settings), build_part("scheduler", cfg.scheduler)
     _rehearse(optimizer, scheduler)
     loss = build_part("loss", weighted(OmegaConf.to_container(cfg.loss)))
+    network = build_part("model", cfg.model)
+    if empty := [name for name, weight in network.named_parameters() if not weight.numel()]:
+        raise ValueError(f"model: {empty[0]} has no weights; is a number of channels 0?")
     module = Segmentation(
-        network=build_part("model", cfg.model),
+        network=network,
         loss=loss if isinstance(loss, DeepSupervision) else DeepSupervision(loss),
         optimizer=optimizer,
         scheduler=scheduler,

@@ -47,6 +47,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     for name, known in (("missing", ("score", "error")), ("on_bad_case", ("error", "skip"))):
         if cfg[name] not in known:
             raise EvaluationError(f"{name} must be {' or '.join(known)}, got {cfg[name]!r}")
+    for name in ("resamples", "seed", "pictures"):
+        if cfg[name] < 0:
+            raise EvaluationError(f"{name} must be 0 or more, got {cfg[name]}")
     scoring = Scoring(
         LabelScheme(tuple(cfg.data.labels)),
         _listed(cfg.protocol),

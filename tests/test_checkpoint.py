@@ -72,7 +72,7 @@ ATTACKS = {
     "no module": {"_target_": "eval", "_args_": ["1"]},
     "module of a module of ours": {"_target_": "brats_lightning.train.json.loads", "_args_": ["1"]},
     "os of a module of ours": {"_target_": "brats_lightning.predict.os.system", "_args_": ["1"]},
-    "imported by a module of ours": {"_target_": "brats_lightning.composition.instantiate", "_args_": [OS]},
+    "imported by a module of ours": {"_target_": "brats_lightning.checkpoint.partial", "_args_": [OS]},
     "class imported by ours": {"_target_": "brats_lightning.composition.Path", "_args_": ["x"]},
     "function of ours": {"_target_": "brats_lightning.train.train", "cfg": {}},
     "class of ours that is no network": {"_target_": "brats_lightning.data.cache.Cache", "root": "x"},
