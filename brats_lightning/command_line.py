@@ -45,6 +45,12 @@ def needs_quotes(argument: str) -> str | None:
     return None if quoted == argument or broken or not _parsed(quoted) else shlex.quote(quoted)
 
 
+def quote(text: str) -> str:
+    """A value in quotes, as Hydra takes it whatever is in it."""
+    # Inside quotes Hydra takes backslashes literally, except for those before a quote and at the end.
+    return '"' + text.replace('"', '\\"') + '"'
+
+
 def _quoted_if_path(argument: str) -> str:
     value = argument.partition("=")[2]
     return _quoted(argument) if all(map(_is_path, _refused_parts(value))) else argument
@@ -56,7 +62,7 @@ def _quoted(argument: str) -> str:
     if not sign or argument.startswith("-") or _parsed(argument):
         return argument
     opened, parts, closed = _parts(value)
-    return f"{key}={opened}{','.join(part if _parsed(f'key={part}') else _quote(part) for part in parts)}{closed}"
+    return f"{key}={opened}{','.join(part if _parsed(f'key={part}') else quote(part) for part in parts)}{closed}"
 
 
 def _refused_parts(value: str) -> list[str]:
@@ -73,11 +79,6 @@ def _parts(value: str) -> tuple[str, list[str], str]:
 
 def _is_path(text: str) -> bool:
     return text.startswith(("/", "./", "../", "~")) or Path(text).exists()
-
-
-def _quote(text: str) -> str:
-    # Inside quotes Hydra takes backslashes literally, except for those before a quote and at the end.
-    return '"' + text.replace('"', '\\"') + '"'
 
 
 def _parsed(override: str) -> bool:

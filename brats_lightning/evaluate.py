@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from brats_lightning.composition import entry_point
+from brats_lightning.entry_point import entry_point
 from brats_lightning.runtime.files import make_folder, write_text
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from brats_lightning.composition import build_part, entry_point
+from brats_lightning.composition import build_part
+from brats_lightning.entry_point import entry_point
 from brats_lightning.runtime.files import make_folder, write_text
 
 if TYPE_CHECKING:

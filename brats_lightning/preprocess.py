@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from brats_lightning.composition import entry_point
+from brats_lightning.entry_point import entry_point
 from brats_lightning.runtime.files import make_folder, write_text
 
 log = logging.getLogger(__name__)

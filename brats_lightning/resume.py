@@ -8,6 +8,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from brats_lightning.command_line import quote
+
 _WORD = "resume="
 _RECORD = "resumed.yaml"  # the overrides a run went on with; those it began with are in .hydra
 
@@ -65,7 +67,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
     kept += [override for override in hydra["overrides"]["hydra"] if _key(override) == "hydra.searchpath"]
     if (started := Path(hydra["runtime"]["cwd"])).is_dir():
         os.chdir(started)
-    here = [f"ckpt_path={quoted(checkpoint)}", f"resume={quoted(run)}", f"hydra.run.dir={quoted(run)}"]
+    here = [f"ckpt_path={quote(str(checkpoint))}", f"resume={quote(str(run))}", f"hydra.run.dir={quote(str(run))}"]
     return [*flags, *kept, *beside, *here, "hydra.output_subdir=null"]
 
 
@@ -153,12 +155,6 @@ def _values(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def _key(override: str) -> str:
     return override.lstrip("+~").split("=", 1)[0]
-
-
-def quoted(value: Path | str) -> str:
-    """A value that Hydra's grammar takes as it stands."""
-    text = str(value).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{text}"'
 
 
 def _unquoted(value: str) -> str:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from omegaconf import DictConfig, OmegaConf
 
-from brats_lightning.composition import entry_point
+from brats_lightning.entry_point import entry_point
 from brats_lightning.runtime.files import replace_file, write_text
+from brats_lightning.runtime.locks import claimed
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -265,7 +266,9 @@ def objective_value(cfg: DictConfig, results: dict[str, float]) -> float | None:
 
 
 def _run(cfg: DictConfig) -> float | None:
-    return objective_value(cfg, train(cfg))
+    folder = Path(cfg.paths.run_dir)
+    with claimed(folder / ".lock", f"the run folder {folder}"):
+        return objective_value(cfg, train(cfg))
 
 
 def main() -> None:

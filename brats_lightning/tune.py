@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from brats_lightning.composition import entry_point
+from brats_lightning.entry_point import entry_point
 from brats_lightning.predict import affine_tolerance, find_inputs, load_ensemble, progress_bar
 from brats_lightning.runtime.files import write_text
 

@@ -104,7 +104,7 @@ def test_run_folders_of_a_config_file_lie_below_the_home_folder(tmp_path):
     home, cwd = tmp_path / "home", tmp_path / "cwd"
     home.mkdir(), cwd.mkdir()
     code = (
-        "from brats_lightning.composition import entry_point; entry_point('preprocess', lambda cfg: print(cfg.paths))()"
+        "from brats_lightning.entry_point import entry_point; entry_point('preprocess', lambda cfg: print(cfg.paths))()"
     )
     command = [sys.executable, "-c", code, f"--config-dir={tmp_path}/conf", "paths=mine"]
     for more in ([], ["data.val_share=0.1,0.2", "-m"]):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from brats_lightning import composition
+from brats_lightning import composition, entry_point
 from brats_lightning.hints import near_misses
 
 CONF = composition.config_dir()
@@ -197,10 +197,10 @@ def test_only_our_own_errors_are_shortened():
 
     with pytest.raises(ValueError, match="library") as caught:
         foreign()
-    assert not composition._raised_here(caught.value)
+    assert not entry_point._raised_here(caught.value)
     with pytest.raises(ValueError, match="must be given") as caught:
         composition.resolved(OmegaConf.create({"a": {"b": "???"}}))
-    assert composition._raised_here(caught.value)
+    assert entry_point._raised_here(caught.value)
 
 
 def test_runs_of_one_second_get_folders_of_their_own(tmp_path, monkeypatch):

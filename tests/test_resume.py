@@ -7,7 +7,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from brats_lightning.resume import ResumeError, compare, expand, newest_checkpoint, quoted, record
+from brats_lightning.command_line import quote
+from brats_lightning.resume import ResumeError, compare, expand, newest_checkpoint, record
 from brats_lightning.train import train
 
 
@@ -55,17 +56,17 @@ def test_the_run_is_started_again_with_what_it_was_started_with(tmp_path):
         "hydra.searchpath=[x]",
         "optimizer.lr=1e-5",
         "trainer.limit_val_batches=4",
-        f"ckpt_path={quoted(run / 'checkpoints/last.ckpt')}",
-        f"resume={quoted(run)}",
-        f"hydra.run.dir={quoted(run)}",
+        f"ckpt_path={quote(str(run / 'checkpoints/last.ckpt'))}",
+        f"resume={quote(str(run))}",
+        f"hydra.run.dir={quote(str(run))}",
         "hydra.output_subdir=null",
     ]
 
 
 def test_what_a_run_went_on_with_lasts(tmp_path):
     run = write_run(tmp_path, ["seed=1", "trainer.max_steps=5"])
-    record(run, ["seed=1", "trainer.max_steps=9", "ckpt_path=x", f"resume={quoted(run)}"])
-    assert expand([f"resume={quoted(run)}"])[:2] == ["seed=1", "trainer.max_steps=9"]
+    record(run, ["seed=1", "trainer.max_steps=9", "ckpt_path=x", f"resume={quote(str(run))}"])
+    assert expand([f"resume={quote(str(run))}"])[:2] == ["seed=1", "trainer.max_steps=9"]
 
 
 def test_relative_paths_are_meant_from_where_the_run_was_started(tmp_path, monkeypatch):
@@ -73,7 +74,7 @@ def test_relative_paths_are_meant_from_where_the_run_was_started(tmp_path, monke
     (tmp_path / "else").mkdir()
     run = write_run(tmp_path / "else", ["data.root=cases"], cwd=tmp_path / "start")
     monkeypatch.chdir(tmp_path / "else")
-    assert f"hydra.run.dir={quoted(run)}" in expand(["resume=my run"])
+    assert f"hydra.run.dir={quote(str(run))}" in expand(["resume=my run"])
     assert os.getcwd() == str(tmp_path / "start")  # noqa: PTH109
 
 

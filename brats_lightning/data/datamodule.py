@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytorch_lightning as pl
@@ -53,7 +53,7 @@ class PatchBatch:
 
     def pin_memory(self) -> "PatchBatch":
         """In page-locked memory, for DataLoader."""
-        return replace(self, image=self.image.pin_memory(), mask=self.mask.pin_memory())
+        return _page_locked(self)
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,18 @@ class Volume:
             mask=self.mask.to(device, **kwargs),
             numbers=self.numbers.to(device, **kwargs),
         )
+
+    def pin_memory(self) -> "Volume":
+        """In page-locked memory, for DataLoader."""
+        return _page_locked(self)
+
+
+Pinned = TypeVar("Pinned", PatchBatch, Volume)
+
+
+def _page_locked(batch: Pinned) -> Pinned:
+    parts = {name: getattr(batch, name).pin_memory() for name in ("image", "mask", "numbers")}
+    return replace(batch, **parts)
 
 
 class PatchBatches(Dataset[PatchBatch]):

@@ -6,10 +6,37 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from brats_lightning.runtime.files import unwritable
 
 log = logging.getLogger(__name__)
+
+
+class InUse(ValueError):
+    """Another process holds a lock that nobody should wait for."""
+
+
+@contextmanager
+def claimed(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file ``path`` for the block, or refuse; where the file system has no locks nobody is refused.
+
+    Args:
+        path: of the file, which stays; its folder must exist.
+        what: is claimed, for the message.
+
+    Raises:
+        InUse: another process holds it.
+        UnwritableFile: the file cannot be made.
+    """
+    with _opened(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InUse(f"{what} is in use by another process, which holds {path}") from None
+        except OSError:
+            pass
+        yield
 
 
 @contextmanager
@@ -27,15 +54,18 @@ def alone(path: Path, work: str, patience: int | float = 2) -> Iterator[None]:
     Raises:
         UnwritableFile: the file cannot be made.
     """
-    try:
-        file = path.open("w")
-    except OSError as error:
-        raise unwritable(path, error) from error
-    with file:
+    with _opened(path) as file:
         # Another error than that of a held lock: there are none on this file system.
         with suppress(OSError):
             _wait(file.fileno(), path, work, patience)
         yield
+
+
+def _opened(path: Path) -> TextIO:
+    try:
+        return path.open("w")
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def _wait(file: int, path: Path, work: str, patience: int | float) -> None:

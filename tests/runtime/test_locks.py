@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from brats_lightning.runtime.files import UnwritableFile
-from brats_lightning.runtime.locks import alone
+from brats_lightning.runtime.locks import InUse, alone, claimed
 
 HOLD = """
 import sys
@@ -79,3 +79,11 @@ def test_an_error_within_is_not_taken_for_one_of_the_lock(tmp_path):
 def test_a_lock_that_cannot_be_made(tmp_path):
     with pytest.raises(UnwritableFile, match=r"cannot write .*nowhere"), alone(tmp_path / "nowhere/lock", "works"):
         pass
+
+
+def test_what_is_claimed_is_refused_to_others_and_free_again_afterwards(tmp_path):
+    lock = tmp_path / ".lock"
+    with claimed(lock, "the run folder"), pytest.raises(InUse, match="the run folder is in use"):
+        claimed(lock, "the run folder").__enter__()
+    with claimed(lock, "the run folder"):
+        assert lock.exists()
