@@ -33,8 +33,9 @@ ENDS = {
 }
 SETTINGS = [
     *("experiment=quick", "trainer=cpu", "seed=0", "model.widths=[8,16,32]", "sampling.size=[24,24,24]"),
-    *("inference.window=[32,32,32]", "trainer.max_steps=36", "trainer.val_check_interval=12", "augmentation=strong"),
-    *("trainer.log_every_n_steps=1", "callbacks.latest.every_n_train_steps=5", "trainer.precision=32-true"),
+    *("inference.window=[48,48,48]", "trainer.max_steps=30", "trainer.val_check_interval=10", "augmentation=strong"),
+    *("trainer.log_every_n_steps=1", "callbacks.latest.every_n_train_steps=4", "trainer.precision=32-true"),
+    *("+trainer.limit_val_batches=1", "+trainer.limit_test_batches=1", "inference.overlap=0", "protocols=[]"),
     *("~callbacks.progress", "+trainer.enable_progress_bar=false"),
 ]
 
