@@ -9,6 +9,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.command_line import expanded
-from brats_lightning.runtime.files import unwritable
+from brats_lightning.runtime.files import make_folder
 from brats_lightning.runtime.workers import cpu_count
 
 if TYPE_CHECKING:
@@ -60,15 +61,14 @@ def _new_folder(path: str) -> str:
         for number in itertools.count(1):
             folder = Path(path if number == 1 else f"{path}-{number}").expanduser()
             try:
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                folder.mkdir()
-            except FileExistsError:
-                continue
+                make_folder(folder.parent)
+                with suppress(FileExistsError):
+                    folder.mkdir()
+                    break
             except OSError as error:  # Hydra would print the way through its code
-                print(f"error: the run folder: {unwritable(folder, error)}: paths.outputs=DIR", file=sys.stderr)
+                print(f"error: the run folder: {error}; or set paths.outputs=DIR", file=sys.stderr)
                 raise SystemExit(1) from None
-            _new_folders[path] = str(folder)
-            break
+        _new_folders[path] = str(folder)
     return _new_folders[path]
 
 

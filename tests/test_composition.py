@@ -218,5 +218,5 @@ def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit):
         composition._new_folder(str(tmp_path / "file/run"))
     assert re.fullmatch(
-        r"error: the run folder: cannot write \S+/file/run: .*: paths.outputs=DIR\n", capsys.readouterr().err
+        r"error: the run folder: cannot write \S+/file: .*; or set paths.outputs=DIR\n", capsys.readouterr().err
     )

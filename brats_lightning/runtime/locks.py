@@ -31,8 +31,9 @@ def claimed(path: Path, what: str) -> Iterator[None]:
     """
     with _opened(path) as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # Of this process alone: its workers, forked, do not hold it for the moments that they outlive it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             raise InUse(f"{what} is in use by another process, which holds {path}") from None
         except OSError:
             pass

@@ -81,9 +81,27 @@ def test_a_lock_that_cannot_be_made(tmp_path):
         pass
 
 
-def test_what_is_claimed_is_refused_to_others_and_free_again_afterwards(tmp_path):
+CLAIM = """
+import os, sys, time
+from pathlib import Path
+from brats_lightning.runtime.locks import claimed
+with claimed(Path(sys.argv[1]), "the run folder"):
+    if not os.fork():  # as a reader of batches is, for seconds after its parent was killed
+        os.closerange(0, 2)
+        time.sleep(5)
+        os._exit(0)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_is_claimed_is_refused_to_others_until_its_process_has_ended(tmp_path):
     lock = tmp_path / ".lock"
-    with claimed(lock, "the run folder"), pytest.raises(InUse, match="the run folder is in use"):
-        claimed(lock, "the run folder").__enter__()
-    with claimed(lock, "the run folder"):
-        assert lock.exists()
+    with subprocess.Popen([sys.executable, "-c", CLAIM, lock], stdin=-1, stdout=-1, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InUse, match="the run folder is in use"), claimed(lock, "the run folder"):
+            pass
+        other.kill()
+        other.wait()
+        with claimed(lock, "the run folder"):  # what it has forked lives on
+            assert lock.exists()
