@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -71,14 +70,14 @@ def _refused_parts(value: str) -> list[str]:
 
 def _parts(value: str) -> tuple[str, list[str], str]:
     """Opening bracket, elements and closing bracket of a list, or of a single value without brackets."""
-    if Path(value).exists():
+    if os.path.exists(value):  # noqa: PTH110  # which takes a value of any length
         return "", [value], ""
     brackets = ("[", "]") if value.startswith("[") and value.endswith("]") else ("", "")
     return brackets[0], value[1:-1].split(",") if brackets[0] else value.split(","), brackets[1]
 
 
 def _is_path(text: str) -> bool:
-    return text.startswith(("/", "./", "../", "~")) or Path(text).exists()
+    return text.startswith(("/", "./", "../", "~")) or os.path.exists(text)  # noqa: PTH110
 
 
 def _parsed(override: str) -> bool:

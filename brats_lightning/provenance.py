@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from brats_lightning.data.nifti import UnreadableFile, read_header
+from brats_lightning.data.nifti import UnreadableFile, read_description
 from brats_lightning.inference import Ensemble, TrainedModel
 from brats_lightning.postprocessing import Postprocessing
 
@@ -62,8 +62,8 @@ def check_existing(files: Sequence[Path], wanted: Origin) -> None:
 
 def _difference(file: Path, wanted: Origin) -> str | None:
     try:
-        found = read_header(file).nifti["descrip"].item().decode("ascii")
-    except (UnreadableFile, UnicodeDecodeError):
+        found = read_description(file)
+    except UnreadableFile:
         return "cannot be read"
     if found == str(wanted):
         return None
@@ -75,7 +75,9 @@ def _difference(file: Path, wanted: Origin) -> str | None:
 def _identity(model: TrainedModel) -> str:
     data = model.config["data"]
     settings = {name: data[name] for name in ("modalities", "normalisation", "preprocessing", "labels")}
-    settings |= {"model": model.config["model"], "inference": asdict(model.inference), "target": model.target.decode}
+    window = asdict(model.inference)
+    del window["batch_size"]  # which changes the memory alone
+    settings |= {"model": model.config["model"], "inference": window, "target": model.target.decode}
     weights = (
         part
         for name, tensor in sorted(model.network.state_dict().items())

@@ -62,12 +62,18 @@ def expand(arguments: Sequence[str]) -> list[str]:
     if not any(flag.startswith(("--config-dir", "-cd")) for flag in flags):
         sources = hydra["runtime"]["config_sources"]
         flags += [f"--config-dir={source['path']}" for source in sources if source["provider"] == "command-line"]
+    if not any(flag.startswith(("--config-name", "-cn")) for flag in flags):
+        flags.append(f"--config-name={hydra['job']['config_name']}")
     replaced = {_key(argument) for argument in beside} | {"ckpt_path", "weights", "resume"}
     kept = [override for override in before if _key(override) not in replaced]
     kept += [override for override in hydra["overrides"]["hydra"] if _key(override) == "hydra.searchpath"]
     if (started := Path(hydra["runtime"]["cwd"])).is_dir():
         os.chdir(started)
     here = [f"ckpt_path={quote(str(checkpoint))}", f"resume={quote(str(run))}", f"hydra.run.dir={quote(str(run))}"]
+    added = {_key(override) for override in before if override.startswith("+")}
+    beside = [
+        f"++{override}" if _key(override) in added and override[0] not in "+~" else override for override in beside
+    ]
     return [*flags, *kept, *beside, *here, "hydra.output_subdir=null"]
 
 
@@ -122,15 +128,15 @@ def compare(saved: Mapping[str, Any], now: Mapping[str, Any], origin: Path) -> l
     """
     old, new = dict(_values(saved)), dict(_values(now))
     missing = "(not there)"
-    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key, missing) != new.get(key, missing)]
+    # A setting that is not there means what null does: nothing.
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     lines = {key: f"{key}: {old.get(key, missing)} → {new.get(key, missing)}" for key in changed}
     if refused := [line for key, line in lines.items() if not _may_change(key)]:
         raise ResumeError(
             f"a resumed run must share these settings with {origin}:\n  "
             + "\n  ".join(refused)
-            + "\nGive those of the "
-            "checkpoint (resume=RUN does), or start a new run from its weights: "
-            f"weights={origin} data.split_from={origin.parent.parent}"
+            + "\nGive those of the checkpoint (resume=RUN does), or start a new run from its weights: "
+            + f"weights={origin} data.split_from={origin.parent.parent}"
         )
     quiet = ("paths", "ckpt_path", "resume", "name", "callbacks", "logger")
     return [line for key, line in lines.items() if not _below(key, quiet)]

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ _ERROR = "error.txt"  # in the folder of a job that failed: why
 
 
 def record_failure(job: Path, message: str) -> None:
-    """Leave in a job's folder why it failed."""
-    write_text(job / _ERROR, message + "\n")
+    """Leave in a job's folder why it failed, instead of the scores of an earlier one there."""
+    with suppress(OSError):  # the disk may be what is full; the message was printed
+        (job / "metrics.json").unlink(missing_ok=True)
+        write_text(job / _ERROR, message + "\n")
 
 
 class SweepTable(Callback):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.entry_point import entry_point
-from brats_lightning.runtime.files import replace_file, write_text
+from brats_lightning.runtime.files import make_folder, remove_leftovers, replace_file, write_text
 from brats_lightning.runtime.locks import claimed
 
 if TYPE_CHECKING:
@@ -43,18 +43,22 @@ def train(cfg: DictConfig) -> dict[str, float]:
     import pytorch_lightning as pl
 
     from brats_lightning import composition, distributed
-    from brats_lightning.checkpoint import read_checkpoint
+    from brats_lightning.checkpoint import CheckpointError, read_checkpoint
     from brats_lightning.data.splits import Split
     from brats_lightning.memory import keep_freed_memory
 
     _check(cfg)
     keep_freed_memory()
-    run_dir = Path(cfg.paths.run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    run_dir = make_folder(cfg.paths.run_dir)
     config_file = run_dir / "config.yaml"
     first = distributed.is_first_process()
     saved = None if cfg.ckpt_path is None else read_checkpoint(cfg.ckpt_path, "ckpt_path")
     cfg = _with_seed(cfg, saved)
+    if saved is not None and "split" not in saved:
+        raise CheckpointError(
+            f"ckpt_path: {cfg.ckpt_path} was written by an earlier version, without its split; start a new run from "
+            f"its weights: weights={cfg.ckpt_path}"
+        )
     if first and saved is not None:
         _say_what_goes_on(cfg, saved)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -65,6 +69,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
     # Before other processes start, so that they find the cache filled.
     data = composition.build_data(cfg, None if saved is None else Split.from_dict(saved["split"]))
+    data.compare_checksums = first
     data.prepare_data()
     data.setup("fit")
     if first:
@@ -266,8 +271,15 @@ def objective_value(cfg: DictConfig, results: dict[str, float]) -> float | None:
 
 
 def _run(cfg: DictConfig) -> float | None:
-    folder = Path(cfg.paths.run_dir)
+    from brats_lightning import distributed
+
+    folder = make_folder(cfg.paths.run_dir)
+    if not distributed.is_first_process():
+        return objective_value(cfg, train(cfg))
     with claimed(folder / ".lock", f"the run folder {folder}"):
+        remove_leftovers(folder / "checkpoints", older_than=0)  # of a process that was killed: nobody else is at work
+        for former in ("metrics.json", "error.txt"):
+            (folder / former).unlink(missing_ok=True)
         return objective_value(cfg, train(cfg))
 
 

@@ -124,3 +124,8 @@ def test_a_refused_value_is_printed_with_its_quotes(tmp_path):
     )
     assert done.returncode == 1
     assert re.search(r"^name=Köln: quote the value, .*'name=\"Köln\"'$", done.stderr, re.M)
+
+
+def test_values_longer_than_a_name_may_be_pass():
+    line = ["-m", "seed=" + ",".join(map(str, range(100))), "model=unet"]
+    assert with_quoted_paths(line) == line

@@ -30,10 +30,11 @@ def test_the_first_bad_step_and_its_cases_are_named_at_the_next_look(bad):
         steps(FiniteLoss(), [1.0, bad, bad])
 
 
-def test_numbers_pass_and_are_forgotten():
+@pytest.mark.parametrize(("every", "kept"), [(3, 1), (0, 7)])
+def test_numbers_pass_and_are_forgotten(every, kept):
     callback = FiniteLoss()
-    steps(callback, [1.0] * 7)
-    assert len(callback._recent) == 1
+    steps(callback, [1.0] * 7, every)
+    assert len(callback._recent) == kept
 
 
 def test_a_loss_scaler_may_skip_steps_but_not_all():

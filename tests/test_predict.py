@@ -317,7 +317,7 @@ def test_what_tells_models_and_rules_apart(run, tmp_path):
 
     alone = made_by(ckpt=a)
     assert re.fullmatch("brats_lightning model=[0-9a-f]{16} rules=[0-9a-f]{16}", alone)
-    assert made_by("inference.batch_size=1", "device=auto", "precision=bf16", ckpt=a) == alone
+    assert made_by("inference.batch_size=4", "device=auto", "precision=bf16", ckpt=a) == alone
     both = f"[{a},{b}]"
     assert made_by(ckpt=both) == made_by(ckpt=f"[{b},{a}]")
     others = [

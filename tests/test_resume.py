@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from brats_lightning import composition
 from brats_lightning.command_line import quote
 from brats_lightning.resume import ResumeError, compare, expand, newest_checkpoint, record
 from brats_lightning.train import train
@@ -19,6 +21,7 @@ def write_run(folder, overrides=(), hydra_overrides=(), sources=(), cwd=None):
     saved = {
         "runtime": {"cwd": str(cwd or Path.cwd()), "config_sources": [{"path": p, "provider": w} for p, w in sources]},
         "overrides": {"hydra": list(hydra_overrides)},
+        "job": {"config_name": "train"},
     }
     OmegaConf.save(OmegaConf.create({"hydra": saved}), run / ".hydra/hydra.yaml")
     write_checkpoint(run, "last", 7)
@@ -52,10 +55,11 @@ def test_the_run_is_started_again_with_what_it_was_started_with(tmp_path):
     )
     assert expand([f"resume={run}", "optimizer.lr=1e-5", "trainer.limit_val_batches=4"]) == [
         "--config-dir=/own",
+        "--config-name=train",
         "model=unet",
         "hydra.searchpath=[x]",
         "optimizer.lr=1e-5",
-        "trainer.limit_val_batches=4",
+        "++trainer.limit_val_batches=4",
         f"ckpt_path={quote(str(run / 'checkpoints/last.ckpt'))}",
         f"resume={quote(str(run))}",
         f"hydra.run.dir={quote(str(run))}",
@@ -63,10 +67,19 @@ def test_the_run_is_started_again_with_what_it_was_started_with(tmp_path):
     ]
 
 
+def test_hydra_takes_the_line(tmp_path):
+    run = write_run(tmp_path, ["experiment=quick", "+trainer.limit_val_batches=3", "data.label_map={4:3}"])
+    line = expand([f"resume={run}", "trainer.limit_val_batches=4", "trainer=cpu"])
+    with initialize_config_dir(str(composition.config_dir()), version_base="1.3"):
+        cfg = compose("train", [override for override in line if not override.startswith(("--", "hydra."))])
+    assert (cfg.trainer.limit_val_batches, cfg.trainer.accelerator, cfg.data.label_map) == (4, "cpu", {4: 3})
+    assert cfg.resume == str(run)
+
+
 def test_what_a_run_went_on_with_lasts(tmp_path):
     run = write_run(tmp_path, ["seed=1", "trainer.max_steps=5"])
     record(run, ["seed=1", "trainer.max_steps=9", "ckpt_path=x", f"resume={quote(str(run))}"])
-    assert expand([f"resume={quote(str(run))}"])[:2] == ["seed=1", "trainer.max_steps=9"]
+    assert expand([f"resume={quote(str(run))}"])[1:3] == ["seed=1", "trainer.max_steps=9"]
 
 
 def test_relative_paths_are_meant_from_where_the_run_was_started(tmp_path, monkeypatch):

@@ -107,3 +107,10 @@ def test_a_bad_job_does_not_end_a_sweep(tmp_path, shared_outputs):
         ("null", "", True),
         ("foo", "test_on must", False),
     ]
+
+
+def test_a_failed_job_does_not_keep_the_scores_of_an_earlier_one(tmp_path):
+    job(tmp_path, "0_unet", ["model=unet"], {"best/val/dice_mean": 0.9})
+    record_failure(tmp_path / "0_unet", "disk full")
+    (row,) = collect(tmp_path, "val/dice_mean", "max")[1]
+    assert row == {"job": "0_unet", "failed": "disk full"}

@@ -38,7 +38,7 @@ class FiniteLoss(pl.Callback):
         """Keep the loss; look, if it is time."""
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         self._recent.append((trainer.global_step, batch.cases, loss.detach()))
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if trainer.global_step % (trainer.log_every_n_steps or 50) == 0:  # type: ignore[attr-defined]
             self._look(trainer)
 
     def on_save_checkpoint(

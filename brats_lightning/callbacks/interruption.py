@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 class Interruption(pl.Callback):
     """On Ctrl-C and SIGTERM end after the step at hand, save ``last.ckpt`` and say how to go on.
 
+    The signals are heard within `brats_lightning.runtime.signals.listening`, as in `brats_lightning.train.train`.
+
     Before each validation it is saved, too: what ends the program there, even ``kill -9``, costs no step. Several
     processes end together when the first of them is asked to.
 

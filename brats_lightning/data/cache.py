@@ -113,6 +113,7 @@ class Cache:
         need_mask: bool = True,
         workers: int = 0,
         progress: bool | None = None,
+        check: bool = True,
     ) -> Filled:
         """Build the entries that are missing, stale or damaged; raw files of the others are not opened.
 
@@ -125,6 +126,7 @@ class Cache:
             need_mask: whether a case must have a mask.
             workers: processes that build and threads that check; 0 or 1 works in this one.
             progress: show a bar; None does on a terminal.
+            check: compare the entries that are there with their checksums now; else each when it is first opened.
 
         Raises:
             UnwritableFile: the cache cannot be written; what was written before stays.
@@ -135,7 +137,7 @@ class Cache:
         sound = [case for case in cases if case.id not in rejected]
         built = []
         with _progress(progress) as bar:
-            ready, _ = self._look(sound, modalities, need_mask, workers, bar)
+            ready, _ = self._look(sound, modalities, need_mask, workers if check else None, bar)
             if len(ready) < len(sound):
                 self._open_directory()
                 with alone(Path(self.root) / f".{self.key}.lock", "fills this cache"):
@@ -166,22 +168,24 @@ class Cache:
         )
 
     def _look(
-        self, cases: Sequence[Case], modalities: Sequence[str], need_mask: bool, threads: int, bar: Progress
+        self, cases: Sequence[Case], modalities: Sequence[str], need_mask: bool, threads: int | None, bar: Progress
     ) -> tuple[dict[str, CachedCase], dict[str, DamagedEntry]]:
-        """The entries that are as they should be, arrays and all, and what is wrong with the damaged ones."""
+        """The entries that are as they should be, and what is wrong with the damaged ones; None checks no array."""
 
         def look(case: Case) -> CachedCase | DamagedEntry | None:
             cached = self.read(case, modalities, need_mask)
             try:
-                if cached:
+                if cached and threads is not None:
                     cached.check()
             except DamagedEntry as error:
                 return error
             return cached
 
         task = bar.add_task("checking", total=len(cases))
+        if bar.disable and threads is not None and len(cases) > 100:
+            log.info("comparing %d cached cases with their checksums", len(cases))
         found = {}
-        with ThreadPoolExecutor(max(1, threads)) as pool:  # files and checksums are read without the interpreter
+        with ThreadPoolExecutor(max(1, threads or 1)) as pool:  # files and checksums are read without the interpreter
             for case, result in zip(cases, pool.map(look, cases), strict=True):
                 found[case.id] = result
                 bar.advance(task)

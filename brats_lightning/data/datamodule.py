@@ -87,8 +87,7 @@ Pinned = TypeVar("Pinned", PatchBatch, Volume)
 
 
 def _page_locked(batch: Pinned) -> Pinned:
-    parts = {name: getattr(batch, name).pin_memory() for name in ("image", "mask", "numbers")}
-    return replace(batch, **parts)
+    return replace(batch, **{name: getattr(batch, name).pin_memory() for name in ("image", "mask", "numbers")})
 
 
 class PatchBatches(Dataset[PatchBatch]):
@@ -235,6 +234,7 @@ class CaseData(pl.LightningDataModule):
         self.sampler, self.augmentation, self.copy_paste, self.seed = sampler, augmentation, copy_paste, seed
         self.cache_workers = cache_workers
         self.test_on = "test"
+        self.compare_checksums = True  # once for all processes is enough
         self.cases: dict[str, CachedCase] = {}
         self.problems: list[Problem] = []
         self._found: list[Case] = []
@@ -253,7 +253,9 @@ class CaseData(pl.LightningDataModule):
         if self._prepared:
             return
         labelled = [case for case in self.source() if case.mask is not None]
-        filled = self.cache.fill(labelled, self.standardiser.sources, workers=self.cache_workers)
+        filled = self.cache.fill(
+            labelled, self.standardiser.sources, workers=self.cache_workers, check=self.compare_checksums
+        )
         self.problems = filled.problems
         remarks = [f"{case.id}: {remark}" for case in filled.cases for remark in case.remarks]
         if remarks:

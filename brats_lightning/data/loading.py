@@ -97,9 +97,12 @@ def loader_failure(error: BaseException) -> LoaderError | None:
     """What a torch DataLoader's error means to a user; None for any other error."""
     text = str(error)
     if "Caught " in text and " in DataLoader worker process" in text:  # the worker's traceback, its message at the end
+        if isinstance(error, MemoryError):
+            return _died("out of memory")
         lines = text.splitlines()
-        last = max(number for number, line in enumerate(lines) if re.match(r"[\w.]+(Error|Exception|\w+): ", line))
-        return LoaderError("\n".join(lines[last:]).split(": ", 1)[1])
+        ours = (number for number, line in enumerate(lines) if re.match(r"brats_lightning\.[\w.]+: ", line))
+        start = next(ours, None)
+        return None if start is None else LoaderError("\n".join(lines[start:]).split(": ", 1)[1])
     if "DataLoader timed out" in text:
         return LoaderError(
             f"no batch came for as long as data.loader_timeout allows ({text}): the data may be on a disk that hangs, "
@@ -112,8 +115,8 @@ def loader_failure(error: BaseException) -> LoaderError | None:
 
 def _died(what: str) -> LoaderError:
     return LoaderError(
-        f"a process that reads batches died ({what}): mostly for want of memory; set data.workers lower, 0 reads in "
-        "the training process"
+        f"a process that reads batches died ({what}): most often it ran out of memory; set data.workers lower, 0 reads "
+        "in the training process"
     )
 
 

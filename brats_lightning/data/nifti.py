@@ -122,12 +122,26 @@ def read_header(path: Path) -> Header:
     Raises:
         UnreadableFile: as `read_volume`.
     """
+    return _header(*_beginning(path))
+
+
+def read_description(path: Path) -> str:
+    """The text in the header of a NIfTI file of any shape.
+
+    Raises:
+        UnreadableFile: missing, corrupted, or no NIfTI file.
+    """
+    return _nifti(_beginning(path)[0])["descrip"].item().decode("latin-1")
+
+
+def _beginning(path: Path) -> tuple[bytes, bool]:
+    """As much of a file as a header takes, and whether the file is compressed."""
     try:
         with path.open("rb") as raw:
             compressed = raw.read(2) == _GZIP
             raw.seek(0)
             file = gzip.GzipFile(fileobj=raw) if compressed else raw
-            return _header(file.read(nib.Nifti2Header.sizeof_hdr), compressed)
+            return file.read(nib.Nifti2Header.sizeof_hdr), compressed
     except _CORRUPT as error:
         raise _unreadable(error) from error
 
@@ -179,13 +193,19 @@ def _inflate(stored: bytes) -> bytes:
     return data if len(data) % 2**32 == promised else gzip.decompress(stored)
 
 
-def _header(data: bytes, compressed: bool) -> Header:
+def _nifti(data: bytes) -> nib.Nifti1Header:
     kind = nib.Nifti2Header if data[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Header
     try:
         nifti = kind(binaryblock=data[: kind.sizeof_hdr])
-        shape, dtype, offset = nifti.get_data_shape(), nifti.get_data_dtype(), int(nifti.get_data_offset())
+        nifti.get_data_dtype()
     except Exception as error:  # nibabel has no common base class for what a broken header raises
         raise UnreadableFile(f"no NIfTI header: {error}", "a NIfTI-1 or NIfTI-2 file", "convert the image") from error
+    return nifti
+
+
+def _header(data: bytes, compressed: bool) -> Header:
+    nifti = _nifti(data)
+    shape, dtype, offset = nifti.get_data_shape(), nifti.get_data_dtype(), int(nifti.get_data_offset())
     # Some programs write a fourth axis of one volume.
     if len(shape) < 3 or min(shape) < 1 or max(shape[3:], default=1) > 1:
         raise UnreadableFile(f"an array of shape {shape}", "one 3-D volume", "export a single 3-D volume")

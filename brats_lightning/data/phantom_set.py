@@ -125,6 +125,6 @@ def _write_all(
         return
     with process_pool(workers) as pool:
         names = {f"number {job}": (folder, job) for job in range(jobs)}
-        for done, _ in enumerate(each_result(pool, write, names, "under taskset -c 0"), 1):
+        for done, _ in enumerate(each_result(pool, write, names, "start the program under taskset -c 0"), 1):
             if progress:
                 progress(done, jobs)

@@ -5,6 +5,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ def replace_file(path: Path | str, write: Callable[[Path], Any], durable: bool =
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # on a read-only file system even of a file that is not there
+            temporary.unlink()
     return size
 
 

@@ -64,8 +64,10 @@ def alone(path: Path, work: str, patience: int | float = 2) -> Iterator[None]:
 
 def _opened(path: Path) -> TextIO:
     try:
-        return path.open("w")
+        return path.open("a")
     except OSError as error:
+        if path.exists():  # another user's: a lock can be held by who may only read
+            return path.open()
         raise unwritable(path, error) from error
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: noted when they come, acted on where nothing is lost."""
+"""Ctrl-C, SIGTERM and SLURM's notice: noted when they come, acted on where nothing is lost."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else []))  # --signal=USR1
 _ONE_REQUEST = 2.0  # seconds within which a second signal is the same request: launchers repeat those of the group
 
 
@@ -22,6 +22,7 @@ class Interrupted(BaseException):
 
 
 class _State:
+    listening = False
     received: tuple[int, float] | None = None  # the signal and when it came
     waiting = False  # for something that may never come
     busy = False  # at something that an exception would spoil
@@ -40,19 +41,19 @@ def listening() -> Iterator[None]:
         yield
         return
     before: dict[int, Any] = {signum: signal.getsignal(signum) for signum in _SIGNALS}
-    _state.received, _state.busy = None, False
+    _state.listening, _state.received, _state.busy = True, None, False
     listen()
     try:
         yield
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-        _state.received, _state.busy = None, False
+        _state.listening, _state.received, _state.busy = False, None, False
 
 
 def listen() -> None:
-    """Take the signals (back) from whoever handles them now."""
-    if threading.current_thread() is threading.main_thread():
+    """Within `listening`, take the signals back from whoever handles them now."""
+    if _state.listening and threading.current_thread() is threading.main_thread():
         for signum in _SIGNALS:
             signal.signal(signum, _note)
 

@@ -92,7 +92,7 @@ def each_result(
         lost = [name for future, name in futures.items() if isinstance(future.exception(), BrokenProcessPool)]
         # Jobs are begun in this order.
         at_work = ", ".join(lost[:n]) or next(iter(jobs))
-        why = f"for want of memory, then use fewer ({remedy})"
+        why = f"perhaps it ran out of memory; then use fewer processes: {remedy}"
         if len(lost) == len(jobs):
             why += '; or because the script that called has no `if __name__ == "__main__":`'
         raise DeadWorker(f"one of {n} worker processes died, of those at {at_work}: {why}") from error

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from brats_lightning.data.entry import DamagedEntry
 from brats_lightning.data.loading import Loader, LoaderError, LoaderSettings, loader_failure
 
 
@@ -33,7 +34,11 @@ def killed():
 
 
 def faulty():
-    raise ValueError("the file x.tif is damaged;\nrun preprocess")
+    raise DamagedEntry("the file x.tif is damaged;\nrun preprocess: now")
+
+
+def buggy():
+    {}["t1c"]
 
 
 def hanging():
@@ -52,6 +57,7 @@ def test_batches_come_in_order(workers):
 def read_elsewhere(act):
     """What reading all batches ends with in a process of its own: signals reach whatever the tests' does by then."""
     code = f"""
+from brats_lightning.data.entry import DamagedEntry
 from brats_lightning.data.loading import LoaderError
 from brats_lightning.runtime.signals import Interrupted, listening
 from tests.data.test_loading import {act}, loader
@@ -71,7 +77,13 @@ def test_a_killed_worker_is_named_with_a_way_out():
 def test_the_message_of_an_error_in_a_worker_comes_without_its_traceback():
     with pytest.raises(LoaderError) as caught:
         list(loader(faulty))
-    assert str(caught.value) == "the file x.tif is damaged;\nrun preprocess"
+    assert str(caught.value) == "the file x.tif is damaged;\nrun preprocess: now"
+
+
+def test_a_bug_in_a_worker_keeps_its_traceback():
+    with pytest.raises(KeyError, match="Original Traceback"):
+        list(loader(buggy))
+    assert loader_failure(AssertionError("Caught AssertionError in DataLoader worker process 0.")) is None
 
 
 def test_an_error_in_this_process_is_left_as_it_is():

@@ -75,3 +75,12 @@ def test_leftovers_of_the_killed_go_and_those_at_work_stay(tmp_path):
     os.utime(old, (0, time.time() - 4000))
     remove_leftovers(tmp_path)
     assert sorted(tmp_path.iterdir()) == [young, other]
+
+
+def test_a_read_only_file_system_is_named_as_such(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("pathlib.Path.unlink", refuse)  # Linux says so even of a file that is not there
+    with pytest.raises(UnwritableFile, match=r"a\.txt: Read-only file system; choose a folder"):
+        replace_file(tmp_path / "a.txt", refuse)

@@ -115,7 +115,8 @@ def test_a_dead_worker_says_at_what_it_died():
     with process_pool(1) as pool, pytest.raises(DeadWorker) as caught:
         list(each_result(pool, _task, {"one": ("a",), "two": ("die",), "three": ("c",)}, "fewer=1"))
     assert str(caught.value) == (
-        "one of 1 worker processes died, of those at two: for want of memory, then use fewer (fewer=1)"
+        "one of 1 worker processes died, of those at two: perhaps it ran out of memory; then use fewer processes: "
+        "fewer=1"
     )
 
 
