@@ -1,7 +1,7 @@
 """Shapes on signatures are checked while the tests run; tiny runs for the tests of entry points."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ install_import_hook("brats_lightning", "beartype.beartype")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny tensors gain nothing from threads, and lose much on a busy machine
 
+import torch  # noqa: E402
 from hydra import compose, initialize_config_dir  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
@@ -19,6 +20,14 @@ from brats_lightning import composition  # noqa: E402
 
 TINY = ["experiment=quick", "model.widths=[8,16,32]", "sampling.size=[24,24,24]", "inference.window=[32,32,32]"]
 Compose = Callable[..., DictConfig]
+
+
+@pytest.fixture(autouse=True)
+def deterministic_algorithms_as_before() -> Iterator[None]:
+    """A trainer switches them on for the whole process, and some operations are then made up of others."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 @pytest.fixture(scope="session")
