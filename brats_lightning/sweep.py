@@ -16,20 +16,33 @@ from brats_lightning.runtime.files import write_text
 log = logging.getLogger(__name__)
 
 FILE = "sweep.csv"
-_ERROR = "error.txt"  # in the folder of a job that failed: why
+_ERROR, _DIVERGED = "error.txt", "diverged.txt"  # in the folder of a job without scores: why
+OUTCOMES = ("metrics.json", _ERROR, _DIVERGED)  # a job leaves one of them
 
 
-def record_failure(job: Path, message: str) -> None:
-    """Leave in a job's folder why it failed, instead of the scores of an earlier one there."""
+def record_failure(job: Path, message: str, diverged: bool = False) -> None:
+    """Leave in a job's folder why it has no scores, instead of what an earlier one left there.
+
+    Args:
+        job: its folder.
+        message: why.
+        diverged: its loss did, which for a sweep is a result like others and no failure.
+    """
     with suppress(OSError):  # the disk may be what is full; the message was printed
-        (job / "metrics.json").unlink(missing_ok=True)
-        write_text(job / _ERROR, message + "\n")
+        forget_outcome(job)
+        write_text(job / (_DIVERGED if diverged else _ERROR), message + "\n")
+
+
+def forget_outcome(job: Path) -> None:
+    """Remove what an earlier run left in a folder."""
+    for name in OUTCOMES:
+        (job / name).unlink(missing_ok=True)
 
 
 class SweepTable(Callback):
     """Hydra's callback: when the last job has ended, write ``sweep.csv`` and print its main columns, best first.
 
-    Jobs that failed come last, with the reason; the command's exit code is then 1.
+    Jobs without scores come last, with the reason; if one failed, the command's exit code is 1.
     """
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
@@ -50,8 +63,8 @@ class SweepTable(Callback):
         shown = [name for name in scores if name == best or (name.startswith("test/") and name.endswith("dice_mean"))]
         _print(rows, settings, shown)
         log.info("all scores of all jobs: %s", folder / FILE)
-        if failed:
-            log.error("%d of %d jobs failed", len(failed), len(rows))
+        if broken := [row for row in failed if not (folder / row["job"] / _DIVERGED).is_file()]:
+            log.error("%d of %d jobs failed", len(broken), len(rows))
             raise SystemExit(1)
 
 
@@ -93,10 +106,10 @@ def collect(folder: Path, objective: str, mode: str) -> tuple[list[str], list[di
 
 def _outcome(job: Path) -> dict[str, Any]:
     """A job's scores, or why it has none."""
-    scores, error = job / "metrics.json", job / _ERROR
-    if scores.is_file():
-        return json.loads(scores.read_text())
-    return {_FAILED: error.read_text().strip() if error.is_file() else "ended without scores; see its train.log"}
+    found = next((job / name for name in OUTCOMES if (job / name).is_file()), None)
+    if found is None:
+        return {_FAILED: "ended without scores; see its train.log"}
+    return json.loads(found.read_text()) if found.suffix == ".json" else {_FAILED: found.read_text().strip()}
 
 
 def _print(rows: list[dict[str, Any]], settings: list[str], scores: list[str]) -> None:

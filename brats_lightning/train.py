@@ -265,22 +265,35 @@ def _report(results: dict[str, float], cfg: DictConfig, trainer: "pl.Trainer") -
 def objective_value(cfg: DictConfig, results: dict[str, float]) -> float | None:
     """What a sweep optimises: the best checkpoint's objective, NaN being the worst value there is."""
     value = results.get(f"best/{cfg.objective}", results.get(cfg.objective))
-    if value is None:
-        return None
-    return (-math.inf if cfg.objective_mode == "max" else math.inf) if math.isnan(value) else value
+    return _worst(cfg) if value is not None and math.isnan(value) else value
+
+
+def _worst(cfg: DictConfig) -> float:
+    return -math.inf if cfg.objective_mode == "max" else math.inf
 
 
 def _run(cfg: DictConfig) -> float | None:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
     from brats_lightning import distributed
+    from brats_lightning.callbacks.finite import NotFinite
+    from brats_lightning.sweep import forget_outcome, record_failure
 
     folder = make_folder(cfg.paths.run_dir)
     if not distributed.is_first_process():
         return objective_value(cfg, train(cfg))
     with claimed(folder / ".lock", f"the run folder {folder}"):
         remove_leftovers(folder / "checkpoints", older_than=0)  # of a process that was killed: nobody else is at work
-        for former in ("metrics.json", "error.txt"):
-            (folder / former).unlink(missing_ok=True)
-        return objective_value(cfg, train(cfg))
+        forget_outcome(folder)
+        try:
+            return objective_value(cfg, train(cfg))
+        except NotFinite as error:
+            if HydraConfig.get().mode != RunMode.MULTIRUN:
+                raise
+            log.error("%s", error)
+            record_failure(folder, str(error), diverged=True)
+            return _worst(cfg)
 
 
 def main() -> None:
@@ -296,7 +309,7 @@ def main() -> None:
     if distributed.started_from_outside() and not distributed.is_first_process():
         # The run folder is the first process's; Hydra would make one for each.
         sys.argv += [f"hydra.run.dir={tempfile.mkdtemp()}", "hydra.output_subdir=null", "hydra/job_logging=none"]
-    entry_point("train", _run, failed=lambda cfg: objective_value(cfg, {cfg.objective: math.nan}))()
+    entry_point("train", _run, failed=_worst)()
 
 
 if __name__ == "__main__":

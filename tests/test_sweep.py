@@ -114,3 +114,13 @@ def test_a_failed_job_does_not_keep_the_scores_of_an_earlier_one(tmp_path):
     record_failure(tmp_path / "0_unet", "disk full")
     (row,) = collect(tmp_path, "val/dice_mean", "max")[1]
     assert row == {"job": "0_unet", "failed": "disk full"}
+
+
+def test_a_job_that_diverged_is_a_result_and_no_failure(tmp_path):
+    job(tmp_path, "0_wild", ["optimizer.lr=1e30"], {"best/val/dice_mean": 0.9})
+    record_failure(tmp_path / "0_wild", "the loss is nan", diverged=True)
+    job(tmp_path, "1_tame", ["optimizer.lr=1e-3"], {"best/val/dice_mean": 0.1})
+    config = {"hydra": {"sweep": {"dir": str(tmp_path)}}, "objective": "val/dice_mean", "objective_mode": "max"}
+    SweepTable().on_multirun_end(OmegaConf.create(config))
+    rows = collect(tmp_path, "val/dice_mean", "max")[1]
+    assert [(row["job"], row.get("failed")) for row in rows] == [("1_tame", None), ("0_wild", "the loss is nan")]
