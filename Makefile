@@ -16,8 +16,9 @@ $(VENV)/installed: pyproject.toml
 
 setup: $(VENV)/installed ## virtual environment with the program and its extras dev, sweep, codecs, monai
 
-train: setup ## train on synthetic data to the end: a first run, without any download
-	$(BIN)/python -m brats_lightning.train
+# One thread, since with more each waits for the slowest, which beside other work is a busy core's.
+train: setup ## train on synthetic data to the end: a first run of minutes, without any download
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m brats_lightning.train experiment=first seed=0
 
 test: setup ## the test suite
 	$(BIN)/python -m pytest
