@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -74,6 +75,9 @@ def entry_point(
 
                 print_hints(config_dir(), config_name, sys.argv[1:])
             raise
+        except KeyboardInterrupt:  # where nothing is to be saved
+            print("interrupted", file=sys.stderr)
+            raise SystemExit(128 + signal.SIGINT) from None
         if failures:
             raise SystemExit(1)
 

@@ -118,7 +118,7 @@ def _exit_codes() -> Iterator[None]:
     """Exit as a process does that a signal ends, and say in one line why batches stopped coming."""
     from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-    from brats_lightning.data.loading import loader_failure
+    from brats_lightning.data.loading import LoaderError, loader_failure
     from brats_lightning.runtime import signals
 
     with signals.listening():
@@ -127,10 +127,13 @@ def _exit_codes() -> Iterator[None]:
         except (SIGTERMException, signals.Interrupted) as error:
             signum = getattr(error, "signum", None) or signals.received() or signal.SIGTERM
             raise SystemExit(128 + signum) from None
-        except RuntimeError as error:
-            if failure := loader_failure(error):
-                raise failure from error
-            raise
+        except (RuntimeError, LoaderError) as error:
+            failure = error if isinstance(error, LoaderError) else loader_failure(error)
+            if failure is None:
+                raise
+            if signum := signals.received():  # sent to the group: a reader just begun heard it before it was ready to
+                raise SystemExit(128 + signum) from None
+            raise failure from error
 
 
 def _check(cfg: DictConfig) -> None:

@@ -129,3 +129,14 @@ def test_a_refused_value_is_printed_with_its_quotes(tmp_path):
 def test_values_longer_than_a_name_may_be_pass():
     line = ["-m", "seed=" + ",".join(map(str, range(100))), "model=unet"]
     assert with_quoted_paths(line) == line
+
+
+def test_ctrl_c_is_no_traceback(tmp_path):
+    code = (
+        "from brats_lightning.entry_point import entry_point\n"
+        "def run(cfg): raise KeyboardInterrupt\n"
+        "entry_point('preprocess', run)()"
+    )
+    command = [sys.executable, "-c", code, f"paths.outputs={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
