@@ -20,18 +20,6 @@ ROTATED = np.array([[0.0, 2, 0, -7], [0, 0, 3, 5], [4, 0, 0, 1], [0, 0, 0, 1]])
 OBLIQUE = np.array([[-0.9, 0.2, 0, 3], [-0.2, -0.9, 0, 9], [0, 0, 1.5, 1], [0, 0, 0, 1]])
 
 
-@pytest.fixture
-def raw(tmp_path):
-    for i in (1, 2, 3):
-        write_case(tmp_path / "raw", f"BraTS-MET-0000{i}-000")
-    return tmp_path / "raw"
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return Cache(tmp_path / "cache")
-
-
 def one(root, **settings):
     (case,) = find_cases(root)
     filled = Cache(root / "cache", **settings).fill([case])

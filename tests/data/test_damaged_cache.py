@@ -16,18 +16,6 @@ from brats_lightning.labels import MODALITIES
 from tests.data.tiny_cases import LPS, brain, save, write_case
 
 
-@pytest.fixture
-def raw(tmp_path):
-    for i in (1, 2, 3):
-        write_case(tmp_path / "raw", f"BraTS-MET-0000{i}-000")
-    return tmp_path / "raw"
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return Cache(tmp_path / "cache")
-
-
 def flip(path, at):
     """Change one byte and nothing else, not even the time."""
     status = path.stat()

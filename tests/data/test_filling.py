@@ -23,18 +23,6 @@ from brats_lightning.runtime.workers import DeadWorker
 from tests.data.tiny_cases import SHAPE, write_case
 
 
-@pytest.fixture
-def raw(tmp_path):
-    for i in (1, 2, 3):
-        write_case(tmp_path / "raw", f"BraTS-MET-0000{i}-000")
-    return tmp_path / "raw"
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return Cache(tmp_path / "cache")
-
-
 def test_the_same_in_parallel(raw, cache, tmp_path):
     cases = find_cases(raw)
     alone = cache.fill(cases)
