@@ -464,7 +464,7 @@ def test_a_process_that_dies_names_its_case():
     pairs = [Pair(f"0000{i}-000", Path("a"), None) for i in (1, 2, 3)]
     with (
         case_workers(2) as pool,
-        pytest.raises(DeadWorker, match=r"those at 00001-000, 00002-000: .*\(processes=1\)"),
+        pytest.raises(DeadWorker, match=r"those at 00001-000, 00002-000: .*use fewer processes: processes=1"),
     ):
         over_cases(_die, pairs, pool, "scoring")
 
