@@ -72,10 +72,10 @@ def assert_same(here, there):
     for states in zip(*((t.model.state_dict(), average_of(t).state_dict()) for t in (here, there)), strict=True):
         assert states[0].keys() == states[1].keys()
         for a, b in zip(states[0].values(), states[1].values(), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
     assert here.callback_metrics.keys() == there.callback_metrics.keys()
     for name, value in here.callback_metrics.items():
-        torch.testing.assert_close(there.callback_metrics[name].cpu(), value, rtol=1e-3, atol=1e-5, equal_nan=True)
+        torch.testing.assert_close(there.callback_metrics[name].cpu(), value, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("overrides", FITS.values(), ids=FITS)
