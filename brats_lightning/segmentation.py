@@ -221,9 +221,10 @@ class Segmentation(pl.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the run's config and split, in plain containers."""
+        """Add the run's config and, where it has one, its split, in plain containers."""
         checkpoint["config"] = dict(self.config)
-        checkpoint["split"] = {part: list(names) for part, names in asdict(self.trainer.datamodule.split).items()}  # type: ignore[attr-defined]
+        if (data := self.trainer.datamodule) is not None:  # type: ignore[attr-defined]
+            checkpoint["split"] = {part: list(names) for part, names in asdict(data.split).items()}
 
 
 def _between_windows(share: float) -> None:  # noqa: ARG001
