@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from brats_lightning.entry_point import entry_point
+from brats_lightning.config.entry_point import entry_point
 from brats_lightning.runtime.files import make_folder, write_text
 
 if TYPE_CHECKING:
@@ -38,11 +38,11 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         SplitError: a split file that cannot be used.
         CaseError: there are faulty files, and ``on_bad_case`` is ``error``. Nothing is written then.
     """
+    from brats_lightning.core.labels import LabelScheme
     from brats_lightning.data.cases import CaseError
     from brats_lightning.data.splits import cases_of_part
     from brats_lightning.evaluation.pairing import EvaluationError
     from brats_lightning.evaluation.scoring import Scoring, case_workers
-    from brats_lightning.labels import LabelScheme
 
     for name, known in (("missing", ("score", "error")), ("on_bad_case", ("error", "skip"))):
         if cfg[name] not in known:
@@ -149,17 +149,16 @@ def _scored(plan: "Evaluation", pool: "ProcessPoolExecutor | None") -> "Evaluati
 
 def _write_evaluation(evaluation: "Evaluation", folder: Path, cfg: DictConfig) -> dict[str, Any]:
     """All files of one method; its summary."""
-    from rich.console import Console
-
-    from brats_lightning.evaluation.pictures import lesion_pictures
-    from brats_lightning.evaluation.report import evaluation_page, terminal_table
+    from brats_lightning.evaluation.report.evaluation import evaluation_page, terminal_table
+    from brats_lightning.evaluation.report.pictures import lesion_pictures
     from brats_lightning.evaluation.summary import summary
+    from brats_lightning.runtime.console import show
 
     result = summary(evaluation, cfg.resamples, cfg.seed)
     if cfg.split is not None:
         result["settings"] |= {"split": str(cfg.split), "part": cfg.part}
     for protocol in evaluation.scoring.protocols:
-        Console().print(terminal_table(evaluation.name, result, protocol))
+        show(terminal_table(evaluation.name, result, protocol))
     page = evaluation_page(evaluation, result, lesion_pictures(evaluation, cfg.pictures))
     tables = {
         protocol: scores_csv({case.case: case.official[protocol] for case in evaluation.cases})
@@ -177,7 +176,7 @@ def _write_evaluation(evaluation: "Evaluation", folder: Path, cfg: DictConfig) -
 def _write_comparison(evaluations: "Sequence[Evaluation]", folder: Path, cfg: DictConfig) -> dict[str, Any]:
     """Each method's files in a folder of its name, and those of the comparison."""
     from brats_lightning.evaluation.comparison import compare, difference_rows, headline_scores
-    from brats_lightning.evaluation.comparison_report import comparison_page
+    from brats_lightning.evaluation.report.comparison import comparison_page
 
     comparison = compare(evaluations, cfg.resamples, cfg.seed)
     scores = {

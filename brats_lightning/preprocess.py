@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from brats_lightning.entry_point import entry_point
+from brats_lightning.config.entry_point import entry_point
 from brats_lightning.runtime.files import make_folder, write_text
 
 log = logging.getLogger(__name__)
@@ -26,14 +26,14 @@ def preprocess(cfg: DictConfig) -> dict[str, Any]:
         CaseError: there are faulty cases, and ``data.on_bad_case`` is ``error``. The report is written all the
             same, and the sound cases are in the cache.
     """
-    from rich.console import Console
     from rich.table import Table
 
-    from brats_lightning import composition
+    from brats_lightning.config.build import build_data
+    from brats_lightning.data.cache.entry import CachedCase
     from brats_lightning.data.cases import CaseError, Problem, masks_apart, without_mask
-    from brats_lightning.data.entry import CachedCase
+    from brats_lightning.runtime.console import show
 
-    data = composition.build_data(cfg)
+    data = build_data(cfg)
     log.info("data: %s", cfg.data.description)
     found = data.source()
     for line in filter(None, (masks_apart(found), without_mask(found))):
@@ -71,8 +71,7 @@ def preprocess(cfg: DictConfig) -> dict[str, Any]:
         lesions = str(len(entry.lesions)) if entry is not None and entry.has_mask else "–"
         grid = ("", "") if entry is None else (_triple(entry.shape), _triple(entry.spacing))
         table.add_row(case.id, status, lesions, *grid, why)
-    console = Console()
-    (console if console.is_terminal else Console(width=160)).print(table)
+    show(table)
 
     report = {
         "data": cfg.data.description,

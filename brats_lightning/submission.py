@@ -1,20 +1,48 @@
-"""Check a folder of masks before it is submitted: ``python -m brats_lightning.submission DIR [INPUT]``."""
+"""Check masks before they are submitted: ``python -m brats_lightning.submission predictions=DIR input=DIR``."""
 
-import argparse
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from brats_lightning.data.cases import Case, Problem, find_cases, problem_table
-from brats_lightning.data.nifti import Header, UnreadableFile, read_header, read_volume
+from omegaconf import DictConfig
+
+from brats_lightning.config.entry_point import entry_point
+
+if TYPE_CHECKING:
+    from brats_lightning.data.cases import Case, Problem
+    from brats_lightning.data.nifti import Header
 
 _NAME = re.compile(r".*?(\d{5}-\d{3})\.nii\.gz")
 _TOLERANCE = 1e-3  # mm; headers hold float32
 
 
-def check_submission(folder: Path, labels: Sequence[int], inputs: Path | None = None) -> list[Problem]:
+def submission(cfg: DictConfig) -> dict[str, Any]:
+    """Check a folder of masks, and print one table of all that is wrong.
+
+    Args:
+        cfg: a resolved config as ``conf/submission.yaml`` composes it.
+
+    Returns:
+        The number of ``masks``.
+
+    Raises:
+        CaseError: what the challenge would refuse.
+        FileNotFoundError: there is no such folder.
+    """
+    from brats_lightning.data.cases import CaseError
+    from brats_lightning.runtime.console import show
+
+    folder = Path(cfg.predictions).expanduser()
+    if problems := check_submission(folder, cfg.labels, None if cfg.input is None else Path(cfg.input).expanduser()):
+        raise CaseError(problems)
+    masks = sum(1 for _ in folder.iterdir())
+    show(f"{masks} masks, no problem found" + (" (not compared with any input)" if cfg.input is None else ""))
+    return {"masks": masks}
+
+
+def check_submission(folder: Path, labels: Sequence[int], inputs: Path | None = None) -> "list[Problem]":
     """Everything that the challenge would refuse: all masks of all cases.
 
     A submission is a flat folder with one ``….nii.gz`` per case and nothing else; each name ends with the five digits
@@ -31,6 +59,9 @@ def check_submission(folder: Path, labels: Sequence[int], inputs: Path | None = 
         ValueError: no case in ``inputs``.
     """
     import numpy as np
+
+    from brats_lightning.data.cases import Problem, find_cases
+    from brats_lightning.data.nifti import UnreadableFile, read_header, read_volume
 
     if not os.path.isdir(folder):  # noqa: PTH112  # Path's raises where a folder above may not be read
         raise FileNotFoundError(f"there is no folder {folder} to check")
@@ -67,7 +98,7 @@ def check_submission(folder: Path, labels: Sequence[int], inputs: Path | None = 
             problem(f"voxels of type {header.dtype}{scaled}", "uint8, not scaled", "write class indices as uint8")
         if unknown := sorted(set(np.unique(volume.values).tolist()) - {0, *labels}):
             listed = ", ".join(f"{value:g}" for value in unknown[:10])
-            problem(f"label {listed}", f"0, {', '.join(map(str, labels))}", "map the labels; --labels allows others")
+            problem(f"label {listed}", f"0, {', '.join(map(str, labels))}", "map the labels; labels=[…] allows others")
         if case in cases:
             _compare(header, cases[case], problem)
     for number, expected in cases.items():
@@ -76,12 +107,14 @@ def check_submission(folder: Path, labels: Sequence[int], inputs: Path | None = 
     return problems
 
 
-def _by_number(cases: Sequence[Case]) -> dict[str, Case]:
+def _by_number(cases: "Sequence[Case]") -> "dict[str, Case]":
     numbered = ((_NAME.fullmatch(f"{case.id}.nii.gz"), case) for case in cases)
     return {match[1] if match else case.id: case for match, case in numbered}
 
 
-def _compare(header: Header, case: Case, problem: Any) -> None:
+def _compare(header: "Header", case: "Case", problem: Any) -> None:
+    from brats_lightning.data.nifti import UnreadableFile, read_header
+
     name, image = next(iter(case.files.items()))
     try:
         wanted = read_header(image)
@@ -94,30 +127,10 @@ def _compare(header: Header, case: Case, problem: Any) -> None:
         problem(f"lies {distance:.3g} mm off {name}", "the input's affine", "write it with the header of the input")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command: prints one table of all problems; 1 if there are any."""
-    from rich.console import Console
-
-    parser = argparse.ArgumentParser(prog="python -m brats_lightning.submission", description=__doc__)
-    parser.add_argument("folder", type=Path, help="the masks")
-    parser.add_argument("input", type=Path, nargs="?", help="their cases, to compare geometry and completeness")
-    parser.add_argument(
-        "--labels", type=int, nargs="+", default=[1, 2, 3], help="allowed besides 0; add 4 where RC is a class"
-    )
-    chosen = parser.parse_args(arguments)
-    try:
-        problems = check_submission(chosen.folder, chosen.labels, chosen.input)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-    console = Console()
-    console = console if console.is_terminal else Console(width=160)
-    if problems:
-        console.print(problem_table(problems))
-    else:
-        masks = sum(1 for _ in chosen.folder.iterdir())
-        console.print(f"{masks} masks, no problem found" + ("" if chosen.input else " (not compared with any input)"))
-    return int(bool(problems))
+def main() -> None:
+    """The command ``brats-submission``."""
+    entry_point("submission", submission)()
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

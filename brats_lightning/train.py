@@ -4,6 +4,7 @@ import difflib
 import json
 import logging
 import math
+import os
 import re
 import secrets
 import shutil
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from omegaconf import DictConfig, OmegaConf
 
-from brats_lightning.entry_point import entry_point
+from brats_lightning.config.entry_point import entry_point
 from brats_lightning.runtime.files import make_folder, remove_leftovers, replace_file, write_text
 from brats_lightning.runtime.locks import claimed
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from brats_lightning.data.datamodule import CaseData
 
 log = logging.getLogger(__name__)
+
+_JOIN = "import sys; from brats_lightning.train import join; join(sys.argv[1])"
 
 
 def train(cfg: DictConfig) -> dict[str, float]:
@@ -42,16 +45,17 @@ def train(cfg: DictConfig) -> dict[str, float]:
     """
     import pytorch_lightning as pl
 
-    from brats_lightning import composition, distributed
-    from brats_lightning.checkpoint import CheckpointError, read_checkpoint
+    from brats_lightning.config.build import build_data, build_segmentation, build_trainer
+    from brats_lightning.config.checkpoint import CheckpointError, read_checkpoint
     from brats_lightning.data.splits import Split
-    from brats_lightning.memory import keep_freed_memory
+    from brats_lightning.runtime.memory import keep_freed_memory
+    from brats_lightning.training import processes
 
     _check(cfg)
     keep_freed_memory()
     run_dir = make_folder(cfg.paths.run_dir)
     config_file = run_dir / "config.yaml"
-    first = distributed.is_first_process()
+    first = processes.is_first_process()
     saved = None if cfg.ckpt_path is None else read_checkpoint(cfg.ckpt_path, "ckpt_path")
     cfg = _with_seed(cfg, saved)
     if saved is not None and "split" not in saved:
@@ -68,19 +72,19 @@ def train(cfg: DictConfig) -> dict[str, float]:
         log.info("data: %s", cfg.data.description)
 
     # Before other processes start, so that they find the cache filled.
-    data = composition.build_data(cfg, None if saved is None else Split.from_dict(saved["split"]))
+    data = build_data(cfg, None if saved is None else Split.from_dict(saved["split"]))
     data.compare_checksums = first
     data.prepare_data()
     data.setup("fit")
     if first:
         data.split.save(run_dir / "split.json")
         log.info("%s", data.summary())
-    model = composition.build_segmentation(cfg, data)
+    model = build_segmentation(cfg, data)
     known = [f"val/{name}" for name in model.score_names]
     if cfg.objective not in known:
         near = difflib.get_close_matches(cfg.objective, known, n=3, cutoff=0.4)
         raise ValueError(f"objective: there is no score {cfg.objective}; near are {', '.join(near) or known[0]}")
-    trainer = composition.build_trainer(cfg)
+    trainer = build_trainer(cfg)
     data.test_on = cfg.test_on or "test"
     if first:
         data.check_shared_memory(trainer.num_devices)
@@ -91,7 +95,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     # Resuming into a folder of its own is what a new run does; its best.ckpt is the best since then.
     warnings.filterwarnings("ignore", message="The dirpath has changed")
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")  # no validation cases
-    with _exit_codes(), distributed.other_processes(trainer, config_file):
+    with _exit_codes(), processes.other_processes(trainer, [sys.executable, "-c", _JOIN, str(config_file)]):
         trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
         scores: dict[str, SupportsFloat] = dict(trainer.callback_metrics)
         best, best_score = _best_checkpoint(trainer, run_dir / "checkpoints")
@@ -138,9 +142,9 @@ def _exit_codes() -> Iterator[None]:
 
 def _check(cfg: DictConfig) -> None:
     # What would otherwise surface after hours of preparation or training.
-    from brats_lightning.checkpoint import read_checkpoint
-    from brats_lightning.labels import LabelScheme
-    from brats_lightning.targets import make_target
+    from brats_lightning.config.checkpoint import read_checkpoint
+    from brats_lightning.core.labels import LabelScheme
+    from brats_lightning.core.targets import make_target
 
     make_target(cfg.target, LabelScheme(tuple(cfg.data.labels)))
     if cfg.test_on not in ("test", "val", "train", None):
@@ -157,13 +161,13 @@ def _check(cfg: DictConfig) -> None:
 
 
 def _with_seed(cfg: DictConfig, saved: Mapping[str, Any] | None) -> DictConfig:
-    from brats_lightning import distributed
+    from brats_lightning.training import processes
 
     if cfg.seed is not None:
         return cfg
     if saved is not None:  # the batches to come depend on the seed the run began with
         return OmegaConf.merge(cfg, {"seed": saved["config"]["seed"]})  # type: ignore[return-value]
-    if distributed.started_from_outside():
+    if processes.started_from_outside():
         raise ValueError("processes started one by one cannot agree on a random seed: set seed=…")
     return OmegaConf.merge(cfg, {"seed": secrets.randbelow(2**31)})  # type: ignore[return-value]
 
@@ -172,7 +176,7 @@ def _say_what_goes_on(cfg: DictConfig, saved: Mapping[str, Any]) -> None:
     """Refuse what a resumed run may not change, name what it does, and keep it for the next time."""
     from hydra.core.hydra_config import HydraConfig
 
-    from brats_lightning.resume import compare, record
+    from brats_lightning.config.resume import compare, record
 
     now: Any = OmegaConf.to_container(cfg)
     changed = compare(saved["config"], now, Path(cfg.ckpt_path))
@@ -203,20 +207,20 @@ def _better(
     cfg: DictConfig, scores: Mapping[str, SupportsFloat], best: Path, best_score: float | None
 ) -> tuple[Path, float | None]:
     """The best checkpoint and its score after a validation that came when the fit had ended."""
-    from brats_lightning import distributed
+    from brats_lightning.training import processes
 
     score = float(scores.get(cfg.objective, math.nan))
     sign = 1 if cfg.objective_mode == "max" else -1
     if math.isnan(score) or (best_score is not None and sign * best_score >= sign * score):
         return best, best_score
     target = best.with_name("best.ckpt")
-    if distributed.is_first_process():
+    if processes.is_first_process():
         replace_file(target, lambda temporary: shutil.copyfile(cfg.ckpt_path, temporary), durable=True)
     return target, score
 
 
 def _threshold_baseline(data: "CaseData") -> dict[str, float]:
-    from brats_lightning.baseline import best_threshold
+    from brats_lightning.training.baseline import best_threshold
 
     found = best_threshold(data.scored_cases("test"), data.scheme)
     return {} if found is None else {"test/t1c_threshold_dice_mean": found.dice_mean}
@@ -279,12 +283,12 @@ def _run(cfg: DictConfig) -> float | None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from brats_lightning import distributed
-    from brats_lightning.callbacks.finite import NotFinite
-    from brats_lightning.sweep import forget_outcome, record_failure
+    from brats_lightning.config.sweep import forget_outcome, record_failure
+    from brats_lightning.training import processes
+    from brats_lightning.training.callbacks.finite import NotFinite
 
     folder = make_folder(cfg.paths.run_dir)
-    if not distributed.is_first_process():
+    if not processes.is_first_process():
         return objective_value(cfg, train(cfg))
     with claimed(folder / ".lock", f"the run folder {folder}"):
         remove_leftovers(folder / "checkpoints", older_than=0)  # of a process that was killed: nobody else is at work
@@ -299,17 +303,31 @@ def _run(cfg: DictConfig) -> float | None:
             return _worst(cfg)
 
 
+def join(config: str) -> None:
+    """Train as one of the processes of a job that another one began.
+
+    Args:
+        config: YAML of the resolved config that every process trains.
+    """
+    from brats_lightning.config.resolvers import register_resolvers
+    from brats_lightning.training.processes import end_with
+
+    end_with(os.getppid())
+    register_resolvers()
+    train(OmegaConf.load(config))  # type: ignore[arg-type]
+
+
 def main() -> None:
     """The command ``brats-train``."""
-    from brats_lightning import distributed
-    from brats_lightning.resume import ResumeError, expand
+    from brats_lightning.config.resume import ResumeError, expand
+    from brats_lightning.training import processes
 
     try:
         sys.argv[1:] = expand(sys.argv[1:])
     except ResumeError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    if distributed.started_from_outside() and not distributed.is_first_process():
+    if processes.started_from_outside() and not processes.is_first_process():
         # The run folder is the first process's; Hydra would make one for each.
         sys.argv += [f"hydra.run.dir={tempfile.mkdtemp()}", "hydra.output_subdir=null", "hydra/job_logging=none"]
     entry_point("train", _run, failed=_worst)()

@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from brats_lightning.entry_point import entry_point
-from brats_lightning.predict import affine_tolerance, find_inputs, load_ensemble, progress_bar
+from brats_lightning.config.entry_point import entry_point
 from brats_lightning.runtime.files import write_text
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from brats_lightning.core.labels import LabelScheme
     from brats_lightning.data.cases import Case, Examination
-    from brats_lightning.inference import Ensemble, TrainedModel
-    from brats_lightning.labels import LabelScheme
-    from brats_lightning.postprocessing import Postprocessing
+    from brats_lightning.inference.ensemble import Ensemble, TrainedModel
+    from brats_lightning.inference.postprocessing import Postprocessing
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +48,12 @@ def tune(cfg: DictConfig) -> dict[str, Any]:
         ValueError: no record of the split, or cases that cannot be found.
         CaseError: cases that cannot be read.
     """
+    from brats_lightning.config.checkpoint import affine_tolerance, load_ensemble
     from brats_lightning.data.cases import CaseError, examine, required
-    from brats_lightning.inference import Ensemble
+    from brats_lightning.inference.ensemble import Ensemble
     from brats_lightning.metrics import PROTOCOLS
     from brats_lightning.metrics.voxel import mean_without_nan
+    from brats_lightning.runtime.console import progress_bar
 
     if cfg.protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {cfg.protocol!r}")
@@ -119,8 +120,9 @@ def _validation_cases(models: Sequence["TrainedModel"]) -> list[set[str]]:
 
 
 def _find(cfg: DictConfig, models: Sequence["TrainedModel"], wanted: Sequence[str]) -> list["Case"]:
-    from brats_lightning.checkpoint import trained_cases
-    from brats_lightning.data.phantom_set import PhantomError
+    from brats_lightning.config.checkpoint import trained_cases
+    from brats_lightning.data.cases import find_inputs
+    from brats_lightning.synthetic.case_set import PhantomError
 
     if cfg.input is not None:
         found = find_inputs(cfg.input)
@@ -140,8 +142,8 @@ def _find(cfg: DictConfig, models: Sequence["TrainedModel"], wanted: Sequence[st
 
 def _candidates(cfg: DictConfig, ensemble: "Ensemble") -> list["Postprocessing"]:
     """None, the grid's, the simplest first, then what the runs themselves were tested with."""
-    from brats_lightning.checkpoint import own_postprocessing
-    from brats_lightning.postprocessing import Postprocessing
+    from brats_lightning.config.checkpoint import own_postprocessing
+    from brats_lightning.inference.postprocessing import Postprocessing
 
     if wrong := [f"{name}={values}" for name, values in cfg.grid.items() if not isinstance(values, ListConfig)]:
         raise ValueError(f"the values to try are lists, as in 'grid.core=[0.9]'; got grid.{', grid.'.join(wrong)}")
@@ -172,7 +174,7 @@ def _score_all(
     examination: "Examination", ensemble: "Ensemble", rules: Sequence["Postprocessing"], protocol: str
 ) -> list[dict[str, float]]:
     """Scores of one case under each of the rules."""
-    from brats_lightning.geometry import Placement
+    from brats_lightning.core.geometry import Placement
 
     mask = examination.mask
     assert mask is not None  # required
@@ -212,7 +214,7 @@ def _rounded(value: float) -> float | None:
 
 
 def _write(checkpoint: Path, result: dict[str, Any]) -> Path:
-    from brats_lightning.postprocessing import tuned_file
+    from brats_lightning.inference.postprocessing import tuned_file
 
     path = tuned_file(checkpoint)
     write_text(path, _HEADER + OmegaConf.to_yaml(OmegaConf.create(result)))
@@ -220,16 +222,15 @@ def _write(checkpoint: Path, result: dict[str, Any]) -> Path:
 
 
 def _report(result: dict[str, Any], files: Sequence[Path]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from brats_lightning.runtime.console import show
 
     rows = result["tried"]
     table = Table(*rows[0], title=f"lesion-wise Dice, {result['protocol']}, {len(result['cases'])} validation cases")
     for row in rows[:10]:
         table.add_row(*("–" if value is None else str(value) for value in row.values()))
-    console = Console()
-    console = console if console.is_terminal else Console(width=160)
-    console.print(table)
+    show(table)
     log.info("chosen: %s · score %s, without %s", result["chosen"], result["score"], result["without"])
     log.info("written: %s", ", ".join(map(str, files)))
 

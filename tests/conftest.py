@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
-from brats_lightning import composition  # noqa: E402
+from brats_lightning.config.resolvers import config_dir, register_resolvers, resolved  # noqa: E402
 
 TINY = ["experiment=quick", "model.widths=[8,16,32]", "sampling.size=[24,24,24]", "inference.window=[32,32,32]"]
 Compose = Callable[..., DictConfig]
@@ -41,18 +41,22 @@ def composed(tmp_path: Path, shared_outputs: Path) -> Compose:
     """A resolved config of a tiny run with the given overrides, its run folder below ``tmp_path``."""
 
     def make(*overrides: str, name: str = "train", run: str = "run", plain: bool = False) -> DictConfig:
-        composition.register_resolvers()
-        paths = [] if name == "evaluate" else [f"paths.outputs={tmp_path}", f"paths.cache_dir={shared_outputs}/cache"]
+        register_resolvers()
+        paths = (
+            []
+            if name in ("evaluate", "submission")
+            else [f"paths.outputs={tmp_path}", f"paths.cache_dir={shared_outputs}/cache"]
+        )
         if name == "train":
             paths += ["trainer=cpu", "seed=0"] + ([] if plain else TINY)
         if name in ("train", "preprocess") and not any(override.startswith("data=") for override in overrides):
             paths.append(f"paths.phantom_dir={shared_outputs}/phantoms")
-        with initialize_config_dir(str(composition.config_dir()), version_base="1.3"):
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
             cfg = compose(name, [*paths, *overrides], return_hydra_config=True)
         cfg.hydra.runtime.output_dir = str(tmp_path / run)
         HydraConfig.instance().set_config(cfg)
         OmegaConf.set_struct(cfg, False)
         del cfg.hydra
-        return composition.resolved(cfg)
+        return resolved(cfg)
 
     return make

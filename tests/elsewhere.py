@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from brats_lightning.data.draws import new_seed
+from brats_lightning.data.augment.randomness import new_seed
 
 aten = torch.ops.aten
 DEVICE = torch.device("meta")  # a device that torch knows autograd for, and that no test needs as it is
@@ -72,7 +72,7 @@ class Elsewheres(TorchDispatchMode):
 @contextmanager
 def elsewhere() -> Iterator[Elsewheres]:
     """Tensors can be made elsewhere, and what becomes of them is counted."""
-    with patch("brats_lightning.data.intensity.on_device", _generator), _Literals(), Elsewheres() as mode:
+    with patch("brats_lightning.data.augment.intensity.on_device", _generator), _Literals(), Elsewheres() as mode:
         yield mode
 
 

@@ -10,8 +10,9 @@ from hydra import compose, initialize_config_dir
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from brats_lightning import composition, predict
+from brats_lightning.config.resolvers import config_dir, register_resolvers
 from brats_lightning.models import AttentionUNet, ResUNet, UNet
+from brats_lightning.runtime.device import choose_device
 
 
 class Slices(TorchFunctionMode):
@@ -55,8 +56,8 @@ def test_autocast_of_a_gpu_reaches_the_logits(network, settings):
     ],
 )
 def test_gpus_are_fast_and_cpus_repeat(overrides, fast):
-    composition.register_resolvers()
-    with initialize_config_dir(str(composition.config_dir()), version_base="1.3"):
+    register_resolvers()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
         trainer = compose("train", [*overrides]).trainer
     assert (trainer.deterministic, trainer.benchmark) == ((False, True) if fast else ("warn", False))
     assert trainer.accelerator == ("gpu" if fast else "auto" if overrides == ["trainer=auto"] else "cpu")
@@ -88,6 +89,6 @@ def test_device_of_predictions(monkeypatch, name, there, expected):
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: "mps" in there)
     if expected is None:
         with pytest.raises(ValueError, match=f"device={name}, but torch finds no GPU for it; device=cpu works"):
-            predict._device(name)
+            choose_device(name)
     else:
-        assert predict._device(name) == torch.device(expected)
+        assert choose_device(name) == torch.device(expected)

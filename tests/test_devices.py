@@ -11,24 +11,25 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from brats_lightning import composition
-from brats_lightning.data import intensity
-from brats_lightning.data.augmentation import Augmentation
+from brats_lightning.config.resolvers import config_dir
+from brats_lightning.core.geometry import Grid
+from brats_lightning.core.labels import BRATS_METS
+from brats_lightning.core.targets import ClassTarget, RegionTarget, decode_regions
+from brats_lightning.data.augment import intensity
+from brats_lightning.data.augment.affine import RandomAffine
+from brats_lightning.data.augment.pipeline import Augmentation
 from brats_lightning.data.nifti import Volume
+from brats_lightning.data.normalisation import Standardiser
 from brats_lightning.data.preprocessing import Preprocessing
-from brats_lightning.data.resampling import RandomAffine
-from brats_lightning.data.standardisation import Standardiser
-from brats_lightning.geometry import Grid
-from brats_lightning.inference import Ensemble, SlidingWindow, TrainedModel
-from brats_lightning.labels import BRATS_METS
+from brats_lightning.inference.ensemble import Ensemble, TrainedModel
+from brats_lightning.inference.windows import SlidingWindow
 from brats_lightning.losses import DeepSupervision
 from brats_lightning.metrics.voxel import CaseScores, confusion_matrix, voxel_scores
 from brats_lightning.models import AttentionUNet, ResUNet, UNet
 from brats_lightning.runtime import device as devices
-from brats_lightning.targets import ClassTarget, RegionTarget, decode_regions
 from tests.elsewhere import DEVICE, Elsewhere, elsewhere
 
-CONF = composition.config_dir()
+CONF = config_dir()
 LOSSES = sorted(file.stem for file in (CONF / "loss").glob("*.yaml"))
 TARGETS = {"classes": ClassTarget(BRATS_METS), "regions": RegionTarget(BRATS_METS)}
 NETWORKS = {
@@ -155,7 +156,7 @@ def test_standardisation_where_there_is_no_uint16(monkeypatch):
     here = standardiser(codes, numbers)
     assert devices.knows_uint16(DEVICE)
     assert not devices.knows_uint16(torch.device("mps"))
-    monkeypatch.setattr("brats_lightning.data.standardisation.knows_uint16", lambda _: False)
+    monkeypatch.setattr("brats_lightning.data.normalisation.knows_uint16", lambda _: False)
     assert torch.equal(standardiser(codes.view(torch.int16), numbers), here)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from brats_lightning.data.standardisation import Standardiser
+from brats_lightning.data.normalisation import Standardiser
 from brats_lightning.losses import WeightedDiceLoss
 from brats_lightning.models import UNet
 from tests.elsewhere import DEVICE, elsewhere

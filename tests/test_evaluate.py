@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from brats_lightning import composition
+import brats_lightning
 from brats_lightning.data.cases import CaseError
 from brats_lightning.data.splits import SplitError
 from brats_lightning.evaluate import method_names, scores_csv
@@ -19,7 +19,7 @@ from brats_lightning.evaluation.pairing import EvaluationError, Pair, case_name,
 from brats_lightning.evaluation.scoring import case_workers, over_cases
 from brats_lightning.runtime.workers import DeadWorker
 from tests.data.tiny_cases import LPS, RAS, brain, lesions, save, write_case
-from tests.evaluating import run
+from tests.evaluation.evaluating import run
 
 METRIC_CASES = Path(os.environ.get("BRATS_METRIC_CASES", ""))
 needs_metric_cases = pytest.mark.skipif("BRATS_METRIC_CASES" not in os.environ, reason="BRATS_METRIC_CASES is not set")
@@ -381,7 +381,7 @@ def test_the_command_writes_into_its_output_only(folders, tmp_path):
     work.mkdir()
     told = [f"predictions={folders[0]}", f"references={folders[1]}", "output=o", "processes=1", "resamples=10"]
     command = [sys.executable, "-m", "brats_lightning.evaluate", *told, "pictures=0"]
-    root = str(Path(composition.__file__).parents[1])
+    root = str(Path(brats_lightning.__file__).parents[1])
     done = subprocess.run(
         command, cwd=work, capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": root}
     )

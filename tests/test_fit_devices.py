@@ -8,8 +8,8 @@ import torch
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
-from brats_lightning import composition
-from brats_lightning.callbacks import AveragedWeights, Progress
+from brats_lightning.config.build import build_data, build_segmentation
+from brats_lightning.training.callbacks import AveragedWeights, Progress
 from tests.elsewhere import DEVICE, Elsewhere, elsewhere
 
 CPU = torch.device("cpu")
@@ -43,10 +43,10 @@ class Watch(pl.Callback):
 
 def fit(cfg, device, *callbacks, steps=STEPS, ckpt_path=None):
     pl.seed_everything(0, verbose=False)
-    data = composition.build_data(cfg)
+    data = build_data(cfg)
     data.prepare_data()
     data.setup("fit")
-    module = composition.build_segmentation(cfg, data)
+    module = build_segmentation(cfg, data)
     trainer = pl.Trainer(
         strategy=SingleDeviceStrategy(device, Anywhere()),
         callbacks=[AveragedWeights(), Progress(STEPS), *callbacks],

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from brats_lightning import predict as entry
-from brats_lightning.data.cases import CaseError
+from brats_lightning.data.cases import CaseError, find_inputs
 from brats_lightning.data.splits import SplitError
-from brats_lightning.inference import SlidingWindow
-from brats_lightning.postprocessing import tuned_file
+from brats_lightning.inference.postprocessing import tuned_file
+from brats_lightning.inference.prediction import infer
+from brats_lightning.inference.provenance import ForeignMasks
+from brats_lightning.inference.windows import SlidingWindow
 from brats_lightning.predict import predict
-from brats_lightning.provenance import ForeignMasks
 from brats_lightning.runtime.files import UnwritableFile
 from tests.data.tiny_cases import LPS, RAS, SHAPE, write_case
 from tests.tiny_models import bright_is_et, voxelwise
@@ -269,7 +269,7 @@ def test_an_interrupted_prediction_goes_on(run, tmp_path, monkeypatch):
     assert list(run("probabilities=true")["cases"]) == ["BraTS-MET-00001-000", "BraTS-MET-00002-000"]
     assert list(run("overwrite=true")["cases"]) == ["BraTS-MET-00001-000", "BraTS-MET-00002-000"]
     assert first.read_bytes() == before[0]  # not even the time of writing is in it
-    monkeypatch.setattr(entry, "infer", None)
+    monkeypatch.setattr("brats_lightning.inference.prediction.infer", None)
     assert len(run("probabilities=true")["existing"]) == 2
     copy = tmp_path / "copied/again.ckpt"  # the same model under another name
     copy.parent.mkdir()
@@ -372,7 +372,7 @@ def test_inputs_are_folders_nested_or_single_or_several(composed, run, tmp_path)
     b = write_case(tmp_path / "in", "BraTS-MET-00002-000")  # a mask does no harm
     bright_is_et(tmp_path / "et.ckpt")
     assert len(run()["cases"]) == 2
-    find = entry.find_inputs
+    find = find_inputs
     assert [case.id for case in find(str(b))] == ["BraTS-MET-00002-000"]
     assert [case.id for case in find([str(b), str(a)])] == ["BraTS-MET-00001-000", "BraTS-MET-00002-000"]
     with pytest.raises(ValueError, match="BraTS-MET-00002-000 is in two"):
@@ -426,7 +426,7 @@ def test_rules_are_the_runs_own_unless_chosen(run, tmp_path):
     path = bright_is_et(tmp_path / "et.ckpt")
     other = bright_is_et(tmp_path / "other.ckpt")
     checkpoint = torch.load(path, weights_only=True)
-    rules = {"_target_": "brats_lightning.postprocessing.Postprocessing", "min_volume": 2}
+    rules = {"_target_": "brats_lightning.inference.postprocessing.Postprocessing", "min_volume": 2}
     checkpoint["config"]["postprocessing"] = rules
     torch.save(checkpoint, path)
     run("postprocessing=none")
@@ -501,26 +501,26 @@ def test_a_gpu_that_is_not_there(run, tmp_path):
 
 
 def test_precision_auto_asks_the_processor(monkeypatch):
-    from brats_lightning import composition
+    from brats_lightning.runtime import device
 
     for answer, dtype in (("bf16-mixed", torch.bfloat16), ("16-mixed", torch.float16), ("32-true", None)):
-        monkeypatch.setattr(composition, "fastest_precision", lambda accelerator, answer=answer: answer)
-        assert entry._autocast("auto", torch.device("cpu")) is dtype
-    assert entry._autocast(32, torch.device("cpu")) is None
+        monkeypatch.setattr(device, "fastest_precision", lambda accelerator, answer=answer: answer)
+        assert device.autocast_dtype("auto", torch.device("cpu")) is dtype
+    assert device.autocast_dtype(32, torch.device("cpu")) is None
 
 
 def test_predicted_as_validated(composed, tmp_path):
     """A prediction equals what a validation step of the same network makes of the same case."""
-    from brats_lightning import composition
-    from brats_lightning.checkpoint import load_model
+    from brats_lightning.config.build import build_data, build_segmentation
+    from brats_lightning.config.checkpoint import load_model
     from brats_lightning.data.datamodule import Volumes
-    from brats_lightning.inference import Ensemble
+    from brats_lightning.inference.ensemble import Ensemble
 
     cfg = composed("trainer.precision=32-true")
-    data = composition.build_data(cfg)
+    data = build_data(cfg)
     data.prepare_data()
     data.setup("fit")
-    module = composition.build_segmentation(cfg, data).eval()
+    module = build_segmentation(cfg, data).eval()
     path = tmp_path / "net.ckpt"
     config = dict(module.config)
     torch.save(
@@ -532,7 +532,7 @@ def test_predicted_as_validated(composed, tmp_path):
     with torch.no_grad():
         logits = module.inference(module.network, volume.image, background=module.target.background)
         expected = module.target.probabilities(logits)
-    found = entry.infer(next(c for c in data.source() if c.id == case.id), Ensemble([load_model(path)]), 0.1)
+    found = infer(next(c for c in data.source() if c.id == case.id), Ensemble([load_model(path)]), 0.1)
     assert found.placement == case.placement
     np.testing.assert_allclose(found.values, expected.numpy(), atol=1e-5)
 

@@ -5,7 +5,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from brats_lightning.submission import check_submission, main
+from brats_lightning.data.cases import CaseError
+from brats_lightning.submission import check_submission, main, submission
 from tests.data.tiny_cases import LPS, RAS, SHAPE, save, write_case
 
 CASES = ("BraTS-MET-00001-000", "BraTS-MET-00001-001", "BraTS-MET-00002-000")
@@ -22,15 +23,26 @@ def folders(tmp_path):
     return tmp_path / "out", tmp_path / "in"
 
 
+@pytest.fixture
+def check(composed):
+    """The command, told one folder or two."""
+
+    def command(folder, cases=None, *overrides):
+        told = [f"predictions={folder}", *([f"input={cases}"] if cases else [])]
+        return submission(composed(*told, *overrides, name="submission"))
+
+    return command
+
+
 def faults(folders, labels=(1, 2, 3)):
     return [(p.case, p.file, p.found) for p in check_submission(folders[0], labels, folders[1])]
 
 
-def test_a_faultless_submission(folders, capsys):
+def test_a_faultless_submission(folders, check, capsys):
     assert faults(folders) == []
-    assert main([str(folders[0]), str(folders[1])]) == 0
+    assert check(*folders) == {"masks": 3}
     assert "3 masks, no problem found" in capsys.readouterr().out
-    assert main([str(folders[0])]) == 0
+    check(folders[0])
     assert "not compared" in capsys.readouterr().out
 
 
@@ -39,7 +51,7 @@ def test_only_the_end_of_a_name_matters(folders):
     assert faults(folders) == []
 
 
-def test_every_fault_is_found_at_once(folders, capsys):
+def test_every_fault_is_found_at_once(folders, check):
     out, _ = folders
     (out / "notes.txt").touch()
     (out / "more").mkdir()
@@ -57,9 +69,11 @@ def test_every_fault_is_found_at_once(folders, capsys):
         ("00001-001", "again-00001-001.nii.gz"),  # twice
         ("00002-000", f"{CASES[2]}.nii.gz"),  # not readable
     }
-    assert main([str(f) for f in folders]) == 1
-    printed = capsys.readouterr().out
-    assert all(word in printed for word in ("notes.txt", "more", "missing", "the same case as", "no such case"))
+    with pytest.raises(CaseError) as error:
+        check(*folders)
+    assert all(
+        word in str(error.value) for word in ("notes.txt", "more", "missing", "the same case as", "no such case")
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,10 +109,11 @@ def test_scaled_labels(folders):
     assert [found for *_, found in faults(folders)] == ["voxels of type uint8, scaled by 2 and 0"]
 
 
-def test_a_resection_cavity_must_be_allowed(folders, capsys):
+def test_a_resection_cavity_must_be_allowed(folders, check):
     save(folders[0] / f"{CASES[1]}.nii.gz", np.full(SHAPE, 4, np.uint8))
-    assert main([str(folders[0])]) == 1
-    assert main([str(folders[0]), "--labels", "1", "2", "3", "4"]) == 0
+    with pytest.raises(CaseError, match=r"label 4.*labels=\[…\] allows others"):
+        check(folders[0])
+    assert check(folders[0], None, "labels=[1,2,3,4]") == {"masks": 3}
 
 
 def test_an_input_that_cannot_be_read(folders):
@@ -106,12 +121,10 @@ def test_an_input_that_cannot_be_read(folders):
     assert faults(folders) == [("00001-000", f"{CASES[0]}.nii.gz", "its t1n cannot be read")]
 
 
-def test_folders_that_are_not_there(folders, tmp_path, capsys):
-    for arguments in ([str(tmp_path / "nowhere")], [str(folders[0]), str(tmp_path / "nowhere")]):
-        with pytest.raises(SystemExit) as exit_:
-            main(arguments)
-        assert exit_.value.code == 2
-        assert "nowhere" in capsys.readouterr().err
+def test_folders_that_are_not_there(folders, check, tmp_path):
+    for told in ([tmp_path / "nowhere"], [folders[0], tmp_path / "nowhere"]):
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            check(*told)
 
 
 def test_a_mask_that_is_not_compressed(folders):
@@ -128,11 +141,18 @@ def test_the_array_shape_is_that_of_the_input(folders):
     assert faults(folders) == []
 
 
-def test_a_folder_that_may_not_be_read(folders, monkeypatch, capsys):
+def test_a_folder_that_may_not_be_read(folders, check, monkeypatch):
     def refuse(self):
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "iterdir", refuse)
-    with pytest.raises(SystemExit):
-        main([str(folders[0])])
-    assert "Permission denied" in capsys.readouterr().err
+    with pytest.raises(PermissionError, match="Permission denied"):
+        check(folders[0])
+
+
+def test_the_command_says_it_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["brats-submission", f"predictions={tmp_path}/nowhere"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == f"error: there is no folder {tmp_path}/nowhere to check\n"

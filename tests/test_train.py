@@ -25,16 +25,16 @@ def trained(tmp_path_factory, request):
     """One short run that several tests look at: (results, run folder)."""
     from hydra import compose, initialize_config_dir
 
-    from brats_lightning import composition
+    from brats_lightning.config.resolvers import config_dir, register_resolvers, resolved
 
     out = tmp_path_factory.mktemp("trained")
-    composition.register_resolvers()
+    register_resolvers()
     overrides = [
         *TINY, "trainer=cpu", "seed=0", "trainer.max_steps=7", "trainer.val_check_interval=4",
         "trainer.log_every_n_steps=1", f"paths.outputs={out}", f"paths.run_dir={out}/run", "name=trained",
     ]  # fmt: skip
-    with initialize_config_dir(str(composition.config_dir()), version_base="1.3"):
-        cfg = composition.resolved(compose("train", overrides))
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        cfg = resolved(compose("train", overrides))
     return train(cfg), out / "run", cfg
 
 
@@ -111,7 +111,7 @@ def test_resuming_continues_steps_rates_and_losses(composed, tmp_path):
     class Interrupted(Exception):
         pass
 
-    from brats_lightning.callbacks import ValidateLast
+    from brats_lightning.training.callbacks import ValidateLast
 
     def interrupt(self, trainer, *_):
         trainer.should_stop = trainer.global_step >= 5

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from brats_lightning import tune as entry
 from brats_lightning.data.cases import CaseError
-from brats_lightning.postprocessing import Postprocessing, tuned, tuned_file
+from brats_lightning.inference.postprocessing import Postprocessing, tuned, tuned_file
 from brats_lightning.predict import predict
 from brats_lightning.tune import tune
 from tests.data.tiny_cases import LPS, SHAPE, write_case
@@ -106,7 +106,7 @@ def test_of_equals_the_simplest_is_chosen(run, runs):
 def test_the_runs_own_rules_are_tried_too(run, runs):
     checkpoint = torch.load(runs[0], weights_only=True)
     own = {
-        "_target_": "brats_lightning.postprocessing.Postprocessing",
+        "_target_": "brats_lightning.inference.postprocessing.Postprocessing",
         "low": 0.125,
         "high": 0.5,
         "min_volume": {"et": 9},
@@ -122,7 +122,7 @@ def test_the_runs_own_rules_are_tried_too(run, runs):
 def test_switches_are_the_runs_own_unless_given(run, runs):
     checkpoint = torch.load(runs[0], weights_only=True)
     checkpoint["config"]["postprocessing"] = {
-        "_target_": "brats_lightning.postprocessing.Postprocessing",
+        "_target_": "brats_lightning.inference.postprocessing.Postprocessing",
         "keep_surest": True,
         "require_core": True,
         "solid_core": True,

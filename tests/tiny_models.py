@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from brats_lightning.labels import LabelScheme
+from brats_lightning.core.labels import LabelScheme
 
 
 class Ours(nn.Conv3d):
@@ -28,7 +28,7 @@ def save_checkpoint(
     config = {
         "model": model,
         "target": target,
-        "inference": {"_target_": "brats_lightning.inference.SlidingWindow"}
+        "inference": {"_target_": "brats_lightning.inference.windows.SlidingWindow"}
         | {name: settings.get(name, value) for name, value in window.items()},
         "data": data | {name: v for name, v in settings.items() if name not in window} | {"labels": list(labels)},
     }

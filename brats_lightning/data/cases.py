@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from brats_lightning.core.geometry import nonzero_box
+from brats_lightning.core.labels import BRATS_METS, MODALITIES, LabelScheme, apply_label_map
 from brats_lightning.data.folders import Found, likely_files, masks_in, nifti_files
 from brats_lightning.data.nifti import UnreadableFile, Volume, read_volume
-from brats_lightning.geometry import nonzero_box
-from brats_lightning.labels import BRATS_METS, MODALITIES, LabelScheme, apply_label_map
+from brats_lightning.runtime.console import as_text
 
 _TIMEPOINT = re.compile(r"(?P<patient>.+-\d+)-(?P<timepoint>\d{3})")
 
@@ -70,11 +70,8 @@ class CaseError(ValueError):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        console = Console(width=160, no_color=True)
-        with console.capture() as capture:
-            console.print(problem_table(problems))
         cases = len({problem.case for problem in problems})
-        super().__init__(f"{cases} case{'s' * (cases != 1)} cannot be used\n{capture.get()}")
+        super().__init__(f"{cases} case{'s' * (cases != 1)} cannot be used\n{as_text(problem_table(problems))}")
 
     def __reduce__(self) -> tuple[type["CaseError"], tuple[tuple[Problem, ...]]]:
         return CaseError, (self.problems,)
@@ -360,3 +357,23 @@ def _classes(
         found = ", ".join(f"{n} voxels of label {v}" for v, n in list(unknown.items())[:10])
         return None, (found, expected, "map it with data.label_map, add the class to data.labels, or correct the mask")
     return mask, ("", "", "")
+
+
+def find_inputs(folders: str | Sequence[str]) -> list[Case]:
+    """The cases below one or several folders, sorted by id.
+
+    Raises:
+        ValueError: a folder does not exist or holds no case, or two folders hold cases of one name.
+    """
+    cases: dict[str, Case] = {}
+    for folder in [folders] if isinstance(folders, str) else folders:
+        try:
+            found = find_cases(folder)
+        except (FileNotFoundError, ValueError) as error:
+            layout = "expected folders with <case>-t1n.nii.gz, -t1c, -t2w, -t2f"
+            raise ValueError(f"input: there is no case in {folder}; {layout}, however nested") from error
+        for case in found:
+            if case.id in cases:
+                raise ValueError(f"input: the case {case.id} is in two of the folders; leave one of them out")
+            cases[case.id] = case
+    return [cases[name] for name in sorted(cases)]

@@ -15,15 +15,15 @@ from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from brats_lightning.data.augmentation import Augmentation
-from brats_lightning.data.cache import Cache, CachedCase
+from brats_lightning.core.labels import LabelScheme
+from brats_lightning.data.augment.copy_paste import CopyPaste
+from brats_lightning.data.augment.pipeline import Augmentation
+from brats_lightning.data.cache.store import Cache, CachedCase
 from brats_lightning.data.cases import Case, CaseError, Problem, masks_apart, without_mask
-from brats_lightning.data.copy_paste import CopyPaste
 from brats_lightning.data.loading import BatchKeys, Key, Loader, LoaderError, LoaderSettings, PatchLoader
-from brats_lightning.data.sampling import PatchSampler, read_patch
+from brats_lightning.data.normalisation import Standardiser
+from brats_lightning.data.sampling.patches import PatchSampler, read_patch
 from brats_lightning.data.splits import Split, SplitError, SplitSettings
-from brats_lightning.data.standardisation import Standardiser
-from brats_lightning.labels import LabelScheme
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from brats_lightning.labels import OLDER_NAMES
+from brats_lightning.core.labels import OLDER_NAMES
 
 log = logging.getLogger(__name__)
 

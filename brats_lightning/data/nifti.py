@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 from jaxtyping import Shaped
 
-from brats_lightning.geometry import Grid, Ints, Placement, nonzero_box
+from brats_lightning.core.geometry import Grid, Ints, Placement, nonzero_box
 from brats_lightning.runtime.files import write_bytes
 
 _decompress = zlib.decompress

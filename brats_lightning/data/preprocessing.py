@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int, Shaped, UInt8, UInt16
 
+from brats_lightning.core.geometry import Placement
 from brats_lightning.data.nifti import Volume
-from brats_lightning.geometry import Placement
 
 FITS = ("none", "crop_or_pad", "resize")
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from brats_lightning.core.labels import MODALITIES, OLDER_NAMES
 from brats_lightning.data.cases import Problem
 from brats_lightning.data.folders import files_in, is_nifti, nifti_files
-from brats_lightning.labels import MODALITIES, OLDER_NAMES
 
 # The challenge's case number, however the name is decorated: BraTS-MET-00110-000, SEG-00217-000, BraTS-MET_01325-000.
 _NUMBER = re.compile(r"(?<!\d)\d{5}-\d{3}(?!\d)")

@@ -12,14 +12,12 @@ from typing import TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from brats_lightning.core.geometry import Placement
+from brats_lightning.core.labels import BRATS_METS, LabelScheme
 from brats_lightning.data.cases import Case, CaseError, Problem, examine
 from brats_lightning.data.nifti import Volume, read_header
 from brats_lightning.evaluation.pairing import EvaluationError, Pair, case_name
-from brats_lightning.geometry import Placement
-from brats_lightning.labels import BRATS_METS, LabelScheme
 from brats_lightning.metrics.brats2026 import THRESHOLDS
 from brats_lightning.metrics.lesions import (
     LesionRow,
@@ -31,6 +29,7 @@ from brats_lightning.metrics.lesions import (
     region_mask,
 )
 from brats_lightning.metrics.official import DEFAULT_PROTOCOL, PROTOCOLS, score_case
+from brats_lightning.runtime.console import progress_bar
 from brats_lightning.runtime.workers import each_result, process_pool
 
 # Predicted lesions below each of these volumes (mm³) are left out in turn: the points of the detection curve.
@@ -285,10 +284,7 @@ def over_cases(
     task: Callable[[Pair], Result], pairs: Sequence[Pair], pool: ProcessPoolExecutor | None, what: str
 ) -> list[Result]:
     """``task`` of every pair, in their order whichever process did it, with a bar on a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("cases"))
-    times = (TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, *times, console=console, disable=not console.is_terminal) as bar:
+    with progress_bar() as bar:
         shown = bar.add_task(what, total=len(pairs))
         jobs = {pair.case: (pair,) for pair in pairs}
         each = each_result(pool, task, jobs, "processes=1") if pool else ((pair.case, task(pair)) for pair in pairs)

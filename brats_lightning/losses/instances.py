@@ -14,8 +14,8 @@ from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional
 
-from brats_lightning.components import label_components
-from brats_lightning.labels import BRATS_METS, LabelScheme, in_classes
+from brats_lightning.core.components import label_components
+from brats_lightning.core.labels import BRATS_METS, LabelScheme, in_classes
 from brats_lightning.losses.sums import Partition, class_sums, computing_dtype, sides
 from brats_lightning.runtime.device import begin_on_host, on_host, take, to_device
 

@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from brats_lightning.labels import LabelScheme
+from brats_lightning.core.labels import LabelScheme
 from brats_lightning.metrics.surfaces import Spacing, surface_points
 
 # Pairs with less Dice than this are no match; a pair without overlap costs a little more than one with none at all.

@@ -10,7 +10,7 @@ from typing import SupportsFloat
 import numpy as np
 from jaxtyping import Integer
 
-from brats_lightning.labels import LabelScheme
+from brats_lightning.core.labels import LabelScheme
 from brats_lightning.metrics import brats2023, brats2026
 from brats_lightning.metrics.lesions import bounding_box, region_mask
 from brats_lightning.metrics.surfaces import Spacing

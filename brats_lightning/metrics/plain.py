@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Bool, Integer
 
-from brats_lightning.labels import LabelScheme
+from brats_lightning.core.labels import LabelScheme
 from brats_lightning.metrics.lesions import bounding_box, region_mask
 from brats_lightning.metrics.surfaces import Spacing, directed_distances, pooled_hd95, surface_dice, surface_points
 from brats_lightning.metrics.voxel import score_names

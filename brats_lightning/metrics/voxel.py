@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64, Integer
 from torch import Tensor
 from torchmetrics import Metric
 
-from brats_lightning.labels import LabelScheme
+from brats_lightning.core.labels import LabelScheme
 from brats_lightning.metrics.official import mean_without_nan
 from brats_lightning.runtime.device import on_host
 

@@ -6,6 +6,7 @@ those below.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -67,3 +68,41 @@ def to_device(
 def take(tensor: Tensor, numbers: Sequence[int]) -> Tensor:
     """``tensor[:, numbers]``, which would make a GPU wait for the numbers."""
     return torch.stack([tensor.select(1, number) for number in numbers], 1)
+
+
+def fastest_precision(accelerator: str) -> str:
+    """``bf16-mixed`` where the hardware computes in bfloat16, ``16-mixed`` on older GPUs, else ``32-true``."""
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    flags = Path("/proc/cpuinfo")  # elsewhere the answer is unknown, and 32 bits are always right
+    words = set(flags.read_text().split()) if flags.is_file() else set()
+    return "bf16-mixed" if words & {"avx512_bf16", "amx_bf16"} else "32-true"
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a setting: auto is ``cuda`` where torch finds such a GPU, else ``cpu``.
+
+    Raises:
+        ValueError: an unknown name, or a GPU that is not there.
+    """
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name != "auto" and name not in available:
+        raise ValueError(f"device must be auto, {', '.join(available)}, got {name!r}")
+    chosen = name if name != "auto" else "cuda" if available["cuda"] else "cpu"
+    if not available[chosen]:
+        raise ValueError(f"device={name}, but torch finds no GPU for it; device=cpu works everywhere")
+    return torch.device(chosen)
+
+
+def autocast_dtype(precision: str | int, device: torch.device) -> torch.dtype | None:
+    """Of a setting: auto, bf16, 16 or 32 bits; None computes in 32.
+
+    Raises:
+        ValueError: another word.
+    """
+    chosen = fastest_precision(device.type) if precision == "auto" else str(precision)
+    types = {"bf16": torch.bfloat16, "16": torch.float16, "32": None}
+    try:
+        return types[chosen.partition("-")[0]]
+    except KeyError:
+        raise ValueError(f"precision must be auto, {', '.join(types)}, got {precision!r}") from None

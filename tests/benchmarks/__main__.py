@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def _phantoms(output: Path) -> Path:
-    from brats_lightning.data.phantom import PhantomSettings, make_phantoms, phantom_folder
+    from brats_lightning.synthetic.phantom import PhantomSettings, make_phantoms, phantom_folder
 
     settings = PhantomSettings(cases=PHANTOM_CASES, shape=(240, 240, 155))
     return make_phantoms(phantom_folder(output, settings), settings)

@@ -61,7 +61,7 @@ def _measure(work: str, waiting: str, threads: int, repeats: int = 5) -> float:
 
     if waiting == "passive" and os.environ.get("OMP_WAIT_POLICY") != "passive":
         raise RuntimeError("the package was to be imported first")
-    from brats_lightning.inference import SlidingWindow
+    from brats_lightning.inference.windows import SlidingWindow
     from brats_lightning.models import UNet
 
     torch.set_num_threads(threads)

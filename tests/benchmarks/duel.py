@@ -20,9 +20,9 @@ from typing import IO, Any
 
 from omegaconf import DictConfig, ListConfig
 
-from brats_lightning.composition import config_dir
+from brats_lightning.config.entry_point import entry_point
+from brats_lightning.config.resolvers import config_dir
 from brats_lightning.data.cases import Case
-from brats_lightning.entry_point import entry_point
 from tests.benchmarks.arena.report import run_line, write_report
 from tests.benchmarks.arena.runs import CONF, ArenaError, Run, make_run
 

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from brats_lightning.checkpoint import load_model
+from brats_lightning.config.checkpoint import load_model
+from brats_lightning.core.labels import in_classes
 from brats_lightning.data.cases import Case, examine
 from brats_lightning.data.preprocessing import Prepared, prepare
-from brats_lightning.inference import Ensemble, TrainedModel, window_starts
-from brats_lightning.labels import in_classes
+from brats_lightning.inference.ensemble import Ensemble, TrainedModel
+from brats_lightning.inference.windows import window_starts
 from tests.benchmarks.measure import Goal, Options, Row, timed
 from tests.benchmarks.start import environment
 from tests.benchmarks.workload import labelled_cases

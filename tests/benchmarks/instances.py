@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from brats_lightning import composition
-from brats_lightning.components import lesion_components
+from brats_lightning.config.build import build_segmentation
+from brats_lightning.core.components import lesion_components
 from brats_lightning.data.datamodule import CaseData, PatchBatch
-from brats_lightning.data.phantom import PhantomSettings, make_phantoms, phantom_folder
-from brats_lightning.memory import keep_freed_memory
+from brats_lightning.runtime.memory import keep_freed_memory
+from brats_lightning.synthetic.phantom import PhantomSettings, make_phantoms, phantom_folder
 from tests.benchmarks.measure import Goal, Options, Row, timed
 from tests.benchmarks.workload import case_data, config
 
@@ -54,7 +54,7 @@ def rows(options: Options) -> Iterator[Row]:
 
 def _steps(data: CaseData, batches: Sequence[PatchBatch], *overrides: str) -> Callable[[], None]:
     """A training step on each batch."""
-    module = composition.build_segmentation(config("data=brats_mets", *overrides), data)
+    module = build_segmentation(config("data=brats_mets", *overrides), data)
     network = module.network.to(memory_format=torch.channels_last_3d).train()
     optimizer = module.make_optimizer(network.parameters())
 

@@ -191,9 +191,6 @@ def main() -> None:
     import pytorch_lightning
     import scipy.ndimage  # noqa: F401
 
-    import brats_lightning.callbacks
-    import brats_lightning.train  # noqa: F401
-
     del pytorch_lightning
     rng = random.Random(chosen.seed)
     ends = chosen.ends.split(",")

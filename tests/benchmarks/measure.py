@@ -198,8 +198,8 @@ def close(ours: Any, theirs: Any, tolerance: float, what: str = "outputs") -> st
 def measure(module: str, options: Options) -> Iterator[Result]:
     """Check and measure each row of a module.
 
-    Nobody keeps freed memory, as our commands do for themselves (`brats_lightning.memory`): the peers don't by default,
-    and it would speed them as well. A module that asks for it keeps everybody's, and says so in its rows' notes.
+    Nobody keeps freed memory, as our commands do for themselves (`runtime.memory`): the peers don't by default, and it
+    would speed them as well. A module that asks for it keeps everybody's, and says so in its rows' notes.
     """
     for row in importlib.import_module(f"tests.benchmarks.{module}").rows(options):
         _set_threads(row.threads or options.threads)  # after the imports, some of which set it themselves

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from brats_lightning import composition
+from brats_lightning.config.resolvers import config_dir, register_resolvers
 
 NETWORKS, SIZES = ("unet", "attention_unet", "resunet"), ("small", "base", "large")
 SIDE, MEASURED = 128, 64
@@ -42,12 +42,12 @@ def measure(network: nn.Module, channels: int) -> tuple[float, float, float]:
 
 def main() -> None:
     """Print the table."""
-    composition.register_resolvers()
+    register_resolvers()
     print(f"| network | size | parameters | TFLOP per step and {SIDE}³ patch | GiB kept per patch |")
     print("|---|---|---|---|---|")
     for name in NETWORKS:
         for size in SIZES:
-            with initialize_config_dir(str(composition.config_dir()), version_base="1.3"):
+            with initialize_config_dir(str(config_dir()), version_base="1.3"):
                 cfg = compose("train", [f"model={name}", f"model/size={size}"])
             network = instantiate(cfg.model)
             parameters, flops, kept = measure(network, cfg.data.in_channels)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from brats_lightning.core.labels import MODALITIES
 from brats_lightning.data.cases import Case
-from brats_lightning.labels import MODALITIES
 from tests.benchmarks.measure import Options
 
 NAME = "Dataset501_Bench"

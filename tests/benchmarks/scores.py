@@ -4,7 +4,7 @@ import argparse
 import statistics
 import time
 
-from brats_lightning.labels import BRATS_METS
+from brats_lightning.core.labels import BRATS_METS
 from brats_lightning.metrics import PROTOCOLS, score_case
 from tests.benchmarks.score_pair import score_pair
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from brats_lightning.memory import keep_freed_memory
 from brats_lightning.models import AttentionUNet, ResUNet, UNet
+from brats_lightning.runtime.memory import keep_freed_memory
 from tests.benchmarks.measure import Goal, Options, Row, timed
 
 CHANNELS, CLASSES, SIDE = 4, 4, 96

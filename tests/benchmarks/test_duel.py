@@ -7,7 +7,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from brats_lightning.composition import config_dir, register_resolvers, resolved
+from brats_lightning.config.resolvers import config_dir, register_resolvers, resolved
 from brats_lightning.data.cases import Case
 from tests.benchmarks import ablation as ablation_module
 from tests.benchmarks import duel as duel_module
@@ -112,7 +112,10 @@ def test_a_failed_run_shows_its_last_words(tmp_path):
 
 def test_a_version_that_only_predicts_otherwise_shares_the_training(tmp_path, monkeypatch):
     cases = [case(f"BraTS-MET-0000{i}-000", tmp_path) for i in range(2)]
-    sources = [tmp_path / f"brats_lightning/{name}.py" for name in ("postprocessing", "inference", "losses/dice")]
+    sources = [
+        tmp_path / f"brats_lightning/{name}.py"
+        for name in ("inference/postprocessing", "inference/windows", "losses/dice")
+    ]
     idle = [tmp_path / f"{name}.py" for name in ("brats_lightning/tune", "tests/benchmarks/arena/report")]
     for source in [*sources, *idle]:
         source.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
-from brats_lightning import composition
+from brats_lightning.config.build import build_segmentation, build_trainer
 from brats_lightning.data.datamodule import PatchBatch
 from tests.benchmarks.measure import Goal, Options, Row, close
 from tests.benchmarks.workload import case_data, config, labelled_cases
@@ -73,12 +73,12 @@ class Run:
         self.data.setup("fit")
         self.config = config("data=brats_mets", f"data.root={root}", f"paths.cache_dir={cache}", *overrides)
         torch.manual_seed(0)
-        self.module = composition.build_segmentation(self.config, self.data)
+        self.module = build_segmentation(self.config, self.data)
         self.network = copy.deepcopy(self.module.network)  # the bare loop's
 
     def trainer(self, **source: Any) -> float:
         """Seconds per step of a `fit`."""
-        trainer = composition.build_trainer(self.config)
+        trainer = build_trainer(self.config)
         watch = Stopwatch()
         trainer.callbacks.append(watch)
         trainer.fit(self.module, **source)

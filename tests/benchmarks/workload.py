@@ -18,10 +18,11 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from brats_lightning import composition
+from brats_lightning.config.build import build_data
+from brats_lightning.config.resolvers import config_dir, register_resolvers, resolved
+from brats_lightning.core.labels import MODALITIES
 from brats_lightning.data.cases import Case, find_cases
-from brats_lightning.data.phantom import PhantomSettings, make_phantoms, phantom_folder
-from brats_lightning.labels import MODALITIES
+from brats_lightning.synthetic.phantom import PhantomSettings, make_phantoms, phantom_folder
 from tests.benchmarks.measure import Options
 
 if TYPE_CHECKING:
@@ -62,8 +63,8 @@ def _take_mask(path: Path | None, target: Path) -> None:
 
 def config(*overrides: str) -> DictConfig:
     """``conf/train.yaml`` with overrides, as the command line composes it."""
-    composition.register_resolvers()
-    with initialize_config_dir(str(composition.config_dir()), version_base="1.3"):
+    register_resolvers()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
         cfg = compose("train", [*overrides, "hydra/job_logging=none"], return_hydra_config=True)
     from hydra.core.hydra_config import HydraConfig
 
@@ -71,13 +72,13 @@ def config(*overrides: str) -> DictConfig:
     cfg.hydra.runtime.output_dir, cfg.hydra.runtime.choices = ".", {"model": "model", "loss": "loss"}
     HydraConfig.instance().set_config(cfg)  # resolvers look there
     cfg.pop("hydra")
-    return composition.resolved(cfg)
+    return resolved(cfg)
 
 
 def case_data(root: Path, cache: Path, *overrides: str) -> "CaseData":
     """Our data module on a folder of cases, in training."""
     cfg = config("data=brats_mets", f"data.root={root}", f"paths.cache_dir={cache}", "data.workers=0", *overrides)
-    data = composition.build_data(cfg)
+    data = build_data(cfg)
     data.trainer = SimpleNamespace(training=True)  # what it asks of a trainer as a batch is transferred
     return data
 

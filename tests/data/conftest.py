@@ -2,7 +2,7 @@
 
 import pytest
 
-from brats_lightning.data.cache import Cache
+from brats_lightning.data.cache.store import Cache
 from tests.data.tiny_cases import write_case
 
 

@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from brats_lightning.core.labels import BRATS_METS, MODALITIES, LabelScheme
 from brats_lightning.data import cases as module
 from brats_lightning.data.cases import (
     Case,
@@ -19,7 +20,6 @@ from brats_lightning.data.cases import (
     problem_table,
     without_mask,
 )
-from brats_lightning.labels import BRATS_METS, MODALITIES, LabelScheme
 from tests.data.tiny_cases import LPS, RAS, brain, lesions, save, write_case
 
 

@@ -3,12 +3,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from brats_lightning import composition
-from brats_lightning.data import entry
+from brats_lightning.config.build import build_data
+from brats_lightning.data.cache.store import entry
 from brats_lightning.data.cases import CaseError
 from brats_lightning.data.datamodule import PatchBatches, Volumes
 from brats_lightning.data.loading import BatchKeys, LoaderError, LoaderSettings
-from brats_lightning.data.sampling import UniformPatches
+from brats_lightning.data.sampling.patches import UniformPatches
 from tests.data.tiny_cases import brain, lesions, save, write_case
 
 
@@ -30,7 +30,7 @@ def build(composed, root, tmp_path):
             "sampling.size=[4,6,6]",
             *overrides,
         )
-        data = composition.build_data(cfg)
+        data = build_data(cfg)
         data.prepare_data()
         data.setup("fit")
         return data
@@ -180,13 +180,13 @@ def test_balanced_weights_favour_rare_classes(build):
 def test_without_a_sampler_it_cannot_train(composed, root, tmp_path):
     cfg = composed("data=brats_mets", f"data.root={root}", f"paths.cache_dir={tmp_path}/cache", name="preprocess")
     with pytest.raises(ValueError, match="without a sampler"):
-        composition.build_data(cfg).train_dataloader()
+        build_data(cfg).train_dataloader()
 
 
 def test_nothing_to_train_on(composed, tmp_path):
     write_case(tmp_path / "bare", seg=None)
     cfg = composed("data=brats_mets", f"data.root={tmp_path}/bare", f"paths.cache_dir={tmp_path}/c", name="preprocess")
-    data = composition.build_data(cfg)
+    data = build_data(cfg)
     data.prepare_data()
     with pytest.raises(ValueError, match=r"nothing to train on; 1 without mask: BraTS-MET-00001-000; .*data.masks=DIR"):
         data.setup("fit")
@@ -195,7 +195,7 @@ def test_nothing_to_train_on(composed, tmp_path):
 def test_other_source_settings_are_another_cache(composed, root):
     def directory(*overrides):
         cfg = composed("data=brats_mets", f"data.root={root}", *overrides, name="preprocess")
-        return composition.build_data(cfg).cache.directory
+        return build_data(cfg).cache.directory
 
     assert directory() == directory()
     assert directory() != directory("+data.source.site=UCSD")

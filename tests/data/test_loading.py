@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from brats_lightning.data.entry import DamagedEntry
+from brats_lightning.data.cache.entry import DamagedEntry
 from brats_lightning.data.loading import Loader, LoaderError, LoaderSettings, loader_failure
 
 
@@ -57,7 +57,7 @@ def test_batches_come_in_order(workers):
 def read_elsewhere(act):
     """What reading all batches ends with in a process of its own: signals reach whatever the tests' does by then."""
     code = f"""
-from brats_lightning.data.entry import DamagedEntry
+from brats_lightning.data.cache.entry import DamagedEntry
 from brats_lightning.data.loading import LoaderError
 from brats_lightning.runtime.signals import Interrupted, listening
 from tests.data.test_loading import {act}, loader
@@ -115,9 +115,9 @@ def test_a_worker_leaves_the_groups_signal_to_its_parent():
 
 @pytest.mark.parametrize(("free", "workers", "fits"), [(10**9, 2, True), (10**5, 2, False), (10**5, 0, True)])
 def test_shared_memory_is_looked_at_before_training(composed, monkeypatch, free, workers, fits):
-    from brats_lightning import composition
+    from brats_lightning.config.build import build_data
 
-    data = composition.build_data(composed(f"data.workers={workers}"))
+    data = build_data(composed(f"data.workers={workers}"))
     data.prepare_data()
     data.setup("fit")
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
@@ -138,9 +138,9 @@ def test_shared_memory_is_looked_at_before_training(composed, monkeypatch, free,
 
 
 def test_memory_is_pinned_for_the_device_that_trains(composed):
-    from brats_lightning import composition
+    from brats_lightning.config.build import build_data
 
-    data = composition.build_data(composed())
+    data = build_data(composed())
     for device, pinned in (("cpu", False), ("cuda", True)):
         data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)))
         assert data._pinned is pinned

@@ -4,9 +4,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from brats_lightning.core.geometry import Placement
 from brats_lightning.data import nifti
 from brats_lightning.data.nifti import UnreadableFile, read_header, read_volume
-from brats_lightning.geometry import Placement
 
 AFFINE = np.diag([-1.0, -1.0, 2.0, 1.0])
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from brats_lightning.core.geometry import Grid
 from brats_lightning.data.nifti import Volume
 from brats_lightning.data.preprocessing import (
     QUANTILE_LEVELS,
@@ -11,7 +12,6 @@ from brats_lightning.data.preprocessing import (
     normalisation,
     prepare,
 )
-from brats_lightning.geometry import Grid
 
 GRID = Grid((10, 9, 8), np.diag([-1.0, -1.0, 1.0, 1.0]))  # so x, y, z of the file are x, y, z of LPS
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from brats_lightning.components import label_components
+from brats_lightning.core.components import label_components
 from brats_lightning.losses import (
     BlobLoss,
     CategoricalFocalLoss,

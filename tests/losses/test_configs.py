@@ -5,10 +5,10 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from brats_lightning import composition
-from brats_lightning.labels import BRATS_METS
+from brats_lightning.config.resolvers import register_resolvers
+from brats_lightning.core.labels import BRATS_METS
+from brats_lightning.core.targets import make_target
 from brats_lightning.losses import CategoricalFocalLoss, CompositeLoss, WeightedDiceLoss
-from brats_lightning.targets import make_target
 
 CONF = Path(__file__).parents[2] / "conf" / "loss"
 
@@ -37,7 +37,7 @@ def test_weights_from_a_config():
 @pytest.mark.parametrize("target", ["classes", "regions"])
 def test_monai_loss_from_a_config(target):
     losses = pytest.importorskip("monai.losses")
-    composition.register_resolvers()
+    register_resolvers()
     config = OmegaConf.create({"target": target, "loss": OmegaConf.load(CONF / "monai_dice_focal.yaml")})
     what = make_target(target, BRATS_METS)
     generator = torch.Generator().manual_seed(0)

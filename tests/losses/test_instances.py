@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from scipy import ndimage
 from torch.nn import functional
 
-from brats_lightning.components import label_components
+from brats_lightning.core.components import label_components
 from brats_lightning.losses import (
     BlobLoss,
     CategoricalFocalLoss,

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from brats_lightning.labels import BRATS_METS
+from brats_lightning.core.labels import BRATS_METS
+from brats_lightning.core.targets import RegionTarget
 from brats_lightning.losses import (
     CategoricalFocalLoss,
     ChannelTarget,
@@ -18,7 +19,6 @@ from brats_lightning.losses import (
 )
 from brats_lightning.losses.deep_supervision import downsample_target
 from brats_lightning.losses.sums import class_sums
-from brats_lightning.targets import RegionTarget
 from tests.losses import one_hot_losses
 
 REGIONS = RegionTarget(BRATS_METS)  # ET, TC, WT

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from brats_lightning.labels import BRATS_METS, LabelScheme
+from brats_lightning.core.labels import BRATS_METS, LabelScheme
 from brats_lightning.metrics import PROTOCOLS, ScoreError, headline_names, headline_scores, score_case
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from brats_lightning.components import label_components
-from brats_lightning.labels import BRATS_METS
+from brats_lightning.core.components import label_components
+from brats_lightning.core.labels import BRATS_METS
 from brats_lightning.metrics.lesions import (
     bounding_box,
     dilate,

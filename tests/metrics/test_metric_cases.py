@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from brats_lightning.labels import BRATS_METS
+from brats_lightning.core.labels import BRATS_METS
 from brats_lightning.metrics import score_case
 
 FOLDER = Path(os.environ.get("BRATS_METRIC_CASES", ""))

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from brats_lightning.labels import BRATS_METS, LabelScheme
+from brats_lightning.core.labels import BRATS_METS, LabelScheme
 from brats_lightning.metrics import PROTOCOLS, ScoreError, score_case
 from brats_lightning.metrics.brats2026 import COLUMNS
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from brats_lightning.labels import BRATS_METS
+from brats_lightning.core.labels import BRATS_METS
 from brats_lightning.metrics import PROTOCOLS, score_case
 from tests.metrics import metric_rules
 from tests.metrics.metric_pairs import random_pair

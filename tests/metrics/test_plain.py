@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from brats_lightning.labels import BRATS_METS
+from brats_lightning.core.labels import BRATS_METS
 from brats_lightning.metrics.plain import plain_scores
 from brats_lightning.metrics.voxel import score_names
 

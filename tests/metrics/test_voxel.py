@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from brats_lightning.labels import BRATS_METS, LabelScheme
+from brats_lightning.core.labels import BRATS_METS, LabelScheme
 from brats_lightning.metrics.voxel import CaseScores, confusion_matrix, voxel_scores
 
 

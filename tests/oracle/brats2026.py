@@ -17,7 +17,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from brats_lightning.labels import LabelScheme
+from brats_lightning.core.labels import LabelScheme
 from brats_lightning.metrics import score_case
 from tests.metrics.metric_pairs import random_pair
 

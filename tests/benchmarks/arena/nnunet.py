@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from brats_lightning.data.entry import CachedCase
-from brats_lightning.data.sampling import PatchSampler, Triple, UniformPatches
+from brats_lightning.data.cache.entry import CachedCase
+from brats_lightning.data.sampling.patches import PatchSampler, Triple, UniformPatches
 from brats_lightning.losses import DeepSupervision
 from brats_lightning.models import UNet
 

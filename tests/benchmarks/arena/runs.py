@@ -21,7 +21,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from brats_lightning.composition import config_dir, register_resolvers, resolved
+from brats_lightning.config.resolvers import config_dir, register_resolvers, resolved
 from brats_lightning.data.cases import Case
 
 CONF = Path(__file__).parent / "conf"
@@ -182,7 +182,7 @@ def _code() -> dict[str, str]:
     Neither are those of commands that take no part, and of the report.
     """
     package = PROJECT / "brats_lightning"
-    predict = {package / f"{part}.py" for part in PREDICTION}
+    predict = {*(package / "inference").rglob("*.py")}
     arena = PROJECT / "tests/benchmarks/arena"
     idle = {*(package / f"{command}.py" for command in IDLE), arena / "report.py"}
     train = {*package.rglob("*.py"), *arena.glob("*.py")} - predict - idle
@@ -231,11 +231,12 @@ def score_cases(cfg: DictConfig, checkpoint: Path, masks: Path) -> dict[str, dic
     """Masks of the test cases in their own grids, and the scores of each: case → score → value."""
     from hydra.utils import instantiate
 
+    from brats_lightning.config.checkpoint import load_ensemble
+    from brats_lightning.core.labels import LabelScheme
     from brats_lightning.data.cases import CaseError
     from brats_lightning.evaluation.pairing import Pair
     from brats_lightning.evaluation.scoring import Scoring
-    from brats_lightning.labels import LabelScheme
-    from brats_lightning.predict import infer, load_ensemble, write_mask
+    from brats_lightning.inference.prediction import infer, write_mask
 
     scheme = LabelScheme(tuple(cfg.data.labels))
     wanted = OmegaConf.create(

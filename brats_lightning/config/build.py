@@ -1,0 +1,228 @@
+"""From a config to objects: how a run's parts are built.
+
+Nothing heavy is imported before a config is complete, so that ``--help`` and a mistyped option answer at once.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+    from brats_lightning.data.datamodule import CaseData
+    from brats_lightning.data.splits import Split
+    from brats_lightning.training.module import Segmentation
+
+
+# What a class says of its settings; anything else is an error of its own.
+_REFUSALS = (ValueError, TypeError, ArithmeticError, RuntimeError, ImportError, InstantiationException)
+
+
+def build_part(key: str, node: Any, **more: Any) -> Any:
+    """What the node of a config describes, with further arguments; None if it is null.
+
+    Args:
+        key: where the node stands, for messages.
+        node: with ``_target_``.
+        more: arguments besides those of the node.
+
+    Raises:
+        ValueError: its class does not take the settings.
+    """
+    try:
+        return hydra.utils.instantiate(node, **more)
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, _REFUSALS):
+            raise _refusal(key, cause) from error
+        raise cause from None
+
+
+def _refusal(key: str, error: BaseException) -> ValueError:
+    message = str(error)
+    return ValueError(message if message.startswith(f"{key}.") else f"{key}: {message}")
+
+
+def build_data(cfg: DictConfig, split: "Split | None" = None) -> "CaseData":
+    """The data module of a config; without the groups ``sampling`` and ``augmentation`` it can only fill the cache.
+
+    Args:
+        cfg: the config.
+        split: of the run that is gone on with; None splits as the config says.
+    """
+    from brats_lightning.core.labels import LabelScheme
+    from brats_lightning.data.cache.store import Cache
+    from brats_lightning.data.datamodule import CaseData
+    from brats_lightning.data.loading import LoaderSettings
+    from brats_lightning.data.normalisation import Standardiser
+    from brats_lightning.data.preprocessing import Preprocessing
+    from brats_lightning.data.splits import SplitSettings
+
+    data = cfg.data
+    scheme = LabelScheme(tuple(data.labels))
+    cache = Cache(
+        root=Path(cfg.paths.cache_dir),
+        preprocessing=Preprocessing(**data.preprocessing),
+        scheme=scheme,
+        label_map=None if data.label_map is None else dict(data.label_map),
+        source=_source_identity(data),
+        verify=data.verify,
+        tolerance=float(data.affine_tolerance),
+    )
+    return CaseData(
+        source=build_part("data.source", data.source, _partial_=True),
+        cache=cache,
+        standardiser=Standardiser(data.modalities, **data.normalisation),
+        scheme=scheme,
+        split=split
+        or SplitSettings(
+            data.val_share,
+            data.test_share,
+            data.folds,
+            data.fold,
+            data.split_file,
+            data.split_seed,
+            data.split_from,
+            data.on_bad_case == "skip",
+        ),
+        on_bad_case=data.on_bad_case,
+        loader=LoaderSettings(data.batch_size, data.patches_per_case, data.workers, data.loader_timeout),
+        sampler=build_part("sampling", cfg.get("sampling")),
+        augmentation=build_part("augmentation", cfg.get("augmentation")),
+        copy_paste=build_part("copy_paste", cfg.get("copy_paste")),
+        cache_workers=data.cache_workers,
+        seed=cfg.get("seed") or 0,
+    )
+
+
+def _source_identity(data: DictConfig) -> Path:
+    """What tells one data set's cache from another's: its root, and whatever else its source is told."""
+    root = Path(data.root).absolute()
+    told = {name: str(root) if value == data.root else value for name, value in data.source.items()}
+    return root / json.dumps(told, sort_keys=True, default=str)
+
+
+def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
+    """Network, loss, optimiser and schedule of a config, for the classes or regions of ``data``."""
+    from brats_lightning.config.checkpoint import CheckpointError, read_checkpoint
+    from brats_lightning.core.targets import make_target
+    from brats_lightning.losses import DeepSupervision
+    from brats_lightning.training.module import Segmentation
+
+    target = make_target(cfg.target, data.scheme)
+
+    def weighted(node: Any) -> Any:
+        """The loss's config with the word ``balanced`` replaced by weights from the training set."""
+        if isinstance(node, dict):
+            return {name: weighted(value) for name, value in node.items()}
+        return target.weights(data.balanced_class_weights()) if node == "balanced" else node
+
+    settings = cfg.optimizer.copy()
+    if str(_precision(cfg)) in ("16", "16-mixed") and cfg.trainer.gradient_clip_val and settings.get("fused"):
+        settings.fused = False  # a fused step unscales the gradients itself, too late to clip them
+    optimizer, scheduler = build_part("optimizer", settings), build_part("scheduler", cfg.scheduler)
+    _rehearse(optimizer, scheduler)
+    loss = build_part("loss", weighted(OmegaConf.to_container(cfg.loss)))
+    network = build_part("model", cfg.model)
+    if empty := [name for name, weight in network.named_parameters() if not weight.numel()]:
+        raise ValueError(f"model: {empty[0]} has no weights; is a number of channels 0?")
+    module = Segmentation(
+        network=network,
+        loss=loss if isinstance(loss, DeepSupervision) else DeepSupervision(loss),
+        optimizer=optimizer,
+        scheduler=scheduler,
+        inference=build_part("inference", cfg.inference),
+        postprocessing=build_part("postprocessing", cfg.postprocessing).decoding(target.decode),
+        target=target,
+        protocols=cfg.protocols,
+        config=OmegaConf.to_container(cfg),  # type: ignore[arg-type]
+    )
+    if cfg.weights is not None:
+        saved = read_checkpoint(cfg.weights, "weights")["state_dict"]
+        try:
+            module.network.load_state_dict({k.removeprefix("network."): v for k, v in saved.items()})
+        except RuntimeError as error:
+            raise CheckpointError(f"weights={cfg.weights} are of another network than model: {error}") from error
+    return module
+
+
+def _rehearse(make_optimizer: Callable[..., Any], make_scheduler: Callable[..., Any]) -> None:
+    """Begin, middle and end of a run with one weight; what is refused would else show after the cache is filled.
+
+    Raises:
+        ValueError: settings of one of the two.
+    """
+    import torch
+
+    key = "optimizer"
+    try:
+        optimizer = make_optimizer([torch.nn.Parameter(torch.zeros(1))])
+        key = "scheduler"
+        schedule = make_scheduler(optimizer, lambda step: min(1.0, step / 2))
+        for _ in range(3):
+            optimizer.step()
+            schedule.step()
+    except _REFUSALS as error:
+        raise _refusal(key, error) from error
+
+
+_POSITIVE = sys.float_info.min
+# Lightning takes less, and divides by it in the first step or follows the gradients uphill.
+_TRAINER_NUMBERS = {
+    "val_check_interval": _POSITIVE,
+    "check_val_every_n_epoch": 1,
+    "accumulate_grad_batches": 1,
+    "gradient_clip_val": 0,
+    "log_every_n_steps": 0,
+}
+
+
+def build_trainer(cfg: DictConfig) -> "pl.Trainer":
+    """Lightning's trainer with the configured callbacks and logger."""
+    import torch
+    from pytorch_lightning.plugins.io import CheckpointIO
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+    from brats_lightning.training.checkpoint_files import WholeCheckpoints
+    from brats_lightning.training.processes import check_processes, cluster_environment
+
+    # Deterministic algorithms need no NaN in every new tensor, which torch would spend a pass over memory on.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    settings: Any = OmegaConf.merge(cfg.trainer, {"precision": _precision(cfg)})
+    for name, value in settings.items():
+        if name in _TRAINER_NUMBERS and isinstance(value, int | float) and value < _TRAINER_NUMBERS[name]:
+            least = "positive" if _TRAINER_NUMBERS[name] == _POSITIVE else f"{_TRAINER_NUMBERS[name]} or more"
+            raise ValueError(f"trainer.{name} must be {least}, got {value}")
+
+    def part(key: str, node: Any, **more: Any) -> Any:
+        try:
+            return build_part(key, node, **more)
+        except MisconfigurationException as error:
+            raise _refusal(key, error) from error
+
+    callbacks = [part(f"callbacks.{name}", node) for name, node in (cfg.callbacks or {}).items() if node]
+    logger = part("logger", cfg.logger) if cfg.logger else False
+    plugins = [part("trainer.plugins", node) for node in settings.pop("plugins", None) or ()]
+    try:
+        plugins += [environment] if (environment := cluster_environment()) else []
+    except RuntimeError as error:
+        raise _refusal("trainer", error) from error
+    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        plugins.append(WholeCheckpoints())
+    trainer = part("trainer", settings, callbacks=callbacks, logger=logger, plugins=plugins)
+    check_processes(trainer)
+    return trainer
+
+
+def _precision(cfg: DictConfig) -> str | int:
+    from brats_lightning.runtime.device import fastest_precision
+
+    chosen = cfg.trainer.precision
+    return fastest_precision(cfg.trainer.accelerator) if chosen == "auto" else chosen

@@ -1,0 +1,103 @@
+"""A command: its config composed, its errors told in one line, its jobs of a multirun kept apart."""
+
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from brats_lightning.config.command_line import with_quoted_paths
+from brats_lightning.config.resolvers import config_dir, register_resolvers, resolved
+from brats_lightning.config.sweep import record_failure
+
+
+def entry_point(
+    config_name: str, function: Callable[[DictConfig], Any], failed: Callable[[DictConfig], Any] = lambda _: None
+) -> Callable[[], None]:
+    """A command: compose ``conf/<config_name>.yaml`` with the command line and call ``function`` with the result.
+
+    An error that says all there is to know is one line on stderr, and exit code 1. A job of a multirun leaves it in its
+    folder and the others go on; the exit code is 1 in the end.
+
+    Args:
+        config_name: of the command's config.
+        function: what the command does.
+        failed: what a sweeper is told of a job that failed.
+    """
+    register_resolvers()
+    composed = False
+    failures: list[str] = []
+
+    def run(cfg: DictConfig) -> Any:
+        nonlocal composed
+        composed = True
+        # Lightning's advertisements and device lists drown what a user wants to know.
+        logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+        # Lightning's, on a newer torch and beside SLURM, whose srun need not be used.
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="The `srun` command is available")
+        job = HydraConfig.get()
+        try:
+            return function(resolved(cfg))
+        except Exception as error:
+            message = _message(error)
+            if job.mode == RunMode.MULTIRUN:
+                if message is None:
+                    logging.getLogger(__name__).exception("job %s failed", job.job.num)
+                    message = f"{type(error).__name__}: {error}"
+                else:
+                    print(f"error: {message}", file=sys.stderr)
+                failures.append(message)
+                record_failure(Path(job.runtime.output_dir), message)
+                return failed(cfg)
+            if message is None or os.environ.get("HYDRA_FULL_ERROR"):
+                raise
+            print(f"error: {message}", file=sys.stderr)
+            raise SystemExit(1) from None
+
+    main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)
+
+    def command() -> None:
+        sys.argv[1:] = with_quoted_paths(sys.argv[1:])
+        try:
+            main()
+        except SystemExit as stop:
+            if stop.code == 1 and not composed:
+                from brats_lightning.config.hints import print_hints
+
+                print_hints(config_dir(), config_name, sys.argv[1:])
+            raise
+        except KeyboardInterrupt:  # where nothing is to be saved
+            print("interrupted", file=sys.stderr)
+            raise SystemExit(128 + signal.SIGINT) from None
+        if failures:
+            raise SystemExit(1)
+
+    return command
+
+
+def _message(error: Exception) -> str | None:
+    """What to tell of an error that concerns a user's data, settings or disk; None of one that may be a fault of ours.
+
+    A traceback would only hide it. Ours are those raised by this package, and those of files.
+    """
+    ours = isinstance(error, ValueError | RuntimeError | OSError) and _raised_here(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) if ours else None
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether an error was raised by this package's own code."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and Path(trace.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parents[1])

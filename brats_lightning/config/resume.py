@@ -1,0 +1,167 @@
+"""Going on with a run: its own settings and newest checkpoint, and what may differ from then."""
+
+import os
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from brats_lightning.config.command_line import quote
+
+_WORD = "resume="
+_RECORD = "resumed.yaml"  # the overrides a run went on with; those it began with are in .hydra
+
+# What may differ between a checkpoint and the run that goes on from it; all else decides what is learned or scored.
+_FREE = (
+    *("ckpt_path", "weights", "resume", "name", "test_on", "paths", "logger", "callbacks", "trainer"),
+    *("optimizer.lr", "inference.batch_size"),
+    *("data.root", "data.background", "data.description", "data.masks", "data.verify", "data.on_bad_case"),
+    *("data.workers", "data.cache_workers", "data.loader_timeout"),
+    *("data.source.root", "data.source.parent", "data.source.background", "data.source.masks"),
+)
+_NOT_FREE = ("callbacks.average", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val")
+
+
+class ResumeError(ValueError):
+    """A run that cannot be gone on with, or not in this way."""
+
+
+def expand(arguments: Sequence[str]) -> list[str]:
+    """The command line with ``resume=RUN`` replaced by what the run was started with, its folder and its checkpoint.
+
+    Overrides beside it replace the run's own of the same name. Relative paths are meant from where the run was started,
+    and the process goes there.
+
+    Args:
+        arguments: of the command, without its name.
+
+    Raises:
+        ResumeError: a folder that is no run's, or one without any readable checkpoint.
+    """
+    told = [argument for argument in arguments if argument.startswith(_WORD)]
+    if not told or told[-1] in (_WORD, f"{_WORD}null"):
+        return list(arguments)
+    if {"-m", "--multirun"} & set(arguments):
+        raise ResumeError(f"{told[-1]} goes on with one run; it cannot be part of a multirun")
+    run = Path(_unquoted(told[-1].removeprefix(_WORD))).expanduser().absolute()
+    if not (run / ".hydra/overrides.yaml").is_file():
+        what = "is no run folder" if run.is_dir() else "does not exist" if not run.exists() else "is a file"
+        raise ResumeError(f"{told[-1]}: {run} {what}; give the folder that holds checkpoints/ and .hydra/")
+    checkpoint = newest_checkpoint(run)
+    record = run / _RECORD
+    before: Any = OmegaConf.to_container(OmegaConf.load(record if record.is_file() else run / ".hydra/overrides.yaml"))
+    hydra: Any = OmegaConf.to_container(OmegaConf.load(run / ".hydra/hydra.yaml")).get("hydra")  # type: ignore[union-attr]
+
+    flags: list[str] = []
+    beside: list[str] = []
+    for argument in arguments:
+        if argument not in told:
+            (beside if "=" in argument and not argument.startswith("-") else flags).append(argument)
+    if not any(flag.startswith(("--config-dir", "-cd")) for flag in flags):
+        sources = hydra["runtime"]["config_sources"]
+        flags += [f"--config-dir={source['path']}" for source in sources if source["provider"] == "command-line"]
+    if not any(flag.startswith(("--config-name", "-cn")) for flag in flags):
+        flags.append(f"--config-name={hydra['job']['config_name']}")
+    replaced = {_key(argument) for argument in beside} | {"ckpt_path", "weights", "resume"}
+    kept = [override for override in before if _key(override) not in replaced]
+    kept += [override for override in hydra["overrides"]["hydra"] if _key(override) == "hydra.searchpath"]
+    if (started := Path(hydra["runtime"]["cwd"])).is_dir():
+        os.chdir(started)
+    here = [f"ckpt_path={quote(str(checkpoint))}", f"resume={quote(str(run))}", f"hydra.run.dir={quote(str(run))}"]
+    added = {_key(override) for override in before if override.startswith("+")}
+    beside = [
+        f"++{override}" if _key(override) in added and override[0] not in "+~" else override for override in beside
+    ]
+    return [*flags, *kept, *beside, *here, "hydra.output_subdir=null"]
+
+
+def record(run: Path, overrides: Sequence[str]) -> None:
+    """Keep what a run goes on with, for the next time.
+
+    Args:
+        run: its folder.
+        overrides: all of them, as Hydra was given them.
+    """
+    from brats_lightning.runtime.files import write_text
+
+    lasting = [override for override in overrides if _key(override) not in ("ckpt_path", "resume")]
+    write_text(run / _RECORD, OmegaConf.to_yaml(OmegaConf.create(lasting)))
+
+
+def newest_checkpoint(run: Path) -> Path:
+    """The whole and readable checkpoint of a run that has seen most steps.
+
+    Raises:
+        ResumeError: there is none.
+    """
+    from brats_lightning.config.checkpoint import CheckpointError, read_checkpoint
+
+    found, unreadable = [], []
+    for path in sorted((run / "checkpoints").glob("*.ckpt"), key=lambda path: path.name != "last.ckpt"):
+        try:
+            step = read_checkpoint(path, "resume")["global_step"]
+            with zipfile.ZipFile(path) as archive:
+                if broken := archive.testzip():
+                    raise CheckpointError(f"{path} is damaged: {broken}")
+        except (CheckpointError, zipfile.BadZipFile, KeyError, OSError) as error:
+            unreadable.append(f"{path.name}: {error}")
+        else:
+            found.append((step, path))
+    if not found:
+        why = "\n  ".join(["", *unreadable]) or " there is none"
+        raise ResumeError(f"resume: no checkpoint in {run / 'checkpoints'} can be gone on with:{why}")
+    return max(found, key=lambda pair: pair[0])[1]
+
+
+def compare(saved: Mapping[str, Any], now: Mapping[str, Any], origin: Path) -> list[str]:
+    """What a resumed run does otherwise than the one it goes on with, where it may: lines ``key: before → now``.
+
+    Args:
+        saved: the checkpoint's config, plain containers.
+        now: this run's.
+        origin: of the checkpoint, for messages.
+
+    Raises:
+        ResumeError: settings differ that both must share; all of them.
+    """
+    old, new = dict(_values(saved)), dict(_values(now))
+    missing = "(not there)"
+    # A setting that is not there means what null does: nothing.
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    lines = {key: f"{key}: {old.get(key, missing)} → {new.get(key, missing)}" for key in changed}
+    if refused := [line for key, line in lines.items() if not _may_change(key)]:
+        raise ResumeError(
+            f"a resumed run must share these settings with {origin}:\n  "
+            + "\n  ".join(refused)
+            + "\nGive those of the checkpoint (resume=RUN does), or start a new run from its weights: "
+            + f"weights={origin} data.split_from={origin.parent.parent}"
+        )
+    quiet = ("paths", "ckpt_path", "resume", "name", "callbacks", "logger")
+    return [line for key, line in lines.items() if not _below(key, quiet)]
+
+
+def _may_change(key: str) -> bool:
+    return _below(key, _FREE) and not _below(key, _NOT_FREE)
+
+
+def _below(key: str, names: Sequence[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _values(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of all that is no mapping."""
+    if isinstance(node, Mapping) and node:
+        for name, value in node.items():
+            yield from _values(value, f"{path}.{name}" if path else str(name))
+    elif path:
+        yield path, node
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").split("=", 1)[0]
+
+
+def _unquoted(value: str) -> str:
+    return value[1:-1].replace('\\"', '"') if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'" else value

@@ -1,0 +1,128 @@
+"""What the jobs of a multirun differ in and what they reached, in one table."""
+
+import csv
+import io
+import json
+import logging
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from brats_lightning.runtime.files import write_text
+
+log = logging.getLogger(__name__)
+
+FILE = "sweep.csv"
+_ERROR, _DIVERGED = "error.txt", "diverged.txt"  # in the folder of a job without scores: why
+OUTCOMES = ("metrics.json", _ERROR, _DIVERGED)  # a job leaves one of them
+
+
+def record_failure(job: Path, message: str, diverged: bool = False) -> None:
+    """Leave in a job's folder why it has no scores, instead of what an earlier one left there.
+
+    Args:
+        job: its folder.
+        message: why.
+        diverged: its loss did, which for a sweep is a result like others and no failure.
+    """
+    with suppress(OSError):  # the disk may be what is full; the message was printed
+        forget_outcome(job)
+        write_text(job / (_DIVERGED if diverged else _ERROR), message + "\n")
+
+
+def forget_outcome(job: Path) -> None:
+    """Remove what an earlier run left in a folder."""
+    for name in OUTCOMES:
+        (job / name).unlink(missing_ok=True)
+
+
+class SweepTable(Callback):
+    """Hydra's callback: when the last job has ended, write ``sweep.csv`` and print its main columns, best first.
+
+    Jobs without scores come last, with the reason; if one failed, the command's exit code is 1.
+    """
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Collect what the jobs have left in their folders, wherever they ran."""
+        folder = Path(config.hydra.sweep.dir)
+        varied, rows = collect(folder, config.objective, config.objective_mode)
+        if not rows:
+            return
+        failed = [row for row in rows if _FAILED in row]
+        settings = ["job", *varied, *([_FAILED] if failed else [])]
+        scores = sorted({name for row in rows for name in row} - set(settings))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [*settings, *scores], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(folder / FILE, text.getvalue())
+        best = f"best/{config.objective}"
+        shown = [name for name in scores if name == best or (name.startswith("test/") and name.endswith("dice_mean"))]
+        _print(rows, settings, shown)
+        log.info("all scores of all jobs: %s", folder / FILE)
+        if broken := [row for row in failed if not (folder / row["job"] / _DIVERGED).is_file()]:
+            log.error("%d of %d jobs failed", len(broken), len(rows))
+            raise SystemExit(1)
+
+
+_FAILED = "failed"  # the column with the reason
+
+
+def collect(folder: Path, objective: str, mode: str) -> tuple[list[str], list[dict[str, Any]]]:
+    """The overrides in which jobs differ, and a row for each: ``job`` (its folder), those, its final scores.
+
+    Args:
+        folder: of the multirun.
+        objective: the score by which rows are sorted, best first; those without it come last.
+        mode: whether ``max`` or ``min`` is best.
+
+    Returns:
+        The names of the overrides, and the rows. That of a job without scores has ``failed`` instead: the reason.
+    """
+    from omegaconf import OmegaConf
+
+    overrides: dict[str, dict[str, str]] = {}
+    for file in sorted(folder.glob("*/.hydra/overrides.yaml")):
+        told: Any = OmegaConf.to_container(OmegaConf.load(file))
+        job = file.parent.parent.name
+        overrides[job] = dict(override.lstrip("+").split("=", 1) for override in told if "=" in override)
+    keys = dict.fromkeys(key for job in overrides.values() for key in job)
+    varied = [key for key in keys if len({job.get(key) for job in overrides.values()}) > 1]
+    rows = [
+        {"job": name} | {key: job.get(key, "") for key in varied} | _outcome(folder / name)
+        for name, job in overrides.items()
+    ]
+    sign = -1 if mode == "max" else 1
+
+    def place(row: dict[str, Any]) -> tuple[bool, float]:
+        value = row.get(f"best/{objective}", row.get(objective))
+        return (value is None, 0.0 if value is None else sign * value)
+
+    return varied, sorted(rows, key=place)
+
+
+def _outcome(job: Path) -> dict[str, Any]:
+    """A job's scores, or why it has none."""
+    found = next((job / name for name in OUTCOMES if (job / name).is_file()), None)
+    if found is None:
+        return {_FAILED: "ended without scores; see its train.log"}
+    return json.loads(found.read_text()) if found.suffix == ".json" else {_FAILED: found.read_text().strip()}
+
+
+def _print(rows: list[dict[str, Any]], settings: list[str], scores: list[str]) -> None:
+    from rich.table import Table
+
+    from brats_lightning.runtime.console import show
+
+    table = Table()
+    for column in settings:
+        table.add_column(column, overflow="fold")
+    for column in scores:
+        table.add_column(column, justify="right", overflow="fold")
+    for row in rows:
+        values = (row.get(column) for column in (*settings, *scores))
+        table.add_row(*("" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in values))
+    show(table)

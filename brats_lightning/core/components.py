@@ -1,0 +1,68 @@
+"""Connected components of masks: what a lesion is."""
+
+import numpy as np
+from jaxtyping import Bool, Int32, UInt8
+from scipy import ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from brats_lightning.core.geometry import nonzero_box
+from brats_lightning.core.labels import LabelScheme, in_classes
+
+NEIGHBOURS_26 = np.ones((3, 3, 3), dtype=bool)
+_VOXELS_PER_RUN = 50  # of the whole box; with fewer, scipy is as fast
+
+
+def label_components(mask: Bool[np.ndarray, "a b c"]) -> tuple[Int32[np.ndarray, "a b c"], int]:
+    """26-connected components, numbered 1 … n in the array's C order as scipy does, and n.
+
+    Joins runs of voxels along the last axis instead of voxels. A mask of lesions has few, and this is two to four times
+    as fast as scipy's; noise has many, and is left to that.
+    """
+    labels = np.zeros(mask.shape, np.int32)
+    box = nonzero_box(mask)
+    inside = mask[box]
+    # Lines of voxels one after the other, a gap behind each and a line of gaps behind each plane: no run goes on in the
+    # next line, and what lies beside a border voxel is a gap.
+    depth, height, width = inside.shape[0], inside.shape[1] + 1, inside.shape[2] + 1
+    voxels = np.zeros((depth, height, width), bool)
+    voxels[:, :-1, :-1] = inside
+    bounds = np.flatnonzero(np.diff(voxels.reshape(-1), prepend=False))
+    starts, ends = bounds[::2], bounds[1::2]
+    if len(starts) > inside.size / _VOXELS_PER_RUN:
+        labels[box], n = ndimage.label(inside, structure=NEIGHBOURS_26)
+        return labels, n
+    pairs = []
+    # The next line of the plane, and three of the next plane; those before are met from the other side.
+    for lines in (1, height - 1, height, height + 1):
+        first = np.searchsorted(ends, starts + lines * width)  # that ends no earlier than one voxel before the run …
+        count = np.searchsorted(starts, ends + lines * width, side="right") - first  # … to what starts right behind it
+        run = np.repeat(np.arange(len(starts)), count)
+        pairs.append((run, np.arange(len(run)) - np.repeat(np.cumsum(count) - count - first, count)))
+    one, other = np.concatenate(pairs, axis=1)
+    graph = coo_array((np.ones(len(one), bool), (one, other)), shape=(len(starts), len(starts)))
+    n, numbers = connected_components(graph, directed=False)
+    labels[box][inside] = np.repeat(numbers + 1, ends - starts)
+    return labels, n
+
+
+def lesion_components(mask: UInt8[np.ndarray, "z y x"], scheme: LabelScheme) -> tuple[Int32[np.ndarray, "z y x"], int]:
+    """The lesions of a mask as a researcher counts them, and their number.
+
+    A lesion is a 26-connected component of everything but oedema (SNFH), since one oedema often joins several
+    metastases. A component of oedema without any such core is a lesion of its own. Oedema around a core belongs to no
+    lesion.
+    """
+    oedema = {scheme.index("snfh")} if "snfh" in scheme.names else set()
+    core = in_classes(mask, set(range(1, scheme.num_classes)) - oedema)
+    lesions, n = label_components(core)
+    if oedema:
+        whole, n_whole = label_components(mask > 0)
+        has_core = np.zeros(n_whole + 1, dtype=bool)
+        has_core[whole[core]] = True
+        has_core[0] = True
+        bare = ~has_core[whole]
+        numbers = np.cumsum(~has_core, dtype=np.int32) + n
+        lesions[bare] = numbers[whole[bare]]
+        n += int((~has_core).sum())
+    return lesions, n

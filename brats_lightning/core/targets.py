@@ -1,0 +1,188 @@
+"""What a network learns: exclusive classes (a softmax), or regions that lie inside each other (a sigmoid for each).
+
+Losses see the difference; everything after the network goes on with class probabilities, which sum to 1.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import reduce
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor
+
+from brats_lightning.core.labels import LabelScheme
+from brats_lightning.runtime.device import chunk_size
+
+_IMPOSSIBLE = -1000.0  # a logit, whose probability is 0 in every precision
+
+
+class ClassTarget:
+    """A channel for each class, the background first; a softmax makes them probabilities.
+
+    Args:
+        scheme: the classes.
+    """
+
+    decode = "argmax"
+
+    def __init__(self, scheme: LabelScheme) -> None:
+        self.scheme = scheme
+        self.channels = scheme.num_classes
+        self.background = (0.0,) + (_IMPOSSIBLE,) * len(scheme.names)  # logits of what no window covers
+
+    def encode(self, mask: UInt8[Tensor, "b z y x"]) -> UInt8[Tensor, "b z y x"]:
+        """What losses take: the class indices themselves."""
+        return mask
+
+    def weights(self, class_weights: Sequence[float]) -> list[float]:
+        """Balanced weights of the channels from those of the classes."""
+        return list(class_weights)
+
+    def probabilities(self, logits: Float32[Tensor, "k z y x"]) -> Float32[Tensor, "k z y x"]:
+        """Class probabilities, written over the logits: of a large volume they are the largest array there is."""
+        for (slab,) in _slabs(logits):
+            slab.copy_(slab.softmax(0))
+        return logits
+
+    def decide(self, logits: Float[Tensor, "b k z y x"]) -> UInt8[Tensor, "b z y x"]:
+        """The most probable class of each voxel."""
+        return logits.argmax(1).to(torch.uint8)
+
+
+class RegionTarget:
+    """A channel for each of ``scheme.regions``, in their order; a sigmoid makes each the probability of its region.
+
+    Probabilities of regions inside the same larger one (WT, TC, … or the whole volume, of probability 1) that sum to
+    more than its own are scaled down to it; a single one is thereby clamped. A class is what its smallest region has
+    beyond the regions inside, e.g. with σ for the sigmoids::
+
+        P(ET) = min(σ_ET, P(TC))    P(TC) = min(σ_TC, P(WT))    P(WT) = σ_WT
+        p(et) = P(ET)    p(netc) = P(TC) - P(ET)    p(snfh) = P(WT) - P(TC)    p(background) = 1 - P(WT)
+
+    so that the probability of a region is again the sum over its classes.
+
+    Args:
+        scheme: the classes, their regions nested or disjoint.
+
+    Raises:
+        ValueError: classes that regions do not tell apart.
+    """
+
+    decode = "regions"
+
+    def __init__(self, scheme: LabelScheme) -> None:
+        self.scheme = scheme
+        self._nested = nested_regions(scheme)
+        self.channels = len(scheme.regions)
+        self.background = (_IMPOSSIBLE,) * self.channels  # logits of what no window covers
+
+    def encode(self, mask: UInt8[Tensor, "b z y x"]) -> UInt8[Tensor, "b k z y x"]:
+        """What losses take: 1 in each region, 0 outside."""
+        memberships = mask.new_empty((len(mask), self.channels, *mask.shape[1:]))
+        for region in reversed(self._nested[1:]):  # from inside out, without the whole volume
+            inside = mask == region.own
+            for child in region.children:
+                inside |= memberships[:, child].view(torch.bool)
+            memberships[:, region.channel] = inside
+        return memberships
+
+    def weights(self, class_weights: Sequence[float]) -> list[float]:
+        """Balanced weights of the regions from those of the classes, all being 1/√voxels: ``1/√Σ w⁻²``."""
+        return [sum(class_weights[c] ** -2 for c in classes) ** -0.5 for classes in self.scheme.regions.values()]
+
+    def probabilities(self, logits: Float32[Tensor, "k z y x"]) -> Float32[Tensor, "_ z y x"]:
+        """Class probabilities, the background first."""
+        result = logits.new_empty((self.scheme.num_classes, *logits.shape[1:]))
+        for slab, classes in _slabs(logits, result):
+            inside = slab.sigmoid()
+            for region in self._nested:
+                p = torch.ones_like(inside[0]) if region.channel is None else inside[region.channel]
+                # One by one: a list as an index would be copied to a GPU, which then waits.
+                if parts := [inside[child] for child in region.children]:
+                    total = reduce(torch.add, parts).clamp_min(torch.finfo(p.dtype).tiny)
+                    share = (p / total).clamp_max_(1)
+                    for part in parts:
+                        part.mul_(share)
+                    p = (p - reduce(torch.add, parts)).clamp_min_(0)
+                classes[region.own] = p
+        return result
+
+    def decide(self, logits: Float[Tensor, "b k z y x"]) -> UInt8[Tensor, "b z y x"]:
+        """The class of each voxel, by `decode_regions`."""
+        return torch.stack([decode_regions(self.probabilities(sample.float()), self.scheme) for sample in logits])
+
+
+def _slabs(*arrays: Float[Tensor, "_ z y x"]) -> Iterator[tuple[Tensor, ...]]:
+    """As many planes of each array at a time as the device works best on, at least one."""
+    step = max(1, chunk_size(arrays[0].device) // max(1, arrays[0][:, 0].numel()))
+    return zip(*(array.split(step, 1) for array in arrays), strict=True)
+
+
+Target = ClassTarget | RegionTarget
+
+
+def make_target(name: str, scheme: LabelScheme) -> Target:
+    """The target of the config key ``target``: ``classes`` or ``regions``."""
+    if name not in ("classes", "regions"):
+        raise ValueError(f"target must be classes (a softmax) or regions (sigmoids), got {name!r}")
+    return ClassTarget(scheme) if name == "classes" else RegionTarget(scheme)
+
+
+class NestedRegion(NamedTuple):
+    """A region, or the whole volume, by what lies directly inside it."""
+
+    channel: int | None  # its place in ``scheme.regions``; None for the whole volume
+    classes: frozenset[int]
+    own: int  # the class it has beyond the regions inside; the background for the whole volume
+    children: tuple[int, ...]  # channels of the largest regions inside
+
+
+def nested_regions(scheme: LabelScheme) -> list[NestedRegion]:
+    """The whole volume and the regions of a scheme, each before those inside it.
+
+    Raises:
+        ValueError: regions that overlap without one inside the other, or that do not tell all classes apart.
+    """
+    regions = sorted(enumerate(map(frozenset, scheme.regions.values())), key=lambda region: -len(region[1]))
+    nested = []
+    for channel, classes in [(None, frozenset(range(scheme.num_classes))), *regions]:
+        inner = [other for other in regions if other[1] < classes]
+        children = [a for a in inner if not any(a[1] < b[1] for b in inner)]
+        own = classes.difference(*(members for _, members in children))
+        crossing = any(classes & other and not (classes <= other or other <= classes) for _, other in regions)
+        if len(own) != 1 or crossing:
+            raise ValueError(_not_nested(scheme))
+        nested.append(NestedRegion(channel, classes, min(own), tuple(number for number, _ in children)))
+    return nested
+
+
+def _not_nested(scheme: LabelScheme) -> str:
+    regions = ", ".join(
+        f"{region.upper()} = {' ∪ '.join(scheme.class_names[index] for index in classes)}"
+        for region, classes in scheme.regions.items()
+    )
+    return (
+        f"target=regions needs regions, nested or apart, that tell the classes apart; data.labels="
+        f"[{','.join(scheme.names)}] has {regions or 'none'}. Use target=classes, or labels like [netc,snfh,et]"
+    )
+
+
+def decode_regions(probabilities: Float[Tensor, "k z y x"], scheme: LabelScheme) -> UInt8[Tensor, "z y x"]:
+    """The class of each voxel: that of the innermost region whose probability is at least ½, else the background.
+
+    The probability of a region is the sum over its classes, so that a voxel of TC is one of WT. Unlike the most
+    probable class, it finds the tumour where several classes share what the background lacks.
+
+    Args:
+        probabilities: of the classes, the background first.
+        scheme: the classes.
+
+    Raises:
+        ValueError: as `nested_regions`.
+    """
+    labels = torch.zeros(probabilities.shape[1:], dtype=torch.uint8, device=probabilities.device)
+    for region in nested_regions(scheme)[1:]:
+        p = reduce(torch.add, (probabilities[index] for index in sorted(region.classes)))
+        labels.masked_fill_(p >= 0.5, region.own)
+    return labels

@@ -1,0 +1,242 @@
+"""The cache of preprocessed cases: which entries are valid, and building the others in parallel."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from brats_lightning.core.labels import BRATS_METS, MODALITIES, LabelScheme
+from brats_lightning.data.cache.entry import FORMAT, CachedCase, DamagedEntry, read_sidecar, write_entry
+from brats_lightning.data.cases import Case, Problem, check_files, examine, required
+from brats_lightning.data.preprocessing import Preprocessing, prepare
+from brats_lightning.runtime.console import progress_bar
+from brats_lightning.runtime.files import make_folder, remove_leftovers
+from brats_lightning.runtime.locks import alone
+from brats_lightning.runtime.workers import each_result, process_pool
+
+__all__ = ["Cache", "CachedCase", "Filled"]
+
+log = logging.getLogger(__name__)
+
+NATIVE = Preprocessing()  # each case at its own spacing, cropped to the brain
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What `Cache.fill` found: usable cases in the order given, why others are not, and the ids built just now."""
+
+    cases: list[CachedCase]
+    problems: list[Problem]
+    built: list[str]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Preprocessed cases below ``root``, in one directory for each combination of settings that change voxels.
+
+    Attributes:
+        root: holds the directories.
+        preprocessing: the settings.
+        scheme: classes of the masks.
+        label_map: raw label → class index.
+        source: the data root; data sets whose cases have equal ids then never share an entry.
+        verify: ``stat`` knows a raw file by path, size and modification time; ``content`` by its SHA-256, which costs
+            reading it.
+        tolerance: in mm, see `examine`.
+    """
+
+    root: Path
+    preprocessing: Preprocessing = NATIVE
+    scheme: LabelScheme = BRATS_METS
+    label_map: Mapping[int, int] | None = None
+    source: Path | None = None
+    verify: str = "stat"
+    tolerance: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.verify not in ("stat", "content"):
+            raise ValueError(f"cache.verify is {self.verify!r}; expected stat or content")
+        label_map = {int(old): int(new) for old, new in (self.label_map or {}).items()}
+        if 0 in label_map:
+            raise ValueError(f"data.label_map {label_map} renames 0; the background must stay 0")
+        object.__setattr__(self, "label_map", label_map)
+
+    @cached_property
+    def key(self) -> str:
+        """Name of the directory: the settings for people to read, then a hash of all that changes the files."""
+        settings, label_map = self.preprocessing, sorted(dict(self.label_map or {}).items())
+        parts = ["x".join(f"{s:g}" for s in settings.spacing) + "mm" if settings.spacing else "native"]
+        if settings.size:
+            parts.append(f"{settings.fit}-{'x'.join(map(str, settings.size))}")
+        parts += ["-".join(self.scheme.names), *(f"{old}to{new}" for old, new in label_map)]
+        source = os.path.abspath(self.source) if self.source else None  # noqa: PTH100
+        exact = [FORMAT, asdict(settings), self.scheme.names, label_map, source]
+        return "_".join([*parts, hashlib.sha256(json.dumps(exact).encode()).hexdigest()[:10]])
+
+    @property
+    def directory(self) -> Path:
+        """Of the entries."""
+        return Path(self.root) / self.key
+
+    def read(self, case: Case, modalities: Sequence[str] = (), need_mask: bool = False) -> CachedCase | None:
+        """The entry of a case, or None where `fill` would build or reject it.
+
+        That is: it is missing or its sidecar damaged, a raw file came, went or changed since, its files lie further
+        apart than is tolerated now, or it lacks a modality or the mask. Arrays are not read.
+        """
+        if check_files(case, modalities, need_mask):
+            return None
+        try:
+            cached, stamps = read_sidecar(self.directory, case.id)
+            files = case.files
+            fresh = stamps.keys() == files.keys() and all(
+                _same(stamps[name], _stamp(path, self.verify), self.verify) for name, path in files.items()
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        enough = set(modalities) <= set(cached.modalities) and (cached.has_mask or not need_mask)
+        alike = cached.distance <= self.tolerance and cached.patient == case.patient
+        return cached if fresh and enough and alike else None
+
+    def fill(
+        self,
+        cases: Sequence[Case],
+        modalities: Sequence[str] = MODALITIES,
+        need_mask: bool = True,
+        workers: int = 0,
+        progress: bool | None = None,
+        check: bool = True,
+    ) -> Filled:
+        """Build the entries that are missing, stale or damaged; raw files of the others are not opened.
+
+        All modalities of a case are stored, whichever are asked for, so that another choice builds nothing. What is
+        wrong with files that were not asked for rejects nothing.
+
+        Args:
+            cases: to be cached.
+            modalities: that a case must have, in order.
+            need_mask: whether a case must have a mask.
+            workers: processes that build and threads that check; 0 or 1 works in this one.
+            progress: show a bar; None does on a terminal.
+            check: compare the entries that are there with their checksums now; else each when it is first opened.
+
+        Raises:
+            UnwritableFile: the cache cannot be written; what was written before stays.
+            DeadWorker: a process was ended from outside.
+        """
+        modalities = tuple(modalities)
+        rejected = {case.id: problems for case in cases if (problems := check_files(case, modalities, need_mask))}
+        sound = [case for case in cases if case.id not in rejected]
+        built = []
+        with progress_bar(progress) as bar:
+            ready, _ = self._look(sound, modalities, need_mask, workers if check else None, bar)
+            if len(ready) < len(sound):
+                self._open_directory()
+                with alone(Path(self.root) / f".{self.key}.lock", "fills this cache"):
+                    # Whoever held the lock has built some, or all.
+                    rest = [case for case in sound if case.id not in ready]
+                    there, damaged = self._look(rest, modalities, need_mask, workers, bar)
+                    for damage in damaged.values():
+                        log.warning("%s; it is built again", str(damage).rpartition("; ")[0])
+                    ready |= there
+                    todo = {case.id: (case, modalities, need_mask, case.id in damaged) for case in rest}
+                    todo = {name: job for name, job in todo.items() if name not in ready}
+                    task = bar.add_task("caching", total=len(todo))
+                    for name, problems in self._build_all(todo, workers):
+                        rejected |= {name: problems} if problems else {}
+                        built += [] if problems else [name]
+                        bar.advance(task)
+        for case in sound:
+            if case.id in built:
+                if cached := self.read(case, modalities, need_mask):
+                    ready[case.id] = cached
+                else:
+                    found = "its files, or its cache entry, changed while it was read"
+                    rejected[case.id] = [Problem(case.id, "-", found, "files at rest", "run again")]
+        return Filled(
+            [ready[case.id] for case in cases if case.id in ready],
+            [problem for case in cases for problem in rejected.get(case.id, ())],
+            [case.id for case in cases if case.id in built and case.id in ready],
+        )
+
+    def _look(
+        self, cases: Sequence[Case], modalities: Sequence[str], need_mask: bool, threads: int | None, bar: Progress
+    ) -> tuple[dict[str, CachedCase], dict[str, DamagedEntry]]:
+        """The entries that are as they should be, and what is wrong with the damaged ones; None checks no array."""
+
+        def look(case: Case) -> CachedCase | DamagedEntry | None:
+            cached = self.read(case, modalities, need_mask)
+            try:
+                if cached and threads is not None:
+                    cached.check()
+            except DamagedEntry as error:
+                return error
+            return cached
+
+        task = bar.add_task("checking", total=len(cases))
+        if bar.disable and threads is not None and len(cases) > 100:
+            log.info("comparing %d cached cases with their checksums", len(cases))
+        found = {}
+        with ThreadPoolExecutor(max(1, threads or 1)) as pool:  # files and checksums are read without the interpreter
+            for case, result in zip(cases, pool.map(look, cases), strict=True):
+                found[case.id] = result
+                bar.advance(task)
+        return (
+            {name: cached for name, cached in found.items() if isinstance(cached, CachedCase)},
+            {name: damage for name, damage in found.items() if isinstance(damage, DamagedEntry)},
+        )
+
+    def _build_all(
+        self, jobs: Mapping[str, tuple[Case, tuple[str, ...], bool, bool]], workers: int
+    ) -> Iterator[tuple[str, list[Problem]]]:
+        workers = min(workers, len(jobs))
+        if workers <= 1:
+            for name, job in jobs.items():
+                yield name, self.build(*job)
+            return
+        with process_pool(workers) as pool:  # whose workers import no torch
+            yield from each_result(pool, self.build, jobs, "data.cache_workers=1")
+
+    def build(self, case: Case, modalities: Sequence[str], need_mask: bool, anew: bool = False) -> list[Problem]:
+        """Read a case and write its entry, or say why not; one that is there already stays, unless ``anew``."""
+        if not anew and self.read(case, modalities, need_mask):
+            return []
+        stamps = {}
+        for name, path in case.files.items():  # before reading, so that a change during it is noticed
+            try:
+                stamps[name] = _stamp(path, self.verify)
+            except OSError:
+                stamps[name] = {"path": str(path)}  # examine will say what is the matter
+        examination = examine(case, self.scheme, self.label_map, self.tolerance)
+        if problems := required(examination.problems, modalities, need_mask):
+            return problems
+        prepared = prepare(examination.images, examination.mask, self.preprocessing)
+        write_entry(self.directory, case, examination, prepared, self.scheme, stamps)
+        return []
+
+    def _open_directory(self) -> None:
+        make_folder(self.directory)
+        remove_leftovers(self.directory)
+
+
+def _stamp(path: Path, verify: str) -> dict[str, Any]:
+    """Identity of a raw file."""
+    status = path.stat()
+    stamp = {"path": os.path.abspath(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}  # noqa: PTH100
+    if verify == "content":
+        with path.open("rb") as file:
+            stamp["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return stamp
+
+
+def _same(stored: Mapping[str, Any], now: Mapping[str, Any], verify: str) -> bool:
+    keys = ("size", "sha256") if verify == "content" else ("path", "size", "mtime_ns")
+    return all(stored.get(key) == now[key] for key in keys)

@@ -1,0 +1,165 @@
+"""Patches where an earlier network failed: lesions it missed, and tissue it took for a lesion."""
+
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64, Int16, UInt8
+
+from brats_lightning.core.components import label_components
+from brats_lightning.core.geometry import nonzero_box
+from brats_lightning.data.cache.entry import CachedCase
+from brats_lightning.data.nifti import UnreadableFile, read_volume
+from brats_lightning.data.sampling.patches import (
+    LesionBalanced,
+    LesionCase,
+    Triple,
+    as_ratio,
+    lesion_voxel,
+    start_around,
+    uniform_start,
+)
+from brats_lightning.runtime.workers import cpu_count
+
+VOXELS_PER_COMPONENT = 20  # kept of each false positive
+
+
+class PredictionError(ValueError):
+    """Predictions that cannot serve as hard examples; lists every fault."""
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """What a prediction got wrong in one case.
+
+    Attributes:
+        missed: whether each lesion of the reference was missed.
+        negatives: for each false positive, some of its voxels (z, y, x) on the working grid.
+    """
+
+    missed: list[bool]
+    negatives: list[Int16[np.ndarray, "_ 3"]]
+
+
+class HardExamples(LesionBalanced):
+    """`LesionBalanced`, steered by the masks an earlier network predicted for the training cases.
+
+    A lesion is *missed* if none of its voxels was given a class it has; missed ones are drawn more often than found
+    ones. A *false positive* is a 26-connected component of the predicted foreground without a voxel of the reference's;
+    a share of the patches holds one, each of the case equally likely. Cases without give that share to uniform patches.
+
+    Args:
+        size: (z, y, x) of the patch in voxels.
+        predictions: folder with a mask ``<case>.nii.gz`` in the original grid of every training case.
+        ratio: probability of a patch around a lesion.
+        missed_weight: how many times as often as a found lesion a missed one is drawn.
+        negative_ratio: probability of a patch around a false positive.
+        margin: see `LesionBalanced`.
+        across_cases: make each lesion of the *data set* equally likely but for ``missed_weight``: cases with many or
+            missed lesions are drawn more often.
+        tolerance: mm by which the places that a mask and the case's images give to a voxel may differ.
+    """
+
+    def __init__(
+        self,
+        size: Sequence[int],
+        predictions: str | Path,
+        ratio: float | int = 0.6,
+        missed_weight: float | int = 3,
+        negative_ratio: float | int = 0.15,
+        margin: int = 8,
+        across_cases: bool = False,
+        tolerance: float | int = 0.1,
+    ) -> None:
+        super().__init__(size, ratio, margin, across_cases)
+        self.predictions = Path(predictions)
+        self.negative_ratio = as_ratio("negative_ratio", negative_ratio)
+        if self.ratio + self.negative_ratio > 1:
+            raise ValueError(f"sampling.ratio + negative_ratio is {self.ratio + self.negative_ratio:g}, more than 1")
+        if missed_weight <= 0:
+            raise ValueError(f"sampling.missed_weight must be above 0, got {missed_weight}")
+        self.missed_weight, self.tolerance = float(missed_weight), tolerance
+        self._difficulties: dict[str, Difficulty] = {}
+
+    def prepare(self, cases: Sequence[CachedCase]) -> None:
+        """Compare all predictions with their references.
+
+        Raises:
+            PredictionError: predictions are missing, unreadable or on another grid than their case.
+        """
+
+        def compare(case: CachedCase) -> Difficulty | str:
+            try:
+                return _difficulty(case, self.predictions / f"{case.id}.nii.gz", self.tolerance)
+            except (UnreadableFile, PredictionError) as error:
+                return f"{case.id}: {error}"
+
+        with ThreadPoolExecutor(cpu_count()) as pool:  # inflating and labelling let go of the interpreter
+            compared = dict(zip((case.id for case in cases), pool.map(compare, cases), strict=True))
+        self._difficulties = {name: found for name, found in compared.items() if isinstance(found, Difficulty)}
+        if faults := [found for found in compared.values() if isinstance(found, str)]:
+            raise PredictionError(
+                f"sampling.predictions={self.predictions} has no usable mask for {len(faults)} of the {len(cases)} "
+                "training cases; predict them all with the earlier network:\n  " + "\n  ".join(faults)
+            )
+
+    def draw_start(self, case: LesionCase, size: Triple, rng: np.random.Generator) -> Triple:
+        """See `PatchSampler.draw_start`; the case was among those prepared."""
+        negatives = self._difficulties[case.id].negatives
+        u = rng.random()
+        if u < self.ratio and case.lesions:
+            cumulative = np.cumsum(self._lesion_weights(case))
+            index = int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+            voxel = lesion_voxel(case, index, rng)
+        elif u >= 1 - self.negative_ratio and negatives:
+            component = negatives[int(rng.integers(len(negatives)))]
+            voxel = component[int(rng.integers(len(component)))]
+        else:
+            return uniform_start(case.shape, size, rng)
+        return start_around(voxel, case.shape, size, self.margin, rng)
+
+    def case_weights(self, cases: Sequence[LesionCase]) -> Float64[np.ndarray, " cases"] | None:
+        """Proportional to the sum of the weights of each case's lesions if ``across_cases``, else None."""
+        if not self.across_cases:
+            return None
+        weights = np.array([max(self._lesion_weights(case).sum(), 1.0) for case in cases])
+        return weights / weights.sum()
+
+    def _lesion_weights(self, case: LesionCase) -> Float64[np.ndarray, " lesions"]:
+        return np.where(self._difficulties[case.id].missed, self.missed_weight, 1.0)
+
+
+def _difficulty(case: CachedCase, path: Path, tolerance: float) -> Difficulty:
+    if not path.is_file():
+        raise PredictionError(f"there is no {path.name}")
+    volume = read_volume(path)
+    original = case.placement.original
+    if volume.grid.shape != original.shape or original.distance(volume.grid) > tolerance:
+        raise PredictionError(f"{path.name} of shape {volume.grid.shape} is not on the grid of the case's images")
+    predicted = case.placement.sample(volume.values.astype(np.uint8), volume.start, order=0)
+    rows = case.positions()
+    found = predicted[tuple(rows[:, 2:].T)]
+    missed = []
+    for lesion in case.lesions:
+        part = slice(lesion.start, lesion.stop)
+        missed.append(not np.isin(found[part], rows[part, 1]).any())
+    return Difficulty(missed, _false_positives(predicted, np.asarray(case.mask()), zlib.crc32(case.id.encode())))
+
+
+def _false_positives(
+    predicted: UInt8[np.ndarray, "z y x"], mask: UInt8[np.ndarray, "z y x"], seed: int
+) -> list[Int16[np.ndarray, "_ 3"]]:
+    box = nonzero_box(predicted)
+    labels, n = label_components(predicted[box] > 0)
+    false = np.ones(n + 1, dtype=bool)
+    false[labels[mask[box] > 0]] = False
+    false[0] = False
+    rng = np.random.default_rng(seed)
+    voxels = rng.permutation(np.argwhere(false[labels]))
+    component = labels[tuple(voxels.T)]
+    first = [part.start for part in box]
+    kept = (voxels[component == number][:VOXELS_PER_COMPONENT] for number in np.flatnonzero(false))
+    return [(part + first).astype(np.int16) for part in kept]

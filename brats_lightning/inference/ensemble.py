@@ -1,0 +1,166 @@
+"""Trained models, and ensembles of them: from a case's volumes to its class probabilities."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int16
+from torch import Tensor, nn
+
+from brats_lightning.core.geometry import Placement
+from brats_lightning.core.labels import LabelScheme, source_modalities
+from brats_lightning.core.targets import Target
+from brats_lightning.data.nifti import Volume
+from brats_lightning.data.normalisation import Standardiser
+from brats_lightning.data.preprocessing import Prepared, Preprocessing, prepare
+from brats_lightning.inference.windows import Advance, SlidingWindow
+from brats_lightning.runtime.device import on_host, take, to_device
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A network with all it takes to apply it to a case as it was trained.
+
+    Attributes:
+        path: of the checkpoint.
+        network: in evaluation mode: (b, c, z, y, x) → logits (b, k, z, y, x).
+        standardiser: codes to network input.
+        preprocessing: volumes to codes.
+        target: what the logits mean.
+        inference: how whole volumes are predicted.
+        config: of the run, plain containers.
+    """
+
+    path: Path
+    network: nn.Module
+    standardiser: Standardiser
+    preprocessing: Preprocessing
+    target: Target
+    inference: SlidingWindow
+    config: Mapping[str, Any]
+
+    @property
+    def scheme(self) -> LabelScheme:
+        """The classes."""
+        return self.target.scheme
+
+
+@dataclass(frozen=True)
+class Probabilities:
+    """Class probabilities, in each voxel summing to 1, on a box of original voxels: an exact placement."""
+
+    values: Float32[np.ndarray, "k z y x"]
+    placement: Placement
+
+    def __post_init__(self) -> None:
+        if not self.placement.exact:
+            raise ValueError("probabilities must lie on original voxels; restore them first")
+
+
+class Ensemble:
+    """Mean of the class probabilities of one or more models; each sees a case as it was trained to.
+
+    Members may differ in architecture, target, modalities, preprocessing, normalisation and windows, but not in the
+    classes. ``decode`` says how the probabilities are best decoded: as the first member's target is.
+
+    Memory: a case takes 2 bytes per voxel and modality, 4 per voxel and class of the running mean, as much again for
+    the member at work, and 4 per voxel.
+
+    Args:
+        models: the members.
+        device: where to compute.
+        dtype: of the autocast, None computes in 32 bits.
+
+    Raises:
+        ValueError: no models, or members of other classes.
+    """
+
+    def __init__(
+        self, models: Sequence[TrainedModel], device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        if not models:
+            raise ValueError("an ensemble needs at least one model")
+        self.scheme, self.decode = models[0].scheme, models[0].target.decode
+        for model in models:
+            if model.scheme != self.scheme:
+                raise ValueError(
+                    f"{model.path} knows the classes {', '.join(model.scheme.names)}, {models[0].path} "
+                    f"{', '.join(self.scheme.names)}; only models of the same data.labels can be averaged"
+                )
+        self.modalities = source_modalities([name for model in models for name in model.standardiser.sources])
+        self.models = tuple(models)
+        self.device, self.dtype = device or torch.device("cpu"), dtype
+        self._groups: dict[Preprocessing, list[TrainedModel]] = {}
+        for model in models:
+            model.network.to(self.device)
+            self._groups.setdefault(model.preprocessing, []).append(model)
+
+    def prepare(self, images: Mapping[str, Volume]) -> list[Prepared]:
+        """A case as the members need it, once per different preprocessing.
+
+        Args:
+            images: at least those of ``modalities``, on one grid.
+        """
+        wanted = {modality: images[modality] for modality in self.modalities}
+        return [prepare(wanted, None, settings) for settings in self._groups]
+
+    def __call__(self, prepared: Sequence[Prepared], advance: Advance | None = None) -> Probabilities:
+        """Probabilities of a case.
+
+        Members whose working voxels are the same original voxels are averaged there; otherwise on the brain's box in
+        the original grid, each brought there by linear interpolation, what a member did not see being background.
+
+        Args:
+            prepared: by `prepare`.
+            advance: told the share of the case that is done, of 1 in all.
+        """
+        places = [part.placement for part in prepared]
+        target = places[0] if places[0].exact and all(place == places[0] for place in places) else prepared[0].brain
+        mean: np.ndarray | None = None
+        for part, models in zip(prepared, self._groups.values(), strict=True):
+            # torch can do little with uint16, Apple's GPUs nothing: only the standardiser asks for these bits' value.
+            codes = torch.from_numpy(part.image).view(torch.int16).to(self.device)
+            for model in models:
+                step = None if advance is None else lambda share: advance(share / len(self.models))
+                values = self._predict(model, codes, part, step)
+                values = values if part.placement == target else transfer(values, part.placement, target)
+                values /= len(self.models)
+                mean = values if mean is None else np.add(mean, values, out=mean)
+        assert mean is not None  # there is a member
+        return Probabilities(mean, target)
+
+    @torch.inference_mode()
+    def _predict(
+        self, model: TrainedModel, codes: Int16[Tensor, "m z y x"], part: Prepared, advance: Advance | None
+    ) -> Float32[np.ndarray, "k z y x"]:
+        channels = [part.modalities.index(modality) for modality in model.standardiser.sources]
+        numbers = to_device(model.standardiser.numbers(part.intensities), self.device)
+
+        def logits(windows: Tensor) -> Tensor:
+            image = model.standardiser(take(windows, channels), numbers.expand(len(windows), -1, -1))
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                return model.network(image.contiguous(memory_format=torch.channels_last_3d))
+
+        total = model.inference(logits, codes, advance, model.target.background)
+        return on_host(model.target.probabilities(total))
+
+
+def transfer(
+    values: Float32[np.ndarray, "k z y x"], placement: Placement, target: Placement
+) -> Float32[np.ndarray, "k d h w"]:
+    """Class probabilities brought from their working voxels to a box of original ones, by linear interpolation.
+
+    Voxels that the working array doesn't cover are background, with probability 1.
+
+    Args:
+        values: on ``placement``.
+        placement: of the working array.
+        target: an exact placement in the same original grid.
+    """
+    restored = placement.restore_probabilities(values)
+    values = np.stack([target.apply(channel) for channel in restored])
+    values[0] += 1 - values.sum(0)
+    return values

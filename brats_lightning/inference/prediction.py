@@ -1,0 +1,65 @@
+"""One case after another: its images read, its probabilities, and the files written of them."""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from brats_lightning.core.components import label_components
+from brats_lightning.core.geometry import nonzero_box
+from brats_lightning.core.labels import LabelScheme, in_classes
+from brats_lightning.data.cases import Case, Problem, examine, required
+from brats_lightning.data.nifti import image_like, read_header, write_nifti
+from brats_lightning.inference.ensemble import Ensemble, Probabilities
+from brats_lightning.inference.windows import Advance
+
+log = logging.getLogger(__name__)
+
+
+def infer(
+    case: Case, ensemble: Ensemble, tolerance: float, advance: Advance | None = None
+) -> Probabilities | list[Problem]:
+    """Probabilities of one case, or what is wrong with its images; only those that are used are read."""
+    images = {modality: case.images[modality] for modality in ensemble.modalities}
+    examination = examine(replace(case, images=images, mask=None), ensemble.scheme, None, tolerance)
+    if problems := required(examination.problems, ensemble.modalities, need_mask=False):
+        return problems
+    for remark in examination.remarks:
+        log.warning("%s: %s", case.id, remark)
+    prepared = ensemble.prepare(examination.images)
+    del examination, images  # the volumes: their codes are enough
+    return ensemble(prepared, advance)
+
+
+def write_mask(path: Path, labels: np.ndarray, header_of: Path, description: str = "") -> None:
+    """Write labels (x, y, z) as uint8 with another file's shape, affine and header codes; all at once or not at all."""
+    header = read_header(header_of)
+    write_nifti(path, image_like(header, labels.reshape(header.shape), description=description))
+
+
+def write_probabilities(path: Path, probabilities: Probabilities, header_of: Path, description: str = "") -> None:
+    """Write class probabilities (x, y, z, k) on the original grid, as 16-bit steps of 1/65535.
+
+    Readers scale them back to 0 … 1 by the header; half of float32's size and exact to 8e-6.
+    """
+    restore = probabilities.placement.restore
+    steps = [
+        restore(np.rint(p * 65535).astype(np.uint16), fill=65535 * (k == 0)) for k, p in enumerate(probabilities.values)
+    ]
+    image = image_like(read_header(header_of), np.stack(steps, axis=-1), 1 / 65535, description)
+    write_nifti(path, image)
+
+
+def region_sizes(labels: np.ndarray, spacing: Sequence[float], scheme: LabelScheme) -> dict[str, Any]:
+    """Number of 26-connected components and volume of each region."""
+    sizes = {}
+    part = labels[nonzero_box(labels)]
+    for region, classes in scheme.regions.items():
+        mask = in_classes(part, classes)
+        volume = int(np.count_nonzero(mask)) * math.prod(spacing) / 1000
+        sizes[region] = {"lesions": label_components(mask)[1], "volume_ml": round(volume, 4)}
+    return {"regions": sizes}

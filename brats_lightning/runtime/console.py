@@ -1,0 +1,32 @@
+"""What a command shows on the terminal: tables, and bars for work that takes its time."""
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_WIDTH = 160  # of what is written to a file or a pipe
+
+
+def show(content: RenderableType) -> None:
+    """Print a table or a text, wide where there is no terminal to fit."""
+    console = Console()
+    (console if console.is_terminal else Console(width=_WIDTH)).print(content)
+
+
+def as_text(content: RenderableType) -> str:
+    """What `show` prints, without colours."""
+    console = Console(width=_WIDTH, no_color=True)
+    with console.capture() as capture:
+        console.print(content)
+    return capture.get()
+
+
+def progress_bar(shown: bool | None = None) -> Progress:
+    """A bar of cases with the time that is left, on stderr.
+
+    Args:
+        shown: None shows it on a terminal only.
+    """
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("cases"))
+    disabled = not (console.is_terminal if shown is None else shown)
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=disabled)

@@ -1,0 +1,237 @@
+"""The LightningModule: backbone, loss, metrics and optimiser."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Float
+from pytorch_lightning.callbacks import Timer
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from brats_lightning.core.targets import Target
+from brats_lightning.data.datamodule import PatchBatch, Volume, mixed_seed
+from brats_lightning.inference.ensemble import transfer
+from brats_lightning.inference.postprocessing import Postprocessing
+from brats_lightning.inference.windows import SlidingWindow
+from brats_lightning.losses import DeepSupervision
+from brats_lightning.metrics import headline_names, headline_scores, score_case
+from brats_lightning.metrics.voxel import CaseScores, confusion_matrix, voxel_scores
+from brats_lightning.runtime import signals
+from brats_lightning.runtime.device import on_host
+
+
+class Segmentation(pl.LightningModule):
+    """A network that learns patches and is scored on whole volumes.
+
+    Args:
+        network: (b, c, z, y, x) → logits (b, k, z, y, x); in training it may return a list, full resolution first.
+        loss: of logits at one or several resolutions and what the target makes of a mask.
+        optimizer: parameters → optimiser.
+        scheduler: optimiser and the share of the run done before a step → learning-rate schedule, stepped after every
+            optimiser step.
+        inference: how whole volumes are predicted.
+        postprocessing: probabilities to labels.
+        target: what the logits mean.
+        protocols: of the challenge's evaluators, whose lesion-wise scores are computed beside the voxels'.
+        config: the run's resolved config as plain containers; saved in each checkpoint, which thereby carries all that
+            prediction needs.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: DeepSupervision,
+        optimizer: Callable[[Any], Optimizer],
+        scheduler: Callable[[Optimizer, Callable[[int], float]], LRScheduler],
+        inference: SlidingWindow,
+        postprocessing: Postprocessing,
+        target: Target,
+        protocols: Sequence[str],
+        config: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.loss = loss
+        self.make_optimizer, self.make_scheduler = optimizer, scheduler
+        self.inference, self.postprocessing = inference, postprocessing
+        self.target, self.scheme, self.protocols = target, target.scheme, tuple(protocols)
+        self.lesion_names = [name for protocol in self.protocols for name in headline_names(self.scheme, protocol)]
+        self.config = config
+        self.case_scores: dict[str, CaseScores] = {}
+
+    def forward(self, image: Float[Tensor, "b c z y x"]) -> Any:
+        """Logits of a batch of patches."""
+        return self.network(image)
+
+    # ---- training: patches
+
+    def training_step(self, batch: PatchBatch, batch_index: int) -> Tensor:  # noqa: ARG002
+        """Loss of one batch; every ``log_every_n_steps`` steps also the batch's own Dice."""
+        torch.manual_seed(mixed_seed(*batch.seed, 3))  # dropout depends on the batch, not on what was drawn before it
+        target = self.target.encode(batch.mask)
+        self.loss.prepare(target)  # on the CPU, beside the network
+        logits = self.network(batch.image)
+        parts = self._named(self.loss(logits, target))
+        self.log_dict({_loss_name("train", part): value.detach() for part, value in parts.items()})
+        self.log("loss", parts["loss"].detach(), prog_bar=True, logger=False)
+        # Counting voxels makes a GPU wait; only the points that are drawn pay for it.
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.global_step + 1) % every == 0:
+            full = logits[0] if isinstance(logits, list | tuple) else logits
+            confusion = confusion_matrix(batch.mask, self.target.decide(full.detach()), self.scheme.num_classes)
+            scores = voxel_scores(confusion, self.scheme)
+            names = ["accuracy", *(name for name in scores if name.startswith("dice_"))]
+            self.log_dict({f"train/patch_{name}": scores[name] for name in names if scores[name] == scores[name]})
+        return parts["loss"]
+
+    def _loss(self, logits: Any, mask: Tensor) -> dict[str, Tensor]:
+        return self._named(self.loss(logits, self.target.encode(mask)))
+
+    @staticmethod
+    def _named(loss: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+        return loss if isinstance(loss, dict) else {"loss": loss}
+
+    # ---- validation and test: whole volumes
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin a table of all validation cases."""
+        self._begin("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Begin a table of all test cases."""
+        self._begin("test")
+
+    def validation_step(self, batch: Volume, batch_index: int) -> dict[str, Tensor] | None:  # noqa: ARG002
+        """Score one validation case."""
+        return self._score(batch, "val")
+
+    def test_step(self, batch: Volume, batch_index: int) -> dict[str, Tensor] | None:  # noqa: ARG002
+        """Score one test case."""
+        return self._score(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over the validation cases."""
+        self._finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the means over the test cases."""
+        self._finish("test")
+
+    def _begin(self, stage: str) -> None:
+        cases = [case.id for case in self.trainer.datamodule.scored_cases(stage)]  # type: ignore[attr-defined]
+        self.case_scores[stage] = CaseScores(cases, self.score_names).to(self.device)
+
+    @property
+    def score_names(self) -> list[str]:
+        """The scores each whole case gets: of voxels, of lesions, and the loss."""
+        empty = torch.zeros((self.scheme.num_classes,) * 2, dtype=torch.int64)
+        # The loss's parts are known only once it has run; a few voxels tell.
+        logits = torch.zeros((1, self.target.channels, 8, 8, 8), device=self.device)
+        parts = self._loss(logits, torch.zeros((1, 8, 8, 8), dtype=torch.uint8, device=self.device))
+        return [*voxel_scores(empty, self.scheme), *self.lesion_names, *(_loss_name("", part) for part in parts)]
+
+    def _score(self, volume: Volume, stage: str) -> dict[str, Tensor] | None:
+        """Score a case on its original grid; the callbacks get each working voxel's class, before post-processing."""
+        if not volume.counted:  # fills up this process's share so that all processes take equally many steps
+            self.case_scores[stage].update(volume.case.id, None)
+            return None
+        logits = self.inference(self.network, volume.image, _between_windows, self.target.background)
+        parts = self._loss(logits[None], volume.mask[None])
+        decided = self.target.decide(logits[None])[0]
+        placement = volume.case.placement
+        probabilities = on_host(self.target.probabilities(logits))
+        if not placement.exact:  # decoded on original voxels, as in prediction
+            probabilities = transfer(probabilities, placement, volume.case.brain)
+            placement = volume.case.brain
+        labels = self.postprocessing(probabilities, placement.spacing, self.scheme)
+        reference, prediction = volume.case.reference(), placement.restore(labels)
+        pair = torch.from_numpy(reference), torch.from_numpy(prediction)
+        scores = voxel_scores(confusion_matrix(*pair, self.scheme.num_classes), self.scheme)
+        for protocol in self.protocols:
+            official = score_case(reference, prediction, placement.original.spacing, self.scheme, protocol)
+            scores |= headline_scores(official, self.scheme, protocol)
+        scores |= {_loss_name("", part): value.item() for part, value in parts.items()}
+        self.case_scores[stage].update(volume.case.id, scores)
+        return {"labels": decided}
+
+    def _finish(self, stage: str) -> None:
+        table = self.case_scores[stage]
+        means, counts = table.means(), table.counts()
+        scores = {f"{stage}/{name}": value for name, value in means.items()}
+        scores |= {f"{stage}/cases_dice_{name}": float(counts[f"dice_{name}"]) for name in self.scheme.regions}
+        # The table is the same on every process already; Lightning would warn without sync_dist.
+        self.log_dict(scores, sync_dist=True)
+
+    # ---- optimiser and checkpoint
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Build the optimiser and its schedule over the whole run."""
+        optimizer = self.make_optimizer(self.network.parameters())
+        schedule = self.make_scheduler(optimizer, self._progress())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _progress(self) -> Callable[[int], float]:
+        """Share of the run done before a step: of its steps or, with ``max_time``, of its time if that is further."""
+        steps = self.trainer.estimated_stepping_batches
+        timers = [c for c in self.trainer.callbacks if isinstance(c, Timer) and c.time_remaining() is not None]  # type: ignore[attr-defined]
+        if steps == float("inf") and not timers:
+            raise ValueError(
+                "a learning-rate schedule needs an end: set trainer.max_steps, trainer.max_epochs or trainer.max_time"
+            )
+
+        def progress(step: int) -> float:
+            shares = [step / max(1, steps)]
+            for timer in timers:
+                elapsed, remaining = timer.time_elapsed(), timer.time_remaining() or 0.0
+                shares.append(elapsed / (elapsed + max(0.0, remaining)) if elapsed else 0.0)
+            share = min(1.0, max(shares))
+            # One clock for all processes: they must take the same step.
+            return self.trainer.strategy.broadcast(share) if timers else share
+
+        return progress
+
+    def on_train_start(self) -> None:
+        """Go on with the learning rate that is configured, where the resumed state has another one."""
+        for config in self.trainer.lr_scheduler_configs:
+            schedule: Any = config.scheduler
+            optimizer = schedule.optimizer
+            base = optimizer.defaults["lr"]
+            before = getattr(schedule, "base_lrs", [base])
+            if any(rate != base for rate in before):
+                schedule.base_lrs = [base] * len(before)
+                for group, rate in zip(optimizer.param_groups, before, strict=True):
+                    group["initial_lr"] = base
+                    group["lr"] = group["lr"] / rate * base if rate else base
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as Lightning does, but with a fused optimiser too where no loss scaler is at work."""
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None and gradient_clip_algorithm != "value":
+            if gradient_clip_val:
+                nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the run's config and, where it has one, its split, in plain containers."""
+        checkpoint["config"] = dict(self.config)
+        if (data := self.trainer.datamodule) is not None:  # type: ignore[attr-defined]
+            checkpoint["split"] = {part: list(names) for part, names in asdict(data.split).items()}
+
+
+def _between_windows(share: float) -> None:  # noqa: ARG001
+    signals.check()
+
+
+def _loss_name(stage: str, part: str) -> str:
+    name = "loss" if part == "loss" else f"loss_{part}"
+    return f"{stage}/{name}" if stage else name

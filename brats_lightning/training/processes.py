@@ -1,0 +1,147 @@
+"""Several processes for one job: the others are started from the job's saved, resolved config.
+
+Lightning would start them by repeating the command line. Under Hydra's multirun that is a fatal habit: each would run
+the whole sweep again, and under Optuna each would draw its own hyperparameters. A config file leaves nothing to draw,
+and it knows the user's ``--config-dir``. Processes that torchrun or SLURM started are left alone.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Trainer
+    from pytorch_lightning.plugins.environments import ClusterEnvironment
+
+_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that reports and writes, as far as the environment tells."""
+    return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"))
+
+
+def started_from_outside() -> bool:
+    """Whether a launcher (torchrun, srun) started several processes of this job, each with the same command line."""
+    return _started() > 1
+
+
+def _started() -> int:
+    return max(int(os.environ.get("WORLD_SIZE", 1)), _srun_tasks())
+
+
+def _srun_tasks() -> int:
+    # SLURM_NTASKS would be the allocation's, which says nothing of how often this program was started in it.
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+
+
+def cluster_environment() -> "ClusterEnvironment | None":
+    """Who starts the processes of a SLURM job, for the trainer; None elsewhere: Lightning knows the other launchers.
+
+    It takes any allocation of tasks for srun's work, and would wait for processes that nobody starts: in a batch
+    script without srun and under ``srun -n1``; and under salloc's srun each process would start all others again.
+    """
+    from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+
+    if "SLURM_JOB_ID" not in os.environ or TorchElasticEnvironment.detect():
+        return None
+    return SLURMEnvironment() if _srun_tasks() > 1 else LightningEnvironment()
+
+
+def check_processes(trainer: "Trainer") -> None:
+    """Refuse a trainer of other processes than a launcher started: each of these would train by itself.
+
+    Raises:
+        ValueError: their numbers differ.
+    """
+    wanted = trainer.num_devices * trainer.num_nodes
+    if started_from_outside() and wanted != _started():
+        raise ValueError(
+            f"{_started()} processes were started, but trainer.devices and trainer.num_nodes make {wanted}: set these "
+            "(trainer=ddp), or start the program once, without srun or torchrun"
+        )
+
+
+@contextmanager
+def other_processes(trainer: "Trainer", command: Sequence[str]) -> Iterator[None]:
+    """Run the block with the trainer's other local processes beside this one, and leave no trace of them afterwards.
+
+    Does nothing for a single device, or where a launcher started the processes.
+
+    Args:
+        trainer: tells how many processes there are.
+        command: of another process, which finds its rank in ``LOCAL_RANK``.
+    """
+    local = trainer.num_devices if trainer.world_size > 1 else 1
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if local == 1 or environment is None or environment.creates_processes_externally:
+        try:
+            yield
+        finally:
+            _leave_group()
+        return
+
+    saved = {name: os.environ.get(name) for name in _VARIABLES}
+    os.environ |= {
+        "MASTER_ADDR": environment.main_address,
+        "MASTER_PORT": str(environment.main_port),
+        "NODE_RANK": str(environment.node_rank()),
+        "WORLD_SIZE": str(trainer.world_size),
+        "LOCAL_RANK": "0",
+    }
+    others = [subprocess.Popen(command, env=os.environ | {"LOCAL_RANK": str(rank)}) for rank in range(1, local)]
+    finished = threading.Event()
+    threading.Thread(target=_watch, args=(others, finished), daemon=True).start()
+    try:
+        yield
+        if failed := [process.args for process in others if process.wait()]:
+            raise RuntimeError(f"{len(failed)} of the job's processes failed; their messages are above")
+    finally:
+        finished.set()
+        for process in others:
+            process.kill()  # those that are done don't mind; one that waits for this process hears nothing softer
+            process.wait()
+        _leave_group()
+        for name, value in saved.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _leave_group() -> None:
+    import torch
+
+    # The next job of a sweep, in this same process, forms a group of its own.
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _watch(processes: list[subprocess.Popen], finished: threading.Event) -> None:
+    # A process that died leaves this one waiting for it in a collective operation, out of reach of Python's exceptions.
+    while not finished.is_set():
+        failed = [process for process in processes if process.poll() not in (None, 0)]
+        if failed:
+            print(
+                f"A training process failed (exit code {failed[0].returncode}); stopping.", file=sys.stderr, flush=True
+            )
+            for process in processes:
+                process.kill()
+            os._exit(1)  # nothing softer reaches a thread that waits in a collective operation
+        time.sleep(0.5)
+
+
+def end_with(parent: int) -> None:
+    """End this process when its parent is gone, which cannot end it if it is killed; it would wait for it."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

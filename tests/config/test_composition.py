@@ -1,0 +1,226 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from brats_lightning.config import entry_point, resolvers
+from brats_lightning.config.build import build_data, build_segmentation
+from brats_lightning.config.hints import near_misses
+from brats_lightning.config.resolvers import _new_folder, config_dir, register_resolvers, resolved
+from brats_lightning.runtime import device
+from brats_lightning.runtime.device import fastest_precision
+
+CONF = config_dir()
+
+
+def command(*arguments, folder, code="from brats_lightning.train import main; main()"):
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_configs_are_found_from_any_directory_without_heavy_imports(tmp_path):
+    code = (
+        "import sys; from brats_lightning.train import main\n"
+        "try: main()\n"
+        "finally: print('heavy:', sorted({'torch', 'pytorch_lightning', 'monai', 'scipy'} & set(sys.modules)))"
+    )
+    done = command("--cfg", "job", folder=tmp_path, code=code)
+    assert "brats_lightning.models.UNet" in done.stdout
+    assert "heavy: []" in done.stdout
+
+
+def test_a_mistyped_choice_lists_the_choices(tmp_path):
+    done = command("model=resnet", folder=tmp_path)
+    assert done.returncode != 0
+    assert "resunet" in done.stderr + done.stdout
+
+
+def test_mistyped_options_get_hints_of_the_chosen_groups(tmp_path):
+    done = command("modle=unet", "sampling=slices", "sampling.in_plan=[8,8]", "seed=1", folder=tmp_path)
+    assert done.returncode == 1
+    assert "modle: did you mean model?" in done.stderr
+    assert "sampling.in_plan: did you mean sampling.in_plane?" in done.stderr
+    assert done.stderr.count("did you mean") == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_hint_where_nothing_is_near_or_hydra_lists_the_choices():
+    assert near_misses(CONF, "predict", ["ckp=a", "qqqqqqqq=1", "+new=1", "--cfg=job"]) == [("ckp", "ckpt")]
+    assert near_misses(CONF, "train", ["model=unett", "modle=unet"]) == []
+
+
+@pytest.mark.parametrize("model", ["unet", "attention_unet", "resunet"])
+@pytest.mark.parametrize("loss", ["dice", "focal", "dice_focal"])
+def test_every_pair_composes_with_the_channels_of_the_data(composed, model, loss):
+    cfg = composed(f"model={model}", f"loss={loss}", "data.modalities=[t1c]", "data.labels=[netc,snfh,et,rc]")
+    assert (cfg.model.in_channels, cfg.model.out_channels) == (1, 5)
+    assert cfg.name == f"{model}_{loss}"
+
+
+def choices(group):
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"{group}={choice}"
+        for group in (
+            "sampling",
+            "augmentation",
+            "copy_paste",
+            "optimizer",
+            "scheduler",
+            "callbacks",
+            "logger",
+            "trainer",
+            "model",
+        )
+        for choice in choices(group)
+    ]
+    + [f"debug={choice}" for choice in choices("debug")]
+    + [f"experiment={choice}" for choice in choices("experiment")],
+)
+def test_every_choice_composes(composed, override):
+    mandatory = ["sampling.predictions=masks"] if override == "sampling=hard" else []
+    assert composed(override, *mandatory, plain=True).data.in_channels == 4
+
+
+@pytest.mark.parametrize("labels", [["netc", "snfh", "et"], ["netc", "snfh", "et", "rc"]])
+def test_channels_follow_from_the_target(composed, labels):
+    chosen = f"data.labels=[{','.join(labels)}]"
+    assert composed(chosen, "target=classes").model.out_channels == len(labels) + 1
+    cfg = composed(chosen, "target=regions", "model=resunet", "loss=monai_dice_focal")
+    assert cfg.model.out_channels == cfg.data.out_channels == len(labels)
+    assert (cfg.loss.loss.softmax, cfg.loss.loss.sigmoid, cfg.loss.loss.to_onehot_y) == (False, True, False)
+
+
+def test_mandatory_values_are_named(composed):
+    with pytest.raises(ValueError, match=r"data\.root"):
+        composed("data=brats_mets")
+
+
+def test_mappings_take_new_keys(composed):
+    assert dict(composed("data.label_map={4:3}").data.label_map) == {4: 3}
+
+
+def keys_without_comment(path):
+    """Lines that set a value and carry no comment, neither on the line nor on the one above."""
+    lines = path.read_text().splitlines()
+    bare = []
+    for number, line in enumerate(lines):
+        setting = re.match(r"\s*(-\s)?[\w\"]+: *(\S.*)?$", line)
+        structural = re.match(r"\s*(_\w+_|defaults|hydra|- )", line)
+        opens_block = setting and not setting[2]
+        if setting and not structural and not opens_block and "#" not in line:
+            above = lines[number - 1].strip() if number else ""
+            if not above.startswith("#"):
+                bare.append(f"{path.name}: {line.strip()}")
+    return bare
+
+
+def test_every_key_has_a_comment():
+    bare = [line for path in CONF.rglob("*.yaml") for line in keys_without_comment(path)]
+    interpolated = [line for line in bare if "${" in line]  # a reference says what it is
+    assert sorted(set(bare) - set(interpolated)) == []
+
+
+def test_balanced_weights_replace_their_word(composed):
+    cfg = composed("loss.parts.dice.class_weights=balanced")
+
+    class Data:
+        scheme = build_data(cfg).scheme
+
+        def balanced_class_weights(self):
+            return [0.1, 0.4, 0.2, 0.3]
+
+    model = build_segmentation(cfg, Data())
+    weights = dict(model.loss.named_buffers())
+    assert any(w is not None and w.numel() >= 3 for w in weights.values())
+    model = build_segmentation(composed("target=regions", "loss.parts.dice.class_weights=balanced"), Data())
+    (weights,) = dict(model.loss.named_buffers()).values()
+    assert weights.tolist() == pytest.approx([0.3, (0.4**-2 + 0.3**-2) ** -0.5, (0.4**-2 + 0.2**-2 + 0.3**-2) ** -0.5])
+    assert cfg.loss.parts.dice.class_weights == "balanced"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"), [("fpu sse avx512_bf16 avx", "bf16-mixed"), ("fpu sse avx512_bf16x", "32-true")]
+)
+def test_precision_follows_the_processor(monkeypatch, tmp_path, flags, expected):
+    (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+    monkeypatch.setattr(device, "Path", lambda _: tmp_path / "cpuinfo")
+    assert fastest_precision("cpu") == expected
+
+
+def test_fused_optimiser_gives_way_to_clipping_under_a_loss_scaler(composed):
+    cfg = composed("trainer.precision=16-mixed")
+    data = build_data(cfg)
+    assert build_segmentation(cfg, data).make_optimizer.keywords["fused"] is False
+    cfg = composed("trainer.precision=bf16-mixed")
+    assert build_segmentation(cfg, data).make_optimizer.keywords["fused"] is True
+
+
+def test_the_installed_package_carries_its_configs(monkeypatch, tmp_path):
+    monkeypatch.setattr(resolvers, "__file__", str(tmp_path / "site-packages/brats_lightning/config/resolvers.py"))
+    assert config_dir() == tmp_path / "site-packages/brats_lightning/conf"
+    pyproject = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert re.search(r'force-include\]\s*conf = "brats_lightning/conf"', pyproject)
+
+
+@pytest.mark.parametrize(("mode", "direction"), [("max", "maximize"), ("min", "minimize")])
+def test_sweeps_go_the_objectives_way(mode, direction):
+    register_resolvers()
+    cfg = OmegaConf.create({"objective_mode": mode, "direction": "${direction:${objective_mode}}"})
+    assert cfg.direction == direction
+    assert "${direction:${objective_mode}}" in (CONF / "hparams_search/optuna.yaml").read_text()
+
+
+def test_the_window_is_the_deepest_block_that_is_drawn(composed):
+    cfg = composed("sampling=slices", "sampling.depth=[16,50]", "sampling.multiple_of=16", plain=True)
+    assert list(cfg.inference.window) == [48, *cfg.sampling.in_plane]
+
+
+def test_resolved_configs_hold_no_references(composed):
+    text = OmegaConf.to_yaml(composed())
+    assert "${" not in text
+
+
+def test_what_is_wrong_with_settings_is_said_in_one_line(tmp_path):
+    done = command("data=brats_mets", folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "error: these values must be given on the command line: data.root=…"
+
+
+def test_only_our_own_errors_are_shortened():
+    def foreign():
+        raise ValueError("from a library or a bug in the tests")
+
+    with pytest.raises(ValueError, match="library") as caught:
+        foreign()
+    assert not entry_point._raised_here(caught.value)
+    with pytest.raises(ValueError, match="must be given") as caught:
+        resolved(OmegaConf.create({"a": {"b": "???"}}))
+    assert entry_point._raised_here(caught.value)
+
+
+def test_runs_of_one_second_get_folders_of_their_own(tmp_path, monkeypatch):
+    asked = str(tmp_path / "train/2026-01-01_00-00-00_unet")
+    assert _new_folder(asked) == asked
+    assert _new_folder(asked) == asked  # the same run
+    for number in (2, 3):
+        monkeypatch.setattr(resolvers, "_new_folders", {})  # another process
+        assert _new_folder(asked) == f"{asked}-{number}"
+    assert len(list((tmp_path / "train").iterdir())) == 3
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        _new_folder(str(tmp_path / "file/run"))
+    assert re.fullmatch(
+        r"error: the run folder: cannot write \S+/file: .*; or set paths.outputs=DIR\n", capsys.readouterr().err
+    )

@@ -1,0 +1,126 @@
+"""The table of a multirun."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from brats_lightning.config.sweep import SweepTable, collect, record_failure
+from tests.conftest import TINY
+
+
+def job(folder, name, overrides, scores):
+    (folder / name / ".hydra").mkdir(parents=True)
+    (folder / name / ".hydra/overrides.yaml").write_text(json.dumps(overrides))
+    if scores is not None:
+        (folder / name / "metrics.json").write_text(json.dumps(scores))
+
+
+def finished(folder):
+    job(
+        folder,
+        "0_unet",
+        ["seed=0", "model=unet", "model/size=small"],
+        {"best/val/dice_mean": 0.5, "test/dice_mean": 0.4},
+    )
+    job(
+        folder,
+        "1_res",
+        ["seed=0", "model=resunet", "model/size=base", "+x=1"],
+        {"best/val/dice_mean": 0.7, "test/dice_mean": None},
+    )
+    job(folder, "2_plain", ["seed=0", "model=plain"], {"test/dice_mean": 0.9})  # never validated
+    job(folder, "3_failed", ["seed=0", "model=att"], None)
+    record_failure(folder / "3_failed", "no such\nthing")
+    job(folder, "4_killed", ["seed=0", "model=att"], None)
+
+
+def test_rows_hold_what_differs_best_first(tmp_path):
+    finished(tmp_path)
+    varied, rows = collect(tmp_path, "val/dice_mean", "max")
+    assert varied == ["model", "model/size", "x"]
+    assert [(row["job"], row["model"], row["x"]) for row in rows] == [
+        ("1_res", "resunet", "1"),
+        ("0_unet", "unet", ""),
+        ("2_plain", "plain", ""),
+        ("3_failed", "att", ""),
+        ("4_killed", "att", ""),
+    ]
+    assert "seed" not in rows[0]
+    assert rows[3]["failed"] == "no such\nthing"
+    assert "without scores" in rows[4]["failed"]
+    assert [row["job"] for row in collect(tmp_path, "val/dice_mean", "min")[1]][:3] == ["0_unet", "1_res", "2_plain"]
+
+
+def test_the_table_is_printed_and_written(tmp_path, capsys):
+    finished(tmp_path)
+    config = {"hydra": {"sweep": {"dir": str(tmp_path)}}, "objective": "val/dice_mean", "objective_mode": "max"}
+    with pytest.raises(SystemExit) as stopped:
+        SweepTable().on_multirun_end(OmegaConf.create(config))
+    assert stopped.value.code == 1
+    with (tmp_path / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["job"], row["best/val/dice_mean"], row["test/dice_mean"]) for row in rows] == [
+        ("1_res", "0.7", ""),
+        ("0_unet", "0.5", "0.4"),
+        ("2_plain", "", "0.9"),
+        ("3_failed", "", ""),
+        ("4_killed", "", ""),
+    ]
+    assert [row["model/size"] for row in rows] == ["base", "small", "", "", ""]
+    printed = capsys.readouterr().out
+    assert "model/size" in printed
+    assert printed.index("0.7000") < printed.index("0.5000")
+
+
+def test_of_finished_jobs_alone_there_is_no_word_of_failure(tmp_path, capsys):
+    job(tmp_path, "0_unet", ["model=unet"], {"test/dice_mean": 0.4})
+    config = {"hydra": {"sweep": {"dir": str(tmp_path)}}, "objective": "val/dice_mean", "objective_mode": "max"}
+    SweepTable().on_multirun_end(OmegaConf.create(config))
+    assert "failed" not in (tmp_path / "sweep.csv").read_text() + capsys.readouterr().out
+
+
+def test_without_jobs_there_is_no_table(tmp_path, capsys):
+    config = {"hydra": {"sweep": {"dir": str(tmp_path)}}, "objective": "val/dice_mean", "objective_mode": "max"}
+    SweepTable().on_multirun_end(OmegaConf.create(config))
+    assert not capsys.readouterr().out
+    assert not (tmp_path / "sweep.csv").exists()
+
+
+def test_a_bad_job_does_not_end_a_sweep(tmp_path, shared_outputs):
+    command = [
+        *(sys.executable, "-m", "brats_lightning.train", "-m", "test_on=foo,null", "debug=steps", *TINY, "trainer=cpu"),
+        *(f"paths.outputs={tmp_path}", f"paths.cache_dir={shared_outputs}/cache", "seed=0", "logger=none"),
+        f"paths.phantom_dir={shared_outputs}/phantoms",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "error: test_on must be" in done.stderr
+    assert "Traceback" not in done.stderr
+    (table,) = tmp_path.glob("multirun/*/sweep.csv")
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["test_on"], row["failed"][:12], bool(row["val/loss"])) for row in rows] == [
+        ("null", "", True),
+        ("foo", "test_on must", False),
+    ]
+
+
+def test_a_failed_job_does_not_keep_the_scores_of_an_earlier_one(tmp_path):
+    job(tmp_path, "0_unet", ["model=unet"], {"best/val/dice_mean": 0.9})
+    record_failure(tmp_path / "0_unet", "disk full")
+    (row,) = collect(tmp_path, "val/dice_mean", "max")[1]
+    assert row == {"job": "0_unet", "failed": "disk full"}
+
+
+def test_a_job_that_diverged_is_a_result_and_no_failure(tmp_path):
+    job(tmp_path, "0_wild", ["optimizer.lr=1e30"], {"best/val/dice_mean": 0.9})
+    record_failure(tmp_path / "0_wild", "the loss is nan", diverged=True)
+    job(tmp_path, "1_tame", ["optimizer.lr=1e-3"], {"best/val/dice_mean": 0.1})
+    config = {"hydra": {"sweep": {"dir": str(tmp_path)}}, "objective": "val/dice_mean", "objective_mode": "max"}
+    SweepTable().on_multirun_end(OmegaConf.create(config))
+    rows = collect(tmp_path, "val/dice_mean", "max")[1]
+    assert [(row["job"], row.get("failed")) for row in rows] == [("1_tame", None), ("0_wild", "the loss is nan")]

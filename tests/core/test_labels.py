@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+
+from brats_lightning.core.labels import (
+    BRATS_METS,
+    LabelScheme,
+    apply_label_map,
+    in_classes,
+    parse_channel,
+    source_modalities,
+)
+
+
+def test_the_default_scheme():
+    assert BRATS_METS.num_classes == 4
+    assert BRATS_METS.class_names == ("background", "netc", "snfh", "et")
+    assert BRATS_METS.regions == {"et": (3,), "tc": (1, 3), "wt": (1, 2, 3)}
+    assert [BRATS_METS.index(name) for name in BRATS_METS.class_names] == [0, 1, 2, 3]
+
+
+def test_a_cavity_is_a_region_of_its_own():
+    scheme = LabelScheme(("netc", "snfh", "et", "rc"))
+    assert scheme.regions == {"et": (3,), "tc": (1, 3), "wt": (1, 2, 3), "rc": (4,)}
+
+
+def test_regions_need_all_their_classes_and_follow_the_order():
+    assert LabelScheme(("et", "snfh")).regions == {"et": (1,)}
+    assert LabelScheme(("et", "netc")).regions == {"et": (1,), "tc": (2, 1)}
+
+
+@pytest.mark.parametrize("names", [(), ("et", "et"), ("background", "et")])
+def test_bad_schemes_are_refused(names):
+    with pytest.raises(ValueError, match="distinct foreground class names"):
+        LabelScheme(names)
+
+
+def test_label_map_copies_and_does_not_chain():
+    mask = np.array([[0, 1, 2], [4, 3, 255]], np.int16)
+    mapped = apply_label_map(mask, {4: 3, 3: 1})
+    assert mapped.dtype == np.uint8
+    assert mapped.tolist() == [[0, 1, 2], [3, 1, 255]]
+    assert mask.tolist() == [[0, 1, 2], [4, 3, 255]]
+    assert apply_label_map(mask, None).tolist() == mask.tolist()
+    assert apply_label_map(np.zeros((0, 2), np.int64), {1: 2}).shape == (0, 2)
+
+
+def test_label_map_refuses_what_is_no_byte():
+    with pytest.raises(ValueError, match=r"found -1 … 3"):
+        apply_label_map(np.array([-1, 3]), None)
+    with pytest.raises(ValueError, match="found 0 … 256"):
+        apply_label_map(np.array([0, 256]), {})
+    with pytest.raises(ValueError, match=r"label_map may only name labels 0 … 255, got \[300\]"):
+        apply_label_map(np.array([0]), {1: 300})
+
+
+def test_in_classes():
+    assert in_classes(np.array([0, 1, 2, 3], np.uint8), (1, 3)).tolist() == [False, True, False, True]
+    assert not in_classes(np.array([0, 1], np.uint8), ()).any()
+
+
+def test_channels():
+    assert parse_channel("t1c") == ("t1c", None)
+    assert parse_channel("t1c-t1n") == ("t1c", "t1n")
+    assert source_modalities(("t2f", "t1c-t1n")) == ("t1n", "t1c", "t2f")
+    for bad in ("t1", "t1c-t1", "t1c-t1n-t2w", "", "-t1n"):
+        with pytest.raises(ValueError, match="is no channel"):
+            parse_channel(bad)

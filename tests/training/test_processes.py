@@ -1,0 +1,232 @@
+"""Two CPU processes: what each trained, by its own account, in single runs and sweeps."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from brats_lightning.training import processes as distributed
+from tests.conftest import TINY
+
+# A loss that writes down what its process trains with.
+SPY = """
+import json, os
+from pathlib import Path
+import torch
+from torch.nn import functional as F
+
+class Spy(torch.nn.Module):
+    def __init__(self, folder, sharpness):
+        super().__init__()
+        self.folder, self.record = Path(folder), {"sharpness": sharpness, "seed": torch.initial_seed()}
+
+    def forward(self, logits, target):
+        if "MASTER_PORT" in os.environ:  # the processes are up
+            port, rank = os.environ["MASTER_PORT"], os.environ["LOCAL_RANK"]
+            (self.folder / f"{port}_{rank}.json").write_text(json.dumps(self.record | {"rank": rank}))
+        return F.cross_entropy(logits.float(), target.long())
+"""
+
+
+@pytest.fixture
+def sweep(tmp_path, shared_outputs, composed):
+    """Run the command in a fresh process with the user's own config folder; returns each run's folder."""
+    from brats_lightning.synthetic.phantom import phantom_cases
+
+    (tmp_path / "spy.py").write_text(SPY)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "conf/loss").mkdir(parents=True)
+    (tmp_path / "conf/loss/spy.yaml").write_text(f"_target_: spy.Spy\nfolder: {tmp_path}/notes\nsharpness: 1.0\n")
+    settings = dict(composed("data=phantom_tiny").data.source)
+    settings.pop("_target_")
+    ids = [case.id for case in phantom_cases(**settings)]
+    patients = sorted({name[:-4] for name in ids})
+    of = {patient: [name for name in ids if name.startswith(patient)] for patient in patients}
+    single = [patient for patient in patients if len(of[patient]) == 1]
+    chosen = {"test": of[single[0]], "val": [of[p][0] for p in single[1:4]]}
+    held_out = {single[0], *single[1:4]}
+    chosen["train"] = [name for patient in patients if patient not in held_out for name in of[patient]]
+    (tmp_path / "split.json").write_text(json.dumps(chosen))
+
+    def run(*arguments: str, succeeds: bool = True) -> list[Path]:
+        command = [
+            sys.executable, "-m", "brats_lightning.train", *arguments, *TINY, "trainer=ddp_cpu",
+            "loss=spy",
+            f"paths.outputs={tmp_path}/out", f"paths.cache_dir={shared_outputs}/cache",
+            f"paths.phantom_dir={shared_outputs}/phantoms", f"data.split_file={tmp_path}/split.json",
+            "trainer.max_steps=2", "trainer.val_check_interval=2", "data.workers=0",
+        ]  # fmt: skip
+        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=540)
+        assert (done.returncode == 0) is succeeds, done.stdout + done.stderr
+        return sorted(path.parent for path in (tmp_path / "out").rglob("config.yaml") if path.parent.name != ".hydra")
+
+    run.notes = tmp_path / "notes"
+    return run
+
+
+def notes_by_job(folder):
+    jobs = {}
+    for path in folder.iterdir():
+        jobs.setdefault(path.name.split("_")[0], []).append(json.loads(path.read_text()))
+    return list(jobs.values())
+
+
+def check(runs, notes, jobs):
+    """One folder per job; both ranks of each trained the same values; every case was counted once."""
+    assert len(runs) == len(notes) == jobs
+    for pair in notes:
+        assert {note["rank"] for note in pair} == {"0", "1"}
+        assert pair[0]["sharpness"] == pair[1]["sharpness"]
+        assert pair[0]["seed"] == pair[1]["seed"]
+    for run in runs:
+        metrics = json.loads((run / "metrics.json").read_text())
+        assert (metrics["val/cases_dice_wt"], metrics["test/cases_dice_wt"]) == (3, 1)
+
+
+def test_sweep_without_a_seed_and_with_the_users_config_folder(sweep, tmp_path):
+    runs = sweep("-m", "--config-dir", f"{tmp_path}/conf", "loss.sharpness=2.0,3.0", "seed=null")
+    notes = notes_by_job(sweep.notes)
+    check(runs, notes, jobs=2)
+    assert {pair[0]["sharpness"] for pair in notes} == {2.0, 3.0}
+    assert notes[0][0]["seed"] != notes[1][0]["seed"]  # drawn anew for each job
+
+
+def test_optuna_sweep(sweep, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    runs = sweep(
+        "-m", "--config-dir", f"{tmp_path}/conf", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2",
+        "hydra.sweeper.n_jobs=1", "hydra.sweeper.direction=maximize", "loss.sharpness=interval(1.0,9.0)",
+        "trainer.precision=bf16-mixed",
+    )  # fmt: skip
+    notes = notes_by_job(sweep.notes)
+    check(runs, notes, jobs=2)
+    assert notes[0][0]["sharpness"] != notes[1][0]["sharpness"]
+
+
+def test_a_process_that_fails_stops_the_others(sweep, tmp_path):
+    failing = "            1 / (1 - int(os.environ['LOCAL_RANK']))\n            port, rank ="
+    (tmp_path / "spy.py").write_text(SPY.replace("            port, rank =", failing))
+    runs = sweep("--config-dir", f"{tmp_path}/conf", succeeds=False)
+    assert not (runs[0] / "metrics.json").exists()
+
+
+class OneDevice:
+    num_devices, world_size = 1, 1
+    strategy = object()
+
+
+def test_a_single_device_starts_nothing(tmp_path):
+    before = dict(os.environ)
+    with distributed.other_processes(OneDevice(), tmp_path / "none.yaml"):
+        assert dict(os.environ) == before
+
+
+def test_the_environment_is_restored_and_no_group_is_left(tmp_path, monkeypatch):
+    from pytorch_lightning.plugins.environments import LightningEnvironment
+
+    class Strategy:
+        cluster_environment = LightningEnvironment()
+
+    class TwoDevices:
+        num_devices, world_size, strategy = 2, 2, Strategy()
+
+    monkeypatch.setenv("MASTER_PORT", "23456")
+    before = dict(os.environ)
+    (tmp_path / "c.yaml").write_text("{}")
+    monkeypatch.setattr(distributed.sys, "executable", "/bin/true")
+    with distributed.other_processes(TwoDevices(), tmp_path / "c.yaml"):
+        assert (os.environ["LOCAL_RANK"], os.environ["WORLD_SIZE"]) == ("0", "2")
+    assert dict(os.environ) == before
+    assert not torch.distributed.is_initialized()
+
+
+# What SLURM 22.05 sets for one program in an allocation of two tasks.
+SALLOC = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "interactive", "SLURM_NTASKS": "2", "SLURM_NNODES": "1"}
+SBATCH = SALLOC | {"SLURM_JOB_NAME": "job.sh", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+SRUN = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+
+
+@pytest.fixture
+def variables_of(monkeypatch):
+    """An environment with these variables and without others of launchers."""
+
+    def make(variables):
+        for name in [*os.environ]:
+            if name.startswith("SLURM_") or name in ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE"):
+                monkeypatch.delenv(name)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("variables", "first", "outside"),
+    [
+        ({}, True, False),
+        ({"LOCAL_RANK": "1"}, False, False),
+        ({"RANK": "0", "WORLD_SIZE": "4"}, True, True),
+        ({"RANK": "3", "WORLD_SIZE": "4"}, False, True),
+        (SALLOC, True, False),
+        (SBATCH, True, False),
+        (SBATCH | SRUN | {"SLURM_STEP_NUM_TASKS": "1"}, True, False),
+        (SALLOC | SRUN, True, True),
+        (SALLOC | SRUN | {"SLURM_PROCID": "1"}, False, True),
+    ],
+)
+def test_who_reports(variables_of, variables, first, outside):
+    variables_of(variables)
+    assert distributed.is_first_process() is first
+    assert distributed.started_from_outside() is outside
+
+
+@pytest.mark.parametrize(
+    ("variables", "starts"),
+    [(SALLOC, True), (SBATCH, True), (SBATCH | SRUN | {"SLURM_STEP_NUM_TASKS": "1"}, True), (SALLOC | SRUN, False)],
+    ids=["salloc", "sbatch", "srun -n1", "srun -n2"],
+)
+def test_the_trainer_and_we_agree_on_who_starts_the_processes(composed, variables_of, variables, starts):
+    from brats_lightning.config.build import build_trainer
+
+    variables_of(variables | {"SLURM_NTASKS_PER_NODE": "2"})
+    trainer = build_trainer(composed("trainer=ddp_cpu", "logger=none"))
+    assert trainer.world_size == 2
+    assert trainer.strategy.cluster_environment.creates_processes_externally is not starts
+    assert distributed.started_from_outside() is not starts
+
+
+@pytest.mark.parametrize("variables", [SALLOC | SRUN | {"SLURM_NTASKS_PER_NODE": "2"}, {"WORLD_SIZE": "2"}])
+def test_processes_that_are_no_devices_are_refused(composed, variables_of, variables):
+    from brats_lightning.config.build import build_trainer
+
+    variables_of(variables)
+    with pytest.raises(ValueError, match=r"^2 processes were started, .* make 1: set these \(trainer=ddp\), or start"):
+        build_trainer(composed("logger=none"))
+
+
+def test_what_slurm_needs_is_one_line(composed, variables_of):
+    from brats_lightning.config.build import build_trainer
+
+    variables_of(SALLOC | SRUN)
+    with pytest.raises(ValueError, match=r"^trainer: You set `--ntasks=2`.*Use `--ntasks-per-node=2` instead"):
+        build_trainer(composed("trainer=ddp_cpu", "logger=none"))
+
+
+def test_no_hint_where_srun_is_installed(tmp_path, composed, shared_outputs):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/srun").write_text("#!/bin/sh\n")
+    (tmp_path / "bin/srun").chmod(0o755)
+    command = [
+        sys.executable, "-m", "brats_lightning.train", *TINY, "trainer=cpu", "trainer.max_steps=1", "test_on=null",
+        "+trainer.limit_val_batches=0", f"paths.outputs={tmp_path}/out", f"paths.cache_dir={shared_outputs}/cache",
+        f"paths.phantom_dir={shared_outputs}/phantoms",
+    ]  # fmt: skip
+    environment = os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "`srun`" not in done.stdout + done.stderr
