@@ -42,11 +42,8 @@ def composed(tmp_path: Path, shared_outputs: Path) -> Compose:
 
     def make(*overrides: str, name: str = "train", run: str = "run", plain: bool = False) -> DictConfig:
         register_resolvers()
-        paths = (
-            []
-            if name in ("evaluate", "submission")
-            else [f"paths.outputs={tmp_path}", f"paths.cache_dir={shared_outputs}/cache"]
-        )
+        paths = [f"paths.outputs={tmp_path}", f"paths.cache_dir={shared_outputs}/cache"]
+        paths = [] if name in ("evaluate", "submission") else paths
         if name == "train":
             paths += ["trainer=cpu", "seed=0"] + ([] if plain else TINY)
         if name in ("train", "preprocess") and not any(override.startswith("data=") for override in overrides):

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from brats_lightning.data.cache.store import entry
+from brats_lightning.data.cache import entry
 from brats_lightning.data.cases import CaseError
 from brats_lightning.preprocess import preprocess
 from tests.data.tiny_cases import lesions, write_case

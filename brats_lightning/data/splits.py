@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from omegaconf import OmegaConf
+import yaml
 
 from brats_lightning.runtime.files import write_text
 
@@ -200,7 +200,7 @@ def cases_of_part(file: str | Path, part: str) -> tuple[str, ...]:
 def _read(path: Path, setting: str) -> dict[str, list[str]]:
     """The lists of a split file, which a message calls by its setting's name."""
     try:
-        content: Any = OmegaConf.to_container(OmegaConf.load(path))
+        content: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SplitError(f"{setting}: there is no {path}") from None
     except Exception as error:

@@ -4,7 +4,7 @@ import torch
 from omegaconf import OmegaConf
 
 from brats_lightning.config.build import build_data
-from brats_lightning.data.cache.store import entry
+from brats_lightning.data.cache import entry
 from brats_lightning.data.cases import CaseError
 from brats_lightning.data.datamodule import PatchBatches, Volumes
 from brats_lightning.data.loading import BatchKeys, LoaderError, LoaderSettings

@@ -9,7 +9,7 @@ from scipy.stats import chisquare
 
 from brats_lightning.core.components import lesion_components
 from brats_lightning.core.labels import BRATS_METS
-from brats_lightning.data import copy_paste as module
+from brats_lightning.data.augment import copy_paste as module
 from brats_lightning.data.augment.copy_paste import FEATHER, CopyPaste, Donors, cut_out, find_place, paste
 from brats_lightning.data.cache.entry import CachedCase, Lesion, find_positions
 from brats_lightning.data.preprocessing import encode
