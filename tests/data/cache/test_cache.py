@@ -8,9 +8,10 @@ import pytest
 import tifffile
 
 from brats_lightning.core.labels import BRATS_METS, MODALITIES, LabelScheme
-from brats_lightning.data import cache as module
+from brats_lightning.data.cache import entry
+from brats_lightning.data.cache import store as module
 from brats_lightning.data.cache.entry import find_positions
-from brats_lightning.data.cache.store import Cache, entry
+from brats_lightning.data.cache.store import Cache
 from brats_lightning.data.cases import find_cases
 from brats_lightning.data.preprocessing import Preprocessing
 from tests.data.tiny_cases import LPS, RAS, SHAPE, brain, lesions, save, write_case

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from brats_lightning.core.labels import MODALITIES
+from brats_lightning.data.cache import entry
 from brats_lightning.data.cache.entry import DamagedEntry
-from brats_lightning.data.cache.store import Cache, entry
+from brats_lightning.data.cache.store import Cache
 from brats_lightning.data.cases import find_cases
 from brats_lightning.data.preprocessing import Preprocessing
 from tests.data.tiny_cases import LPS, brain, save, write_case

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from brats_lightning.core.labels import MODALITIES
-from brats_lightning.data import cache as module
-from brats_lightning.data.cache.store import Cache, entry
+from brats_lightning.data.cache import entry
+from brats_lightning.data.cache import store as module
+from brats_lightning.data.cache.store import Cache
 from brats_lightning.data.cases import find_cases
 from brats_lightning.runtime import locks
 from brats_lightning.runtime.files import UnwritableFile, unwritable
