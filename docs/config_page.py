@@ -20,7 +20,7 @@ Every group and every key, as the files in `conf/` describe them. This page is g
   choices.
 """
 KEY = re.compile(r"(?P<indent> *)(?P<key>[\w.]+|\"[^\"]*\"):(?: +(?P<value>[^#\s].*?))?(?: +# (?P<comment>.*))?")
-ITEM = re.compile(r" *- (?:(?P<override>override) )?/?(?P<choice>[^#]+?)(?: +# (?P<comment>.*))?")
+ITEM = re.compile(r" *- (?:override )?(?P<choice>[^#]+?)(?: +# (?P<comment>.*))?")
 
 
 class Line(NamedTuple):
@@ -34,27 +34,35 @@ class Line(NamedTuple):
 def page(conf: Path = CONF) -> str:
     """The whole page."""
     parts = [INTRO, "## Commands\n"]
-    parts += [section(path, path.stem, prefix="") for path in sorted(conf.glob("*.yaml"))]
+    parts += [section(path, "") for path in sorted(conf.glob("*.yaml"))]
     for folder in sorted(path for path in conf.rglob("*") if path.is_dir() and list(path.glob("*.yaml"))):
         group = folder.relative_to(conf).as_posix()
         parts.append(f"## {group}\n")
-        for path in sorted(folder.glob("*.yaml")):
-            parts.append(section(path, f"{group}={path.stem}", prefix=group.replace("/", ".")))
+        parts += [section(path, group) for path in sorted(folder.glob("*.yaml"))]
     return "\n".join(parts)
 
 
-def section(path: Path, title: str, prefix: str) -> str:
-    """One file: what it is for, what it starts from, a table of its keys."""
+def section(path: Path, group: str) -> str:
+    """One file: what it is for, what it starts from, a table of its keys; a command's has no group."""
     text = path.read_text()
     header = re.match(r"(#.*\n)*", text)[0]  # type: ignore[index]
+    prefix = group.replace("/", ".")
     if package := re.search(r"^# @package (\S+)\n", header, re.M):
         prefix = "" if package[1] == "_global_" else package[1]
     lines = text[len(header) :].splitlines()
-    parts = [f"### {title}\n", *_prose(re.sub(r"^# @package.*\n", "", header, flags=re.M)), *_defaults(lines)]
+    title = f"{group}={path.stem}" if group else path.stem
+    parts = [f"### {title}\n", *_prose(re.sub(r"^# @package.*\n", "", header, flags=re.M)), *_defaults(lines, group)]
     if target := re.search(r"^_target_: ([\w.]+)", text, re.M):
         parts.append(f"Builds `{target[1]}`.\n")
     in_table = False
-    for line in _keys(lines, prefix, skipped="hydra" if path.parent == CONF else ""):
+    shared = [match.groups() for line in lines if (match := re.match(r"  - (\w+)@([\w.]+)", line))]
+    of_parts = [
+        key
+        for name, package in shared
+        for key in _keys(path.with_stem(name).read_text().splitlines(), f"{prefix}.{package}", "")
+        if key.key
+    ]
+    for line in [*_keys(lines, prefix, skipped="" if group else "hydra"), *of_parts]:
         if not line.key:
             parts.append(f"\n{_escaped(line.comment)}\n" if in_table else f"{_escaped(line.comment)}\n")
         elif not in_table:
@@ -70,7 +78,7 @@ def _prose(header: str) -> list[str]:
     """The comment at the top of a file as a paragraph, the commands in it as code at a line's end."""
     lines = []
     for line in header.splitlines():
-        text, command, rest = re.fullmatch(r"#\s*(.*?)(?:((?:python -m|brats-\w+) .*?)(  .*)?)?", line).groups("")  # type: ignore[union-attr]
+        text, command, rest = re.fullmatch(r"#\s*(.*?)(?:(?<!`)((?:python -m|brats-\w+) .*?)(  .*)?)?", line).groups("")  # type: ignore[union-attr]
         lines.append(_escaped(text) + (f"`{command}` {_escaped(rest.strip())}".rstrip() + "  " if command else ""))
     return ["\n".join(lines) + "\n"] if lines else []
 
@@ -82,20 +90,21 @@ def _escaped(text: str) -> str:
     return "`".join(prose_and_code)
 
 
-def _defaults(lines: list[str]) -> list[str]:
+def _defaults(lines: list[str], group: str) -> list[str]:
     """What the file starts from, and the groups it chooses."""
     items = [match for line in lines if line.startswith("  - ") and (match := ITEM.fullmatch(line))]
-    choices = [item for item in items if not item["choice"].startswith(("_self_", "hydra", "paths"))]
-    bases = [item["choice"] for item in choices if ": " not in item["choice"]]
-    chosen = [item for item in choices if ": " in item["choice"]]
-    parts = []
-    if bases:
-        parts.append(f"Starts from {', '.join(f'`{base}`' for base in bases)}: what is not named here is as there.\n")
-    if chosen:
-        named = [f"`{item['choice'].replace(': ', '=')}`" for item in chosen]
-        notes = [f" ({_escaped(item['comment'])})" if item["comment"] else "" for item in chosen]
-        parts.append("Groups: " + ", ".join(name + note for name, note in zip(named, notes, strict=True)) + ".\n")
-    return parts
+    choices = [item for item in items if not re.match(r"_self_|hydra|paths|\w+: \[\]", item["choice"])]
+    bases = [f"`{item['choice']}`" for item in choices if not re.search("[:@]", item["choice"])]
+    chosen = []
+    for item in choices:
+        name, colon, choice = item["choice"].partition(": ")
+        if colon:
+            name = name.removeprefix("/") if name.startswith("/") or not group else f"{group}/{name}"
+            chosen.append(f"`{name}={choice}`" + (f" ({_escaped(item['comment'])})" if item["comment"] else ""))
+    return [
+        *([f"Starts from {', '.join(bases)}: what is not named here is as there.\n"] if bases else []),
+        *([f"Groups: {', '.join(chosen)}.\n"] if chosen else []),
+    ]
 
 
 def _keys(lines: list[str], prefix: str, skipped: str) -> list[Line]:
