@@ -1,4 +1,4 @@
-"""What no network is needed for: the best that one global threshold on T1c can do."""
+"""A baseline without a network: the best that one global T1c threshold can do."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ class Threshold:
 
 
 def best_threshold(cases: Sequence[CachedCase], scheme: LabelScheme) -> Threshold | None:
-    """The T1c threshold whose mask, taken for ET, TC and WT alike, has the highest mean Dice over these very cases.
+    """The T1c threshold whose mask, used for ET, TC and WT alike, has the highest mean Dice over these cases.
 
-    Chosen on the cases it is scored on, so an upper bound for any threshold. A task that it solves needs no network.
-    Scored on the working grid, which is the original one unless cases are resampled.
+    It is chosen on the cases it is scored on, so it bounds every threshold from above; a task that it solves needs no
+    network. Scored on the working grid, which is the original one unless cases are resampled.
 
     Returns:
         None without cases, without T1c or without one of the regions.
