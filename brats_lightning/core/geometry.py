@@ -144,7 +144,7 @@ class Placement:
         """View of an array on the original grid with its axes in (z, y, x) LPS order."""
         if array.shape != self.original.shape:
             raise ValueError(f"the array has shape {array.shape}, its grid {self.original.shape}")
-        return array.transpose(self.axes)[self._flip_slices()]
+        return array.transpose(self.axes)[tuple(slice(None, None, -1 if flip else None) for flip in self.flips)]
 
     def apply(self, array: Shaped[np.ndarray, "i j k"], order: int = 0) -> Shaped[np.ndarray, "z y x"]:
         """Original grid → working array; 0 beyond the original.
@@ -158,7 +158,7 @@ class Placement:
     def sample(self, box: Shaped[np.ndarray, "a b c"], start: Sequence[int], order: int) -> Shaped[np.ndarray, "z y x"]:
         """As `apply`, from a box of the oriented array that begins at voxel ``start``, everything else being 0."""
         if self.exact:
-            return _shifted(box, [int(o) - s for o, s in zip(self.origin, start, strict=True)], self.shape)
+            return read_box(box, [int(o) - s for o, s in zip(self.origin, start, strict=True)], self.shape)
         for axis in range(3):
             centres = self.origin[axis] + (np.arange(self.shape[axis]) + 0.5) * self.step[axis] - 0.5
             box = _interpolate(box, axis, centres, self.oriented_shape[axis], start[axis], order)
@@ -192,10 +192,6 @@ class Placement:
         """Inverse of `to_dict`."""
         parts = {name: tuple(values[name]) for name in ("axes", "flips", "origin", "step", "shape")}
         return cls(original=Grid.from_dict(values["original"]), **parts)
-
-    def _flip_slices(self) -> Slices:
-        z, y, x = (slice(None, None, -1) if flip else slice(None) for flip in self.flips)
-        return z, y, x
 
     def _blank(self, dtype: np.dtype, fill: int, *channels: int) -> np.ndarray:
         """An array on the original grid, in memory as the oriented one, since copying across the grain is slow."""
@@ -235,6 +231,46 @@ def nonzero_box(array: Shaped[np.ndarray, "a b c"]) -> Slices:
     return slice(first, last + 1), b, c
 
 
+def read_box(
+    array: Shaped[np.ndarray, "*c z y x"],
+    start: Sequence[int],
+    shape: Sequence[int],
+    out: Shaped[np.ndarray, "*k bz by bx"] | None = None,
+    channels: Sequence[int] | None = None,
+) -> Shaped[np.ndarray, "*k bz by bx"]:
+    """Copy of a box, zero where it passes the array; of a memory map only the box is read.
+
+    Args:
+        array: image (C, Z, Y, X) or mask (Z, Y, X), never written.
+        start: first voxel (z, y, x); may be negative.
+        shape: (z, y, x) of the box.
+        out: array of the box's shape and the array's type to fill; a reused buffer saves the page faults of a new one,
+            which cost several times the copy.
+        channels: indices of the channels to read, in the order wanted; None reads all of them.
+
+    Raises:
+        ValueError: channels of an array without channels, or an ``out`` of another shape or type.
+    """
+    if channels is not None and array.ndim != 4:
+        raise ValueError(f"channels {list(channels)} asked of a volume without channels, shape {array.shape}")
+    source, target = [], []
+    for first, length, extent in zip(start, shape, array.shape[-3:], strict=True):
+        low = min(max(first, 0), extent)
+        high = max(min(first + length, extent), low)
+        source.append(slice(low, high))
+        target.append(slice(low - first, high - first))
+    full = (*(array.shape[:-3] if channels is None else (len(channels),)), *shape)
+    if out is None:
+        out = np.empty(full, array.dtype)
+    elif out.shape != full or out.dtype != array.dtype:
+        raise ValueError(f"out is {out.dtype} {out.shape}, the box is {array.dtype} {full}")
+    if any(part.stop - part.start < length for part, length in zip(source, shape, strict=True)):
+        out[...] = 0
+    for into, channel in [(..., ...)] if channels is None else enumerate(channels):
+        out[into, *target] = array[channel, *source]
+    return out
+
+
 def _ints(values: Any) -> Ints:
     a, b, c = (int(v) for v in values)
     return a, b, c
@@ -254,18 +290,6 @@ def _as_slice(indices: np.ndarray) -> Any:
     if np.array_equal(indices, np.arange(indices[0], indices[0] + len(indices))):
         return slice(int(indices[0]), int(indices[0]) + len(indices))
     return indices
-
-
-def _shifted(array: np.ndarray, start: Sequence[int], shape: Sequence[int]) -> np.ndarray:
-    """``array[start : start + shape]`` with zeros beyond its ends."""
-    out = np.zeros(tuple(shape), dtype=array.dtype)
-    low = [max(0, s) for s in start]
-    high = [max(a, min(n, s + m)) for a, n, s, m in zip(low, array.shape, start, shape, strict=True)]
-    source = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    target = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))
-    if all(b > a for a, b in zip(low, high, strict=True)):
-        out[target] = array[source]
-    return out
 
 
 def _interpolate(box: np.ndarray, axis: int, at: np.ndarray, length: int, start: int, order: int) -> np.ndarray:

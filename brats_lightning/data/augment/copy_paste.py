@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, UInt8, UInt16
 from scipy import ndimage
 
-from brats_lightning.core.components import NEIGHBOURS_26
+from brats_lightning.core.components import components_at
 from brats_lightning.core.geometry import Ints, Slices, nonzero_box
 from brats_lightning.core.labels import in_classes
 from brats_lightning.data.cache.entry import CachedCase, Lesion
@@ -195,11 +195,11 @@ def cut_out(case: CachedCase, lesion: Lesion, modalities: Sequence[str], reach: 
 
     # No other lesion's voxels of these classes touch the lesion: that is what a component is.
     own_classes = np.unique(rows[lesion.start : lesion.stop, 1]).tolist()
-    core = _components_at(in_classes(classes, own_classes), here)
+    core = components_at(in_classes(classes, own_classes), here)
     tumour, fade = core, np.ones(core.shape)
     oedema = classes == rows[0, 1] if rows[0, 0] == 0 else np.zeros(core.shape, bool)  # around lesions comes first
     if oedema.any():
-        tumour = core | (_components_at(classes > 0, here) & oedema)
+        tumour = core | (components_at(classes > 0, here) & oedema)
         fade = np.clip(2 - 2 * ndimage.distance_transform_edt(~core) / reach, 0, 1)
 
     box = _grown(nonzero_box(tumour & (fade > 0)))
@@ -297,16 +297,6 @@ def paste(
         mixed = np.rint(old + graft.alpha * (new - old))
         np.copyto(old, np.clip(mixed, 1, HIGHEST).astype(np.uint16), where=(old > 0) & (graft.alpha > 0))
     np.copyto(mask, graft.labels, where=graft.labels > 0)
-
-
-def _components_at(
-    mask: Bool[np.ndarray, "z y x"], voxels: tuple[np.ndarray, np.ndarray, np.ndarray]
-) -> Bool[np.ndarray, "z y x"]:
-    """The components of a mask that hold the voxels."""
-    labels, n = ndimage.label(mask, structure=NEIGHBOURS_26)
-    wanted = np.zeros(n + 1, dtype=bool)
-    wanted[labels[voxels]] = True
-    return wanted[labels]
 
 
 def _zscore(case: CachedCase, modalities: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
