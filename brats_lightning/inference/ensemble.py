@@ -14,7 +14,7 @@ from brats_lightning.core.geometry import Placement
 from brats_lightning.core.labels import LabelScheme, source_modalities
 from brats_lightning.core.targets import Target
 from brats_lightning.data.nifti import Volume
-from brats_lightning.data.normalisation import Standardiser
+from brats_lightning.data.normalisation import Normaliser
 from brats_lightning.data.preprocessing import Prepared, Preprocessing, prepare
 from brats_lightning.inference.windows import Advance, SlidingWindow
 from brats_lightning.runtime.device import on_host, take, to_device
@@ -27,8 +27,8 @@ class TrainedModel:
     Attributes:
         path: of the checkpoint.
         network: in evaluation mode: (b, c, z, y, x) → logits (b, k, z, y, x).
-        standardiser: codes to network input.
-        preprocessing: volumes to codes.
+        normaliser: quantised intensities to network input.
+        preprocessing: volumes to quantised intensities.
         target: what the logits mean.
         inference: how whole volumes are predicted.
         config: of the run, plain containers.
@@ -36,7 +36,7 @@ class TrainedModel:
 
     path: Path
     network: nn.Module
-    standardiser: Standardiser
+    normaliser: Normaliser
     preprocessing: Preprocessing
     target: Target
     inference: SlidingWindow
@@ -90,7 +90,7 @@ class Ensemble:
                     f"{model.path} knows the classes {', '.join(model.scheme.names)}, {models[0].path} "
                     f"{', '.join(self.scheme.names)}; only models of the same data.labels can be averaged"
                 )
-        self.modalities = source_modalities([name for model in models for name in model.standardiser.sources])
+        self.modalities = source_modalities([name for model in models for name in model.normaliser.sources])
         self.models = tuple(models)
         self.device, self.dtype = device or torch.device("cpu"), dtype
         self._groups: dict[Preprocessing, list[TrainedModel]] = {}
@@ -121,11 +121,11 @@ class Ensemble:
         target = places[0] if places[0].exact and all(place == places[0] for place in places) else prepared[0].brain
         mean: np.ndarray | None = None
         for part, models in zip(prepared, self._groups.values(), strict=True):
-            # torch can do little with uint16, Apple's GPUs nothing: only the standardiser asks for these bits' value.
-            codes = torch.from_numpy(part.image).view(torch.int16).to(self.device)
+            # torch can do little with uint16, Apple's GPUs nothing: only the normaliser asks for these bits' value.
+            quantised = torch.from_numpy(part.image).view(torch.int16).to(self.device)
             for model in models:
                 step = None if advance is None else lambda share: advance(share / len(self.models))
-                values = self._predict(model, codes, part, step)
+                values = self._predict(model, quantised, part, step)
                 values = values if part.placement == target else transfer(values, part.placement, target)
                 values /= len(self.models)
                 mean = values if mean is None else np.add(mean, values, out=mean)
@@ -134,17 +134,17 @@ class Ensemble:
 
     @torch.inference_mode()
     def _predict(
-        self, model: TrainedModel, codes: Int16[Tensor, "m z y x"], part: Prepared, advance: Advance | None
+        self, model: TrainedModel, quantised: Int16[Tensor, "m z y x"], part: Prepared, advance: Advance | None
     ) -> Float32[np.ndarray, "k z y x"]:
-        channels = [part.modalities.index(modality) for modality in model.standardiser.sources]
-        numbers = to_device(model.standardiser.numbers(part.intensities), self.device)
+        channels = [part.modalities.index(modality) for modality in model.normaliser.sources]
+        parameters = to_device(model.normaliser.parameters(part.intensities), self.device)
 
         def logits(windows: Tensor) -> Tensor:
-            image = model.standardiser(take(windows, channels), numbers.expand(len(windows), -1, -1))
+            image = model.normaliser(take(windows, channels), parameters.expand(len(windows), -1, -1))
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
                 return model.network(image.contiguous(memory_format=torch.channels_last_3d))
 
-        total = model.inference(logits, codes, advance, model.target.background)
+        total = model.inference(logits, quantised, advance, model.target.background)
         return on_host(model.target.probabilities(total))
 
 

@@ -133,10 +133,10 @@ def _trained(options: Options, cases: Sequence[Case]) -> Path:
 
 def _standardised(model: TrainedModel, prepared: Prepared) -> Tensor:
     """The network's input (1, c, z, y, x) on the case's working grid."""
-    standardiser = model.standardiser
-    channels = [prepared.modalities.index(modality) for modality in standardiser.sources]
-    numbers = torch.from_numpy(standardiser.numbers(prepared.intensities))
-    return standardiser(torch.from_numpy(prepared.image[channels])[None], numbers[None])
+    normaliser = model.normaliser
+    channels = [prepared.modalities.index(modality) for modality in normaliser.sources]
+    parameters = torch.from_numpy(normaliser.parameters(prepared.intensities))
+    return normaliser(torch.from_numpy(prepared.image[channels])[None], parameters[None])
 
 
 class Monai:

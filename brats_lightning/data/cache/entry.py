@@ -1,6 +1,6 @@
 """One cached case on disk: atomic write, memory-mapped read.
 
-A case is ``<case>.tif`` (OME-TIFF, CZYX, uint16 codes, uncompressed), ``<case>_seg.tif`` (ZYX, uint8 class indices),
+A case is ``<case>.tif`` (OME-TIFF, CZYX, uint16, uncompressed), ``<case>_seg.tif`` (ZYX, uint8 class indices),
 ``<case>_positions.npy`` (where its classes are), ``<case>_reference.tif`` (only if resampling or cropping cost mask
 voxels) and ``<case>.json``, written last, which says what the raw files were and where the voxels lie in the files. It
 has a checksum of each file and of itself: a file is compared with its own when a process first opens it.
@@ -26,7 +26,7 @@ from brats_lightning.data.cases import Case, Examination
 from brats_lightning.data.preprocessing import Intensities, Prepared
 from brats_lightning.runtime.files import replace_file, write_text
 
-FORMAT = 2  # raise it whenever the content of the files would differ
+FORMAT = 3  # raise it whenever the content of the files would differ
 POSITIONS_PER_CLASS = 1000  # stored of each class in each lesion
 
 # Files that this process, or the one that forked it, found to be what was written, and the state they were in.
@@ -61,37 +61,21 @@ class StoredArray:
 
 @dataclass(frozen=True)
 class CachedCase:
-    """A preprocessed case: what its small sidecar says. Arrays are memory-mapped, read-only, whenever asked for.
-
-    Attributes:
-        id: of the case.
-        patient: the unit of a split.
-        directory: that holds the files.
-        modalities: stored, in canonical order: the channels of `image`.
-        placement: of the working arrays in the original grid.
-        brain: placement of the brain's box, voxel for voxel.
-        intensities: by modality.
-        class_voxels: voxels of each class index in the working mask; empty without mask.
-        lesions: see `lesion_components`; ``lesions[i]`` is lesion i + 1 of the positions.
-        sources: the raw files by modality, the mask as ``seg``.
-        arrays: where the arrays lie.
-        distance: mm by which its files lie apart, see `Examination`.
-        remarks: what is unusual about its images.
-    """
+    """A preprocessed case: what its small sidecar says. Arrays are memory-mapped, read-only, whenever asked for."""
 
     id: str
     patient: str
-    directory: Path
-    modalities: tuple[str, ...]
-    placement: Placement
-    brain: Placement
-    intensities: dict[str, Intensities]
-    class_voxels: tuple[int, ...]
-    lesions: tuple[Lesion, ...]
-    sources: dict[str, Path]
+    directory: Path  # that holds the files
+    modalities: tuple[str, ...]  # stored, in canonical order: the channels of `image`
+    placement: Placement  # of the working arrays in the original grid
+    brain: Placement  # of the brain's box, voxel for voxel
+    intensities: dict[str, Intensities]  # by modality
+    class_voxels: tuple[int, ...]  # of each class index in the working mask; empty without mask
+    lesions: tuple[Lesion, ...]  # as `lesion_components` tells them; ``lesions[i]`` is lesion i + 1 of the positions
+    sources: dict[str, Path]  # the raw files by modality, the mask as ``seg``
     arrays: dict[str, StoredArray]
-    distance: float
-    remarks: tuple[str, ...]
+    distance: float  # mm by which its files lie apart, see `Examination`
+    remarks: tuple[str, ...]  # what is unusual about its images
 
     @property
     def shape(self) -> Ints:
@@ -113,7 +97,7 @@ class CachedCase:
         return [self.modalities.index(modality) for modality in modalities]
 
     def image(self) -> UInt16[np.ndarray, "c z y x"]:
-        """Intensity codes, see `Intensities`."""
+        """Quantised intensities, see `Intensities`."""
         return self._map("image")
 
     def mask(self) -> UInt8[np.ndarray, "z y x"]:
@@ -270,8 +254,8 @@ def read_sidecar(directory: Path, case_id: str) -> tuple[CachedCase, dict[str, d
         placement=Placement.from_dict(values["placement"]),
         brain=Placement.from_dict(values["brain"]),
         intensities={
-            name: Intensities(**numbers | {"quantiles": tuple(numbers["quantiles"])})
-            for name, numbers in values["intensities"].items()
+            name: Intensities(**statistics | {"quantiles": tuple(statistics["quantiles"])})
+            for name, statistics in values["intensities"].items()
         },
         class_voxels=tuple(values["class_voxels"]),
         lesions=tuple(Lesion(*lesion) for lesion in values["lesions"]),

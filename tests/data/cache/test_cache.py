@@ -35,7 +35,7 @@ def original(case, modality):
     """A modality decoded onto its original grid."""
     codes = np.array(case.image()[case.channels([modality])[0]])
     numbers = case.intensities[modality]
-    values = np.where(codes == 0, 0, codes * numbers.code_scale + numbers.code_offset)
+    values = np.where(codes == 0, 0, codes * numbers.scale + numbers.offset)
     return case.placement.restore(values)
 
 
