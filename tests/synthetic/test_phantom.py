@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from brats_lightning.core.components import label_components
 from brats_lightning.core.labels import MODALITIES
+from brats_lightning.runtime.console import progress_bar
 from brats_lightning.runtime.locks import alone
 from brats_lightning.synthetic import case_set as phantom_set
 from brats_lightning.synthetic import phantom
@@ -425,17 +426,17 @@ def test_what_a_killed_maker_left_goes_in_time(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [".set-xyz", ".set.lock", "set"]
 
 
-def test_progress_and_folder_names(tmp_path):
-    calls = []
+def test_progress_and_folder_names(tmp_path, monkeypatch):
+    bar = progress_bar(True)
+    monkeypatch.setattr(phantom_set, "progress_bar", lambda: bar)
     settings = PhantomSettings(cases=2, shape=(24, 24, 24), modalities=())
     folder = phantom_folder(tmp_path, settings)
     assert folder.parent == tmp_path
     assert folder == phantom_folder(tmp_path, PhantomSettings(cases=2, shape=[24, 24, 24], modalities=[]))
     assert folder != phantom_folder(tmp_path, PhantomSettings(cases=2, shape=(24, 24, 24)))
-    make_phantoms(folder, settings, workers=0, progress=lambda *done: calls.append(done))
-    assert calls == [(1, 2), (2, 2)]
-    make_phantoms(tmp_path / "b", settings, workers=2, progress=lambda *done: calls.append(done))
-    assert calls[2:] == [(1, 2), (2, 2)]
+    make_phantoms(folder, settings, workers=0)
+    make_phantoms(tmp_path / "b", settings, workers=2)
+    assert [(task.completed, task.total) for task in bar.tasks] == [(2, 2), (2, 2)]
 
 
 @pytest.mark.parametrize(
