@@ -15,15 +15,10 @@ Slices = tuple[slice, slice, slice]
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """A voxel grid as nibabel describes it.
+    """A voxel grid as nibabel describes it."""
 
-    Attributes:
-        shape: voxels along the array's own three axes.
-        affine: 4×4, voxel index → RAS millimetres.
-    """
-
-    shape: Ints
-    affine: np.ndarray
+    shape: Ints  # voxels along the array's own three axes
+    affine: np.ndarray  # 4×4, voxel index → RAS millimetres
 
     def __post_init__(self) -> None:
         affine = np.array(self.affine, dtype=np.float64)
@@ -69,22 +64,14 @@ class Placement:
     oblique affine goes to the closest axes). Then, along each axis, the centre of working voxel ``w`` lies at oriented
     index ``origin + (w + 0.5) · step − 0.5``: one formula for cropping, padding, resampling and resizing. With step 1
     everywhere (and so a whole origin) both ways only copy voxels.
-
-    Attributes:
-        original: the grid the array comes from.
-        axes: the original axis that becomes working axis z, y, x.
-        flips: whether that axis is reversed.
-        origin: first working voxel's leading edge, in oriented voxels.
-        step: working voxel size in oriented voxels.
-        shape: of the working array.
     """
 
-    original: Grid
-    axes: Ints
-    flips: tuple[bool, bool, bool]
-    origin: Triple
-    step: Triple
-    shape: Ints
+    original: Grid  # that the array comes from
+    axes: Ints  # the original axis that becomes working axis z, y, x
+    flips: tuple[bool, bool, bool]  # whether that axis is reversed
+    origin: Triple  # first working voxel's leading edge, in oriented voxels
+    step: Triple  # working voxel size in oriented voxels
+    shape: Ints  # of the working array
 
     @classmethod
     def whole(cls, original: Grid) -> "Placement":

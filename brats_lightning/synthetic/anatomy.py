@@ -121,7 +121,7 @@ def stamp(
 def capsules(
     volume: FloatVolume, frame: Frame, path: Sequence[tuple[float, ...]], side: float, size: float = 1.0
 ) -> None:
-    """Raises ``volume`` to the coverage of a tube along ``path`` of (x, y, z, radius), see `Frame.place`; the radius in mm."""
+    """Raises ``volume`` to the coverage of a tube along ``path`` of (x, y, z, radius): as for `Frame.place`, mm."""
     nodes = np.asarray(path)
     points = frame.place(nodes[:, :3] * (side, 1, 1))
     radii = nodes[:, 3] * size * frame.scale

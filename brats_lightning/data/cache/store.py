@@ -41,26 +41,15 @@ class Filled:
 
 @dataclass(frozen=True)
 class Cache:
-    """Preprocessed cases below ``root``, in one directory for each combination of settings that change voxels.
-
-    Attributes:
-        root: holds the directories.
-        preprocessing: the settings.
-        scheme: classes of the masks.
-        label_map: raw label → class index.
-        source: the data root; data sets whose cases have equal ids then never share an entry.
-        verify: ``stat`` knows a raw file by path, size and modification time; ``content`` by its SHA-256, which costs
-            reading it.
-        tolerance: in mm, see `examine`.
-    """
+    """Preprocessed cases below ``root``, in one directory for each combination of settings that change voxels."""
 
     root: Path
     preprocessing: Preprocessing = NATIVE
-    scheme: LabelScheme = BRATS_METS
-    label_map: Mapping[int, int] | None = None
-    source: Path | None = None
-    verify: str = "stat"
-    tolerance: float = 0.1
+    scheme: LabelScheme = BRATS_METS  # of the masks
+    label_map: Mapping[int, int] | None = None  # raw label → class index
+    source: Path | None = None  # the data root; data sets whose cases have equal ids then never share an entry
+    verify: str = "stat"  # how a raw file is known: ``stat`` by path, size and time, ``content`` by its SHA-256
+    tolerance: float = 0.1  # in mm, see `examine`
 
     def __post_init__(self) -> None:
         if self.verify not in ("stat", "content"):
