@@ -199,7 +199,7 @@ class Placement:
                 working = _interpolate(working, axis, at[covered[-1]], length, 0, order)
             else:
                 nearest = np.floor(at[covered[-1]] + 0.5 + 1e-9).astype(int)
-                working = working[_along(axis, _as_slice(nearest))]
+                working = working[(slice(None),) * axis + (_as_slice(nearest),)]
         oriented[tuple(covered)] = working
 
 
@@ -266,10 +266,6 @@ def _ints(values: Any) -> Ints:
 def _floats(values: Any) -> Triple:
     a, b, c = (float(v) for v in values)
     return a, b, c
-
-
-def _along(axis: int, index: Any) -> tuple[Any, ...]:
-    return (slice(None),) * axis + (index,)
 
 
 def _as_slice(indices: np.ndarray) -> Any:

@@ -16,7 +16,8 @@ from brats_lightning.core.labels import LabelScheme
 from brats_lightning.data.augment.copy_paste import CopyPaste
 from brats_lightning.data.augment.pipeline import Augmentation
 from brats_lightning.data.batches import AUGMENTATION, PatchBatch, PatchBatches, WholeCase, WholeCases
-from brats_lightning.data.cache.store import Cache, CachedCase
+from brats_lightning.data.cache.entry import CachedCase
+from brats_lightning.data.cache.store import Cache
 from brats_lightning.data.cases import Case, CaseError, Problem, masks_apart, without_mask
 from brats_lightning.data.loading import BatchKeys, Loader, LoaderError, LoaderSettings, PatchLoader
 from brats_lightning.data.normalisation import Normaliser
@@ -112,11 +113,10 @@ class CaseData(pl.LightningDataModule):
                 f"none of the {len(self._found)} cases has a usable reference mask: there is nothing to train on"
                 + (f"; {bare}; name them <case>-seg.nii.gz, or give their folder: data.masks=DIR" if bare else "")
             )
-        usable = list(self.cases.values())
         if isinstance(self.split_settings, Split):
-            self.split, self.newcomers = self.split_settings.of(usable)
+            self.split, self.newcomers = self.split_settings.of(self.cases)
         else:
-            self.split = self.split_settings.split(usable)
+            self.split = self.split_settings.split({case.id: case.patient for case in self.cases.values()})
         for part in (self.sampler, self.copy_paste):
             if part is not None:
                 part.prepare(self._train_cases)

@@ -64,24 +64,14 @@ def paint(
 
 def _enhancement(
     lesion: Metastasis,
-    inner: tuple[slice, ...],
-    view: np.ndarray,
-    level: np.ndarray,
-    added: np.ndarray,
-    coverage: np.ndarray,
-    brain: np.ndarray,
+    inner: tuple[slice, ...],  # the lesion's box in the arrays
+    view: np.ndarray,  # T1c before
+    level: np.ndarray,  # what the lesion would be without enhancement
+    added: np.ndarray,  # what an enhancement of 1 would add
+    coverage: np.ndarray,  # of each voxel by the lesion
+    brain: np.ndarray,  # voxels that are compared with
 ) -> np.float32:
-    """The lesion's enhancement, or of a faint one as much as it takes to be seen.
-
-    Args:
-        lesion: what is painted.
-        inner: the lesion's box in the arrays, which are all (z, y, x).
-        view: T1c before.
-        level: what the lesion would be without enhancement.
-        added: what an enhancement of 1 would add.
-        coverage: of each voxel by the lesion.
-        brain: voxels that are compared with.
-    """
+    """The lesion's enhancement, or of a faint one as much as it takes to be seen; all arrays are (z, y, x)."""
     mask = np.zeros(view.shape, bool)
     mask[inner] = lesion.whole >= 0.5
     around = view[brain & (coverage < 0.01)]

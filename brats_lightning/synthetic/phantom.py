@@ -82,11 +82,7 @@ def phantom_folder(parent: Path | str, settings: PhantomSettings) -> Path:
 
 
 def make_phantoms(
-    root: Path | str,
-    settings: PhantomSettings | None = None,
-    *,
-    workers: int | None = None,
-    **fields: Any,
+    root: Path | str, settings: PhantomSettings | None = None, *, workers: int | None = None, **fields: Any
 ) -> Path:
     """Writes a set of synthetic cases into ``root``, once, and returns ``root``.
 
@@ -202,22 +198,19 @@ def _write_nifti(path: Path, volume: np.ndarray, spacing: Sequence[float], ras: 
 
 
 def phantom_statistics(root: Path | str) -> dict[str, int | float]:
-    """What the masks under ``root`` hold: 26-connected components of ET, volumes in mm³.
+    """How many lesions, 26-connected components of ET, the masks under ``root`` hold, and how large they are in mm³.
 
-    Returns:
-        ``cases``, ``lesions``, ``lesions_per_case``, ``most_lesions``, ``cases_without``, ``cases_with_one``,
-        ``median_volume``, ``mean_volume``, ``share_under_27``, ``share_over_275``; these four NaN without any lesion.
+    What is said of the volumes is NaN without any lesion.
     """
-    counts: list[int] = []
-    volumes: list[float] = []
+    volumes = []
     for path in sorted(Path(root).rglob("*-seg.nii.gz")):
         image = nib.Nifti1Image.from_filename(path)
-        labels, n = label_components(np.asanyarray(image.dataobj) == ET)
-        counts.append(n)
-        volumes += (np.bincount(labels.ravel())[1:] * float(np.prod(image.header.get_zooms()[:3]))).tolist()
-    if not counts:
+        labels, _ = label_components(np.asanyarray(image.dataobj) == ET)
+        volumes.append(np.bincount(labels.ravel())[1:] * float(np.prod(image.header.get_zooms()[:3])))
+    if not volumes:
         raise PhantomError(f"{root} holds no *-seg.nii.gz")
-    sizes = np.asarray(volumes) if volumes else np.asarray([np.nan])
+    counts = [len(of_case) for of_case in volumes]
+    sizes = np.concatenate(volumes) if any(counts) else np.array([np.nan])
     return {
         "cases": len(counts),
         "lesions": sum(counts),
@@ -227,8 +220,8 @@ def phantom_statistics(root: Path | str) -> dict[str, int | float]:
         "cases_with_one": counts.count(1),
         "median_volume": float(np.median(sizes)),
         "mean_volume": float(sizes.mean()),
-        "share_under_27": float((sizes < 27).mean()) if volumes else float("nan"),
-        "share_over_275": float((sizes > 275).mean()) if volumes else float("nan"),
+        "fraction_under_27": float((sizes < 27).mean()) if any(counts) else float("nan"),
+        "fraction_over_275": float((sizes > 275).mean()) if any(counts) else float("nan"),
     }
 
 

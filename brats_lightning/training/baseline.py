@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from brats_lightning.core.labels import LabelScheme
-from brats_lightning.data.cache.store import CachedCase
+from brats_lightning.data.cache.entry import CachedCase
 from brats_lightning.data.normalisation import normalisation_parameters
 
 # Standard deviations above the brain's mean; the last bin is open.

@@ -352,5 +352,5 @@ def test_real_scans(tmp_path):
             nib.save(nib.Nifti1Image(new, np.eye(4)), tmp_path / case.id / f"{version}-seg.nii.gz")
     found = phantom_statistics(tmp_path)
     assert found["lesions_per_case"] == pytest.approx(7.8, rel=0.4)
-    assert found["share_under_27"] == pytest.approx(0.41, abs=0.12)
-    assert found["share_over_275"] == pytest.approx(0.19, abs=0.12)
+    assert found["fraction_under_27"] == pytest.approx(0.41, abs=0.12)
+    assert found["fraction_over_275"] == pytest.approx(0.19, abs=0.12)

@@ -484,8 +484,8 @@ def test_statistics_by_hand(tmp_path):
             "cases_with_one": 0,
             "median_volume": 72,
             "mean_volume": (72 + 8 + 512) / 3,
-            "share_under_27": 1 / 3,
-            "share_over_275": 1 / 3,
+            "fraction_under_27": 1 / 3,
+            "fraction_over_275": 1 / 3,
         }
     )
 
@@ -497,7 +497,7 @@ def test_statistics_without_masks_or_lesions(tmp_path):
     found = phantom_statistics(tmp_path)
     assert found["lesions_per_case"] == 0
     assert math.isnan(found["median_volume"])
-    assert math.isnan(found["share_under_27"])
+    assert math.isnan(found["fraction_under_27"])
 
 
 def test_default_set_has_the_fields_lesions(tmp_path):
@@ -506,8 +506,8 @@ def test_default_set_has_the_fields_lesions(tmp_path):
     assert found["cases"] == 48
     assert found["lesions_per_case"] == pytest.approx(7.8, rel=0.2)
     assert found["median_volume"] == pytest.approx(39.7, rel=0.2)
-    assert found["share_under_27"] == pytest.approx(0.41, rel=0.2)
-    assert found["share_over_275"] == pytest.approx(0.19, rel=0.2)
+    assert found["fraction_under_27"] == pytest.approx(0.41, rel=0.2)
+    assert found["fraction_over_275"] == pytest.approx(0.19, rel=0.2)
     assert found["mean_volume"] == pytest.approx(569, rel=0.25)
     assert found["cases_without"] == 1
     assert found["most_lesions"] > 25

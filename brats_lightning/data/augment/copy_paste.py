@@ -165,14 +165,7 @@ class CopyPaste:
 
 
 def cut_out(case: CachedCase, lesion: Lesion, modalities: Sequence[str], reach: int) -> Graft | None:
-    """A lesion of a case and the oedema that belongs to it, or None if no healthy tissue is near.
-
-    Args:
-        case: the donor.
-        lesion: one of ``case.lesions``.
-        modalities: of the graft's channels.
-        reach: voxels around the lesion up to which its oedema comes along.
-    """
+    """One of a donor's lesions and its oedema up to ``reach`` voxels around, or None if no healthy tissue is near."""
     rows = case.positions()
     known = rows[lesion.start : lesion.stop, 2:].astype(np.int64)
     low = known.min(axis=0) - (reach + SURROUNDINGS)
@@ -234,15 +227,7 @@ def find_place(
     The graft's labels must lie inside the brain and its footprint off the patch's lesions. The best box is the one
     whose tissue, where the graft's surroundings would lie, is most like them and most even: the sum over
     the modalities of the distance of its median from the graft's background, and of its mean deviation, is least.
-
-    Args:
-        graft: to be placed.
-        image: quantised intensities of the patch.
-        mask: its classes.
-        scales: z-score = quantised · scale + offset, of each modality.
-        offsets: of each modality.
-        attempts: boxes looked at.
-        rng: draws them.
+    A z-score is ``quantised · scale + offset`` of its modality; ``attempts`` boxes are looked at.
     """
     room = np.subtract(mask.shape, graft.labels.shape)
     if (room < 0).any():
@@ -271,13 +256,9 @@ def paste(
     mask: UInt8[np.ndarray, "z y x"],
     scales: Float32[np.ndarray, " m"],
 ) -> None:
-    """Write a graft over a box of its shape, in place.
+    """Write a graft over a box of its shape, in place; 0 stays 0 in the image and nothing else becomes 0.
 
-    Args:
-        graft: what is pasted.
-        image: quantised intensities of the box; 0 stays 0 and nothing else becomes 0.
-        mask: its classes.
-        scales: z-score per quantised step of each modality.
+    ``scales`` are the z-scores of a quantised step of each modality.
     """
     for old, contrast, scale in zip(image, graft.contrast, scales, strict=True):
         tissue = old[graft.surroundings & (old > 0)]

@@ -23,8 +23,6 @@ from brats_lightning.runtime.files import make_folder, remove_leftovers
 from brats_lightning.runtime.locks import alone
 from brats_lightning.runtime.workers import each_result, process_pool
 
-__all__ = ["Cache", "CachedCase", "Filled"]
-
 log = logging.getLogger(__name__)
 
 NATIVE = Preprocessing()  # each case at its own spacing, cropped to the brain
