@@ -533,7 +533,7 @@ def test_predicted_as_validated(composed, tmp_path):
         logits = module.inference(module.network, volume.image, background=module.target.background)
         expected = module.target.probabilities(logits)
     found = infer(next(c for c in data.source() if c.id == case.id), Ensemble([load_model(path)]), 0.1)
-    assert found.placement == case.placement
+    assert found.transform == case.transform
     np.testing.assert_allclose(found.values, expected.numpy(), atol=1e-5)
 
 

@@ -57,7 +57,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Placement:
+class GridTransform:
     """Where a working array (z, y, x), axis-aligned with LPS, lies in the grid it was made from.
 
     The original array is first *oriented*: its axes permuted to (z, y, x) and reversed where they run against LPS (an
@@ -74,7 +74,7 @@ class Placement:
     shape: Ints  # of the working array
 
     @classmethod
-    def whole(cls, original: Grid) -> "Placement":
+    def whole(cls, original: Grid) -> "GridTransform":
         """The whole grid, oriented to LPS, voxel for voxel."""
         to_lps = nib.orientations.ornt_transform(
             nib.orientations.io_orientation(original.affine), nib.orientations.axcodes2ornt("LPS")
@@ -100,16 +100,16 @@ class Placement:
         """Whether working voxels are original voxels, so that nothing is interpolated."""
         return self.step == (1.0, 1.0, 1.0) and all(float(o).is_integer() for o in self.origin)
 
-    def crop(self, start: Sequence[int], shape: Sequence[int]) -> "Placement":
+    def crop(self, start: Sequence[int], shape: Sequence[int]) -> "GridTransform":
         """The box of ``shape`` voxels from working voxel ``start`` on; it may reach beyond the array."""
         origin = _floats(o + s * step for o, s, step in zip(self.origin, start, self.step, strict=True))
         return replace(self, origin=origin, shape=_ints(shape))
 
-    def centred(self, shape: Sequence[int]) -> "Placement":
+    def centred(self, shape: Sequence[int]) -> "GridTransform":
         """Cropped or padded to ``shape``, evenly on both sides (an odd voxel goes to the end)."""
         return self.crop([(have - want) // 2 for have, want in zip(self.shape, shape, strict=True)], shape)
 
-    def resample(self, spacing: Sequence[int | float]) -> "Placement":
+    def resample(self, spacing: Sequence[int | float]) -> "GridTransform":
         """The same box at voxel size ``spacing`` (z, y, x) in mm, centred on it; the shape is rounded."""
         shape = _ints(max(1, round(n * a / b)) for n, a, b in zip(self.shape, self.spacing, spacing, strict=True))
         # An axis that has the wanted spacing already (affines carry rounding errors) keeps its voxels.
@@ -117,12 +117,12 @@ class Placement:
         step = _floats(s * f for s, f in zip(self.step, scale, strict=True))
         return self._stretched(step, shape)
 
-    def resize(self, shape: Sequence[int]) -> "Placement":
+    def resize(self, shape: Sequence[int]) -> "GridTransform":
         """The same box in exactly ``shape`` voxels."""
         step = _floats(s * have / want for s, have, want in zip(self.step, self.shape, shape, strict=True))
         return self._stretched(step, _ints(shape))
 
-    def _stretched(self, step: Triple, shape: Ints) -> "Placement":
+    def _stretched(self, step: Triple, shape: Ints) -> "GridTransform":
         parts = zip(self.origin, self.shape, self.step, shape, step, strict=True)
         origin = _floats(o + (n_old * old - n_new * new) / 2 for o, n_old, old, n_new, new in parts)
         return replace(self, origin=origin, step=step, shape=shape)
@@ -175,7 +175,7 @@ class Placement:
         return {"original": self.original.to_dict(), **parts}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Placement":
+    def from_dict(cls, values: dict[str, Any]) -> "GridTransform":
         """Inverse of `to_dict`."""
         parts = {name: tuple(values[name]) for name in ("axes", "flips", "origin", "step", "shape")}
         return cls(original=Grid.from_dict(values["original"]), **parts)
@@ -187,7 +187,7 @@ class Placement:
 
     def _restore_into(self, oriented: np.ndarray, working: np.ndarray, order: int) -> None:
         if working.shape != self.shape:
-            raise ValueError(f"the working array has shape {working.shape}, its placement {self.shape}")
+            raise ValueError(f"the working array has shape {working.shape}, its grid transform {self.shape}")
         covered = []
         for axis, length in enumerate(self.shape):
             at = (np.arange(self.oriented_shape[axis]) + 0.5 - self.origin[axis]) / self.step[axis] - 0.5

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 from jaxtyping import Shaped
 
-from brats_lightning.core.geometry import Grid, Ints, Placement, nonzero_box
+from brats_lightning.core.geometry import Grid, GridTransform, Ints, nonzero_box
 from brats_lightning.runtime.files import write_bytes
 
 _decompress = zlib.decompress
@@ -90,7 +90,7 @@ def read_volume(path: Path) -> Volume:
         voxels, background = _scaled(voxels, *header.scaling)
         if background:
             remark = f"the header's scaling gives the background {background:.2g}, taken as 0"
-    oriented = Placement.whole(header.grid).orient(voxels)
+    oriented = GridTransform.whole(header.grid).orient(voxels)
     box = nonzero_box(oriented)
     values = oriented[box].astype(voxels.dtype.newbyteorder("="))
     if values.shape == oriented.shape:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8, UInt16
 
-from brats_lightning.core.geometry import Placement
+from brats_lightning.core.geometry import GridTransform
 from brats_lightning.data.nifti import Volume
 
 FITS = ("none", "crop_or_pad", "resize")
@@ -40,12 +40,12 @@ class Preprocessing:
                     raise ValueError(f"preprocessing.{name} is {value}; expected three positive numbers (z, y, x)")
                 object.__setattr__(self, name, tuple(kind(v) for v in value))
 
-    def place(self, brain: Placement) -> Placement:
+    def place(self, brain: GridTransform) -> GridTransform:
         """The working array of a case whose brain box is ``brain``."""
-        placement = brain.resample(self.spacing) if self.spacing else brain
+        transform = brain.resample(self.spacing) if self.spacing else brain
         if self.size is None:
-            return placement
-        return placement.centred(self.size) if self.fit == "crop_or_pad" else placement.resize(self.size)
+            return transform
+        return transform.centred(self.size) if self.fit == "crop_or_pad" else transform.resize(self.size)
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ class Prepared:
     modalities: tuple[str, ...]  # of the image's channels
     image: UInt16[np.ndarray, "c z y x"]  # quantised, see `Intensities`
     intensities: dict[str, Intensities]
-    placement: Placement  # of the working array in the original grid
+    transform: GridTransform  # of the working array in the original grid
     mask: UInt8[np.ndarray, "z y x"] | None
-    brain: Placement  # of the brain's box, voxel for voxel
+    brain: GridTransform  # of the brain's box, voxel for voxel
     reference: UInt8[np.ndarray, "d h w"] | None  # on that box, if the mask lost voxels to resampling or cropping
 
 
@@ -91,25 +91,25 @@ def prepare(images: Mapping[str, Volume], mask: Volume | None, settings: Preproc
     """
     volumes = [*images.values(), *([mask] if mask else [])]
     brain = brain_box(volumes)
-    placement = settings.place(brain)
-    image = np.empty((len(images), *placement.shape), dtype=np.uint16)
+    transform = settings.place(brain)
+    image = np.empty((len(images), *transform.shape), dtype=np.uint16)
     intensities = {}
     for channel, (modality, volume) in zip(image, images.items(), strict=True):
-        intensities[modality] = quantise(placement.sample(volume.values, volume.start, order=1), channel)
+        intensities[modality] = quantise(transform.sample(volume.values, volume.start, order=1), channel)
     working = reference = None
     if mask:
-        working = placement.sample(mask.values, mask.start, order=0)
-        if placement != brain:
+        working = transform.sample(mask.values, mask.start, order=0)
+        if transform != brain:
             reference = brain.sample(mask.values, mask.start, order=0)
-    return Prepared(tuple(images), image, intensities, placement, working, brain, reference)
+    return Prepared(tuple(images), image, intensities, transform, working, brain, reference)
 
 
-def brain_box(volumes: Sequence[Volume]) -> Placement:
+def brain_box(volumes: Sequence[Volume]) -> GridTransform:
     """The smallest box, in LPS order, that holds every non-zero voxel of every volume, masks too."""
     filled = [volume for volume in volumes if volume.values.size]
     low = np.min([volume.start for volume in filled], axis=0)
     high = np.max([np.add(volume.start, volume.values.shape) for volume in filled], axis=0)
-    return Placement.whole(volumes[0].grid).crop(low.tolist(), (high - low).tolist())
+    return GridTransform.whole(volumes[0].grid).crop(low.tolist(), (high - low).tolist())
 
 
 def quantise(values: Shaped[np.ndarray, "z y x"], out: UInt16[np.ndarray, "z y x"]) -> Intensities:

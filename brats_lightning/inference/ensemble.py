@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float32, Int16
 from torch import Tensor, nn
 
-from brats_lightning.core.geometry import Placement
+from brats_lightning.core.geometry import GridTransform
 from brats_lightning.core.labels import LabelScheme, source_modalities
 from brats_lightning.core.targets import Target
 from brats_lightning.data.nifti import Volume
@@ -50,13 +50,13 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class Probabilities:
-    """Class probabilities, in each voxel summing to 1, on a box of original voxels: an exact placement."""
+    """Class probabilities, in each voxel summing to 1, on a box of original voxels: an exact grid transform."""
 
     values: Float32[np.ndarray, "k z y x"]
-    placement: Placement
+    transform: GridTransform
 
     def __post_init__(self) -> None:
-        if not self.placement.exact:
+        if not self.transform.exact:
             raise ValueError("probabilities must lie on original voxels; restore them first")
 
 
@@ -117,7 +117,7 @@ class Ensemble:
             prepared: by `prepare`.
             advance: told the share of the case that is done, of 1 in all.
         """
-        places = [part.placement for part in prepared]
+        places = [part.transform for part in prepared]
         target = places[0] if places[0].exact and all(place == places[0] for place in places) else prepared[0].brain
         mean: np.ndarray | None = None
         for part, models in zip(prepared, self._groups.values(), strict=True):
@@ -126,7 +126,7 @@ class Ensemble:
             for model in models:
                 step = None if advance is None else lambda share: advance(share / len(self.models))
                 values = self._predict(model, quantised, part, step)
-                values = values if part.placement == target else transfer(values, part.placement, target)
+                values = values if part.transform == target else transfer(values, part.transform, target)
                 values /= len(self.models)
                 mean = values if mean is None else np.add(mean, values, out=mean)
         assert mean is not None  # there is a member
@@ -149,18 +149,18 @@ class Ensemble:
 
 
 def transfer(
-    values: Float32[np.ndarray, "k z y x"], placement: Placement, target: Placement
+    values: Float32[np.ndarray, "k z y x"], transform: GridTransform, target: GridTransform
 ) -> Float32[np.ndarray, "k d h w"]:
     """Class probabilities brought from their working voxels to a box of original ones, by linear interpolation.
 
     Voxels that the working array doesn't cover are background, with probability 1.
 
     Args:
-        values: on ``placement``.
-        placement: of the working array.
-        target: an exact placement in the same original grid.
+        values: on ``transform``.
+        transform: of the working array.
+        target: an exact grid transform in the same original grid.
     """
-    restored = placement.restore_probabilities(values)
+    restored = transform.restore_probabilities(values)
     values = np.stack([target.apply(channel) for channel in restored])
     values[0] += 1 - values.sum(0)
     return values

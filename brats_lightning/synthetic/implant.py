@@ -142,7 +142,7 @@ def _write_versions(folder: Path, job: int, scans: list[Case], settings: Implant
         (folder / name).mkdir()
         for suffix, values in (*images.items(), ("seg", labels)):
             header = read_header(scans[job].files.get(suffix, scans[job].images["t1c"]))
-            image = image_like(header, scan.placement.restore(values))
+            image = image_like(header, scan.transform.restore(values))
             write_nifti(folder / name / f"{name}-{suffix}.nii.gz", image, level=1)
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, UInt8
 from scipy import ndimage
 
 from brats_lightning.core.components import label_components
-from brats_lightning.core.geometry import Placement
+from brats_lightning.core.geometry import GridTransform
 from brats_lightning.core.labels import MODALITIES
 from brats_lightning.data.cases import Case, CaseError, check_files, examine
 from brats_lightning.data.preprocessing import brain_box
@@ -31,7 +31,7 @@ _LOCAL_MM = 20.0  # healthy tissue is averaged over cubes of about this size
 class Scan:
     """One case in the box of its brain, oriented to LPS."""
 
-    placement: Placement  # of the box in the files' own grid
+    transform: GridTransform  # of the box in the files' own grid
     images: dict[str, np.ndarray]  # intensities as stored, by modality
     labels: UInt8[np.ndarray, "z y x"]  # the scan's own tumour in this project's classes; 0 of an unlabelled scan
     brain: Brain  # where lesions may grow, as in a phantom
@@ -54,13 +54,13 @@ def read_scan(case: Case, label_map: Mapping[int, int] | None, tolerance: float 
     found = examine(case, SCHEME, label_map, tolerance)
     if problems := check_files(case, MODALITIES, need_mask=False) + found.problems:
         raise CaseError(problems)
-    placement = brain_box([found.images["t1c"], *found.images.values()])
-    images = {name: placement.sample(v.values, v.start, 0) for name, v in found.images.items()}
-    labels = np.zeros(placement.shape, np.uint8)
+    transform = brain_box([found.images["t1c"], *found.images.values()])
+    images = {name: transform.sample(v.values, v.start, 0) for name, v in found.images.items()}
+    labels = np.zeros(transform.shape, np.uint8)
     if found.mask is not None:
-        labels = placement.sample(found.mask.values, found.mask.start, 0)
+        labels = transform.sample(found.mask.values, found.mask.start, 0)
 
-    frame = Frame(placement.shape, placement.spacing)
+    frame = Frame(transform.shape, transform.spacing)
     inside = ndimage.binary_fill_holes(np.logical_and.reduce([image != 0 for image in images.values()]))
     typical = {name: np.float32(np.median(image[inside])) if inside.any() else 0 for name, image in images.items()}
     if dark := [name for name, value in typical.items() if value <= 0]:
@@ -75,7 +75,7 @@ def read_scan(case: Case, label_map: Mapping[int, int] | None, tolerance: float 
     if not (healthy & brain.room).any():
         raise PhantomError(f"{case.id}: no healthy tissue to grow a metastasis in; take it out of data.background")
     return Scan(
-        placement=placement,
+        transform=transform,
         images=images,
         labels=labels,
         brain=brain,

@@ -143,17 +143,17 @@ class Segmentation(pl.LightningModule):
         logits = self.inference(self.network, volume.image, _between_windows, self.target.background)
         parts = self._loss(logits[None], volume.mask[None])
         decided = self.target.decide(logits[None])[0]
-        placement = volume.case.placement
+        transform = volume.case.transform
         probabilities = on_host(self.target.probabilities(logits))
-        if not placement.exact:  # decoded on original voxels, as in prediction
-            probabilities = transfer(probabilities, placement, volume.case.brain)
-            placement = volume.case.brain
-        labels = self.postprocessing(probabilities, placement.spacing, self.scheme)
-        reference, prediction = volume.case.reference(), placement.restore(labels)
+        if not transform.exact:  # decoded on original voxels, as in prediction
+            probabilities = transfer(probabilities, transform, volume.case.brain)
+            transform = volume.case.brain
+        labels = self.postprocessing(probabilities, transform.spacing, self.scheme)
+        reference, prediction = volume.case.reference(), transform.restore(labels)
         pair = torch.from_numpy(reference), torch.from_numpy(prediction)
         scores = voxel_scores(confusion_matrix(*pair, self.scheme.num_classes), self.scheme)
         for protocol in self.protocols:
-            official = score_case(reference, prediction, placement.original.spacing, self.scheme, protocol)
+            official = score_case(reference, prediction, transform.original.spacing, self.scheme, protocol)
             scores |= headline_scores(official, self.scheme, protocol)
         scores |= {_loss_name("", part): value.item() for part, value in parts.items()}
         self.case_scores[stage].update(volume.case.id, scores)

@@ -42,8 +42,8 @@ def rows(options: Options) -> Iterator[Row]:
     found = examine(cases[-1], scheme, None, tolerance)
     prepared = prepare(found.images, found.mask, model.preprocessing)
     crop = _standardised(model, prepared)
-    starts, size = [int(n) for n in prepared.placement.origin], prepared.placement.oriented_shape
-    box = tuple(slice(start, start + n) for start, n in zip(starts, prepared.placement.shape, strict=True))
+    starts, size = [int(n) for n in prepared.transform.origin], prepared.transform.oriented_shape
+    box = tuple(slice(start, start + n) for start, n in zip(starts, prepared.transform.shape, strict=True))
     whole = torch.zeros((1, crop.shape[1], *size))
     whole[(..., *box)] = crop
 

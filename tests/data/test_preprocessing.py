@@ -166,7 +166,7 @@ def test_native_is_lossless():
     assert not prepared.image[0, 4].any()
     np.testing.assert_array_equal(prepared.mask, np.pad(mask.values, ((0, 0), (0, 0), (0, 1))))
     assert prepared.reference is None
-    assert prepared.placement.restore(prepared.mask)[7, 6, 5] == 3
+    assert prepared.transform.restore(prepared.mask)[7, 6, 5] == 3
 
 
 @pytest.mark.parametrize(
@@ -182,12 +182,12 @@ def test_lossy_geometry_keeps_the_exact_reference(settings):
     images, mask = small_case()
     prepared = prepare(images, mask, settings)
     if settings.size:
-        assert prepared.placement.shape == tuple(settings.size)
+        assert prepared.transform.shape == tuple(settings.size)
     elif settings.spacing:
-        assert prepared.placement.spacing == tuple(settings.spacing)
-    assert prepared.image.shape[1:] == prepared.mask.shape == prepared.placement.shape
+        assert prepared.transform.spacing == tuple(settings.spacing)
+    assert prepared.image.shape[1:] == prepared.mask.shape == prepared.transform.shape
     expected = prepare(images, mask, Preprocessing())
-    np.testing.assert_array_equal(prepared.brain.restore(prepared.reference), expected.placement.restore(expected.mask))
+    np.testing.assert_array_equal(prepared.brain.restore(prepared.reference), expected.transform.restore(expected.mask))
 
 
 def test_interpolated_intensities_decode_to_the_interpolation():
@@ -198,7 +198,7 @@ def test_interpolated_intensities_decode_to_the_interpolation():
     assert prepared.reference is None
     for codes, (name, source) in zip(prepared.image, images.items(), strict=True):
         intensities = prepared.intensities[name]
-        expected = prepared.placement.sample(source.values, source.start, order=1)
+        expected = prepared.transform.sample(source.values, source.start, order=1)
         np.testing.assert_allclose(decoded(codes, intensities), expected, atol=intensities.scale)
         np.testing.assert_array_equal(codes == 0, expected == 0)
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from brats_lightning.core.geometry import Grid, Placement
+from brats_lightning.core.geometry import Grid, GridTransform
 from brats_lightning.inference.ensemble import Ensemble, Probabilities
 from brats_lightning.inference.windows import SlidingWindow, gaussian_importance, window_starts
 
@@ -155,11 +155,11 @@ def test_codes_and_progress():
 
 
 def test_probabilities_lie_on_original_voxels():
-    placement = Placement.whole(Grid((4, 4, 4), np.eye(4)))
+    transform = GridTransform.whole(Grid((4, 4, 4), np.eye(4)))
     values = np.zeros((2, 4, 4, 4), np.float32)
-    assert Probabilities(values, placement).placement is placement
+    assert Probabilities(values, transform).transform is transform
     with pytest.raises(ValueError, match="original voxels"):
-        Probabilities(values, placement.resize((3, 3, 3)))
+        Probabilities(values, transform.resize((3, 3, 3)))
 
 
 def test_an_ensemble_has_members():

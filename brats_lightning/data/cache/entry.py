@@ -20,7 +20,7 @@ import tifffile
 from jaxtyping import Int16, UInt8, UInt16
 
 from brats_lightning.core.components import lesion_components
-from brats_lightning.core.geometry import Ints, Placement, Triple, nonzero_box
+from brats_lightning.core.geometry import GridTransform, Ints, Triple, nonzero_box
 from brats_lightning.core.labels import LabelScheme
 from brats_lightning.data.cases import Case, Examination
 from brats_lightning.data.preprocessing import Intensities, Prepared
@@ -67,8 +67,8 @@ class CachedCase:
     patient: str
     directory: Path  # that holds the files
     modalities: tuple[str, ...]  # stored, in canonical order: the channels of `image`
-    placement: Placement  # of the working arrays in the original grid
-    brain: Placement  # of the brain's box, voxel for voxel
+    transform: GridTransform  # of the working arrays in the original grid
+    brain: GridTransform  # of the brain's box, voxel for voxel
     intensities: dict[str, Intensities]  # by modality
     class_voxels: tuple[int, ...]  # of each class index in the working mask; empty without mask
     lesions: tuple[Lesion, ...]  # as `lesion_components` tells them; ``lesions[i]`` is lesion i + 1 of the positions
@@ -80,12 +80,12 @@ class CachedCase:
     @property
     def shape(self) -> Ints:
         """(z, y, x) of the working arrays."""
-        return self.placement.shape
+        return self.transform.shape
 
     @property
     def spacing(self) -> Triple:
         """(z, y, x) in mm."""
-        return self.placement.spacing
+        return self.transform.spacing
 
     @property
     def has_mask(self) -> bool:
@@ -108,7 +108,7 @@ class CachedCase:
         """Class indices on the original grid: exactly the raw mask's after the label map."""
         if "reference" in self.arrays:
             return self.brain.restore(self._map("reference"))
-        return self.placement.restore(self.mask())
+        return self.transform.restore(self.mask())
 
     def positions(self) -> Int16[np.ndarray, "n 5"]:
         """Rows (lesion, class, z, y, x) sorted by lesion, at most `POSITIONS_PER_CLASS` per lesion and class.
@@ -198,17 +198,17 @@ def write_entry(
     """
     arrays: dict[str, StoredArray] = {}
 
-    def tif(name: str, suffix: str, array: np.ndarray, placement: Placement, channels: Sequence[str] = ()) -> None:
-        arrays[name] = _write_tif(directory / f"{case.id}{suffix}", array, placement.spacing, channels)
+    def tif(name: str, suffix: str, array: np.ndarray, transform: GridTransform, channels: Sequence[str] = ()) -> None:
+        arrays[name] = _write_tif(directory / f"{case.id}{suffix}", array, transform.spacing, channels)
 
-    tif("image", ".tif", prepared.image, prepared.placement, prepared.modalities)
+    tif("image", ".tif", prepared.image, prepared.transform, prepared.modalities)
     lesions: tuple[Lesion, ...] = ()
     class_voxels: list[int] = []
     if prepared.mask is not None:
-        tif("mask", "_seg.tif", prepared.mask, prepared.placement)
+        tif("mask", "_seg.tif", prepared.mask, prepared.transform)
         class_voxels = np.bincount(prepared.mask.reshape(-1), minlength=scheme.num_classes).tolist()
         seed = zlib.crc32(case.id.encode())  # equal in every process that builds this case
-        rows, lesions = find_positions(prepared.mask, scheme, prepared.placement.spacing, seed)
+        rows, lesions = find_positions(prepared.mask, scheme, prepared.transform.spacing, seed)
         arrays["positions"] = _write_npy(directory / f"{case.id}_positions.npy", rows)
     if prepared.reference is not None:
         tif("reference", "_reference.tif", prepared.reference, prepared.brain)
@@ -218,7 +218,7 @@ def write_entry(
         "patient": case.patient,
         "files": stamps,
         "modalities": prepared.modalities,
-        "placement": prepared.placement.to_dict(),
+        "transform": prepared.transform.to_dict(),
         "brain": prepared.brain.to_dict(),
         "intensities": {name: asdict(values) for name, values in prepared.intensities.items()},
         "class_voxels": class_voxels,
@@ -251,8 +251,8 @@ def read_sidecar(directory: Path, case_id: str) -> tuple[CachedCase, dict[str, d
         patient=values["patient"],
         directory=directory,
         modalities=tuple(values["modalities"]),
-        placement=Placement.from_dict(values["placement"]),
-        brain=Placement.from_dict(values["brain"]),
+        transform=GridTransform.from_dict(values["transform"]),
+        brain=GridTransform.from_dict(values["brain"]),
         intensities={
             name: Intensities(**statistics | {"quantiles": tuple(statistics["quantiles"])})
             for name, statistics in values["intensities"].items()

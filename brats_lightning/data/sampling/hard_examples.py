@@ -115,10 +115,10 @@ def _difficulty(case: CachedCase, path: Path, tolerance: float) -> Difficulty:
     if not path.is_file():
         raise PredictionError(f"there is no {path.name}")
     volume = read_volume(path)
-    original = case.placement.original
+    original = case.transform.original
     if volume.grid.shape != original.shape or original.distance(volume.grid) > tolerance:
         raise PredictionError(f"{path.name} of shape {volume.grid.shape} is not on the grid of the case's images")
-    predicted = case.placement.sample(volume.values.astype(np.uint8), volume.start, order=0)
+    predicted = case.transform.sample(volume.values.astype(np.uint8), volume.start, order=0)
     rows = case.positions()
     found = predicted[tuple(rows[:, 2:].T)]
     parts = (slice(lesion.start, lesion.stop) for lesion in case.lesions)
