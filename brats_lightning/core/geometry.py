@@ -154,9 +154,7 @@ class GridTransform:
     def restore(self, labels: Shaped[np.ndarray, "z y x"], fill: int = 0) -> Shaped[np.ndarray, "i j k"]:
         """Working labels → original grid, by the working voxel that holds each original voxel's centre.
 
-        Args:
-            labels: a mask on the working grid.
-            fill: label of original voxels the working array doesn't cover.
+        Original voxels that the working array doesn't cover get the label ``fill``.
         """
         out = self._blank(labels.dtype, fill)
         self._restore_into(self.orient(out), labels, order=0)

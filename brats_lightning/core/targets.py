@@ -165,14 +165,10 @@ def nested_regions(scheme: LabelScheme) -> list[NestedRegion]:
 
 
 def decode_regions(probabilities: Float[Tensor, "k z y x"], scheme: LabelScheme) -> UInt8[Tensor, "z y x"]:
-    """The class of each voxel: that of the innermost region whose probability is at least ½, else the background.
+    """The class of each voxel from the probabilities of all: that of the innermost region with at least ½, else 0.
 
     The probability of a region is the sum over its classes, so that a voxel of TC is one of WT. Unlike the most
     probable class, it finds the tumour where several classes share what the background lacks.
-
-    Args:
-        probabilities: of the classes, the background first.
-        scheme: the classes.
 
     Raises:
         ValueError: as `nested_regions`.

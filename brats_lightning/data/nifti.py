@@ -151,12 +151,7 @@ def image_like(header: Header, values: np.ndarray, slope: float = 1.0, descripti
 
 
 def write_nifti(path: Path, image: nib.Nifti1Image, level: int = 6) -> None:
-    """Write ``.nii.gz`` whole or not at all, to the same bytes every time.
-
-    Args:
-        path: of the file.
-        image: its content.
-        level: of compression, 1 … 9.
+    """Write ``.nii.gz`` whole or not at all, compressed at ``level`` 1 … 9, to the same bytes every time.
 
     Raises:
         UnwritableFile: for want of space or permission.

@@ -82,13 +82,7 @@ class Prepared:
 
 
 def prepare(images: Mapping[str, Volume], mask: Volume | None, settings: Preprocessing) -> Prepared:
-    """Preprocess one case.
-
-    Args:
-        images: modality → volume, on one common grid.
-        mask: class indices on the same grid.
-        settings: what to do.
-    """
+    """Preprocess one case, whose volumes lie on one grid."""
     volumes = [*images.values(), *([mask] if mask else [])]
     brain = brain_box(volumes)
     transform = settings.place(brain)

@@ -23,7 +23,7 @@ _SEVERAL = ((0.0, 0.5, 0.9, 1.0), (1.5, 6.0, 20.0, 60.0))
 _VOLUMES = ((0.0, 0.41, 0.5, 0.81, 1.0), (2.0, 27.0, 39.7, 275.0, 10300.0))
 # Each case's first lesion is one of the larger (what brought the patient in); the others make up for it.
 _FIRST_FROM = 0.6
-_GOLDEN = 0.6180339887498949  # steps of this fraction of a circle fill it evenly
+GOLDEN = 0.6180339887498949  # steps of this fraction of a circle fill it evenly
 _COUNTS_START = 0.6275  # from here on the first eight cases or more have the field's mean count, ± 15 %
 
 GAP_VOXELS = 3  # between lesions: more than any of the challenge's protocols bridges
@@ -51,14 +51,14 @@ def lesion_volumes(seed: int, case: int, mean: float | None) -> list[float]:
     all lesions, so that even a few dozen cases have the distribution asked for; no case depends on those after it.
     """
     shift = generator(seed, 2).random(2)
-    counts = [lesion_count((_COUNTS_START + _GOLDEN * k) % 1, mean) for k in range(case + 1)]
+    counts = [lesion_count((_COUNTS_START + GOLDEN * k) % 1, mean) for k in range(case + 1)]
     before, count = sum(max(n - 1, 0) for n in counts[:case]), counts[case]
     if not count:
         return []
     first = _FIRST_FROM + (1 - _FIRST_FROM) * ((shift[0] + 2**0.5 * case) % 1)
     first_fraction = (1 - _NONE) / FIELD_MEAN if mean is None else 1 / mean
     knee = min(1.0, _FIRST_FROM / max(1 - first_fraction, 1e-9))
-    others = (shift[1] + _GOLDEN * np.arange(before, before + count - 1)) % 1
+    others = (shift[1] + GOLDEN * np.arange(before, before + count - 1)) % 1
     quantiles = [first, *np.interp(others, (0, knee, 1), (0, _FIRST_FROM, 1))]
     return sorted((_log_quantile(u, _VOLUMES) for u in quantiles), reverse=True)
 

@@ -18,7 +18,7 @@ from brats_lightning.data.cases import Case, find_cases
 from brats_lightning.data.nifti import write_nifti
 from brats_lightning.synthetic.anatomy import SIGNAL, Brain, Frame, make_brain, smooth_field
 from brats_lightning.synthetic.case_set import PhantomError, generator, make_once, own_folder
-from brats_lightning.synthetic.lesions import ET, Metastasis, lesion_volumes, place_lesions
+from brats_lightning.synthetic.lesions import ET, GOLDEN, Metastasis, lesion_volumes, place_lesions
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def make_case(
     brain = make_brain(generator(settings.seed, 0, patient), frame, look_alikes=bool(settings.modalities))
     rng = generator(settings.seed, 1, case)
     # Spread evenly over the cases, like the counts.
-    cavity = (0.5 + 0.6180339887498949 * case) % 1 < settings.resection_cavity
+    cavity = (0.5 + GOLDEN * case) % 1 < settings.resection_cavity
     labels, lesions, cavity_coverage = place_lesions(
         rng,
         generator(settings.seed, 0, patient, 1),

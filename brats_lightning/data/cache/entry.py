@@ -181,17 +181,9 @@ def write_entry(
     examination: Examination,
     prepared: Prepared,
     scheme: LabelScheme,
-    stamps: dict[str, dict[str, Any]],
+    stamps: dict[str, dict[str, Any]],  # identity of each raw file
 ) -> None:
     """Write all files of a case, the sidecar last; a reader never sees half a file.
-
-    Args:
-        directory: of the entries.
-        case: whose.
-        examination: what reading it gave.
-        prepared: its arrays.
-        scheme: classes of the mask.
-        stamps: identity of each raw file.
 
     Raises:
         UnwritableFile: for want of space or permission.
