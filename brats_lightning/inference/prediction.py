@@ -31,7 +31,7 @@ def infer(
     for remark in examination.remarks:
         log.warning("%s: %s", case.id, remark)
     prepared = ensemble.prepare(examination.images)
-    del examination, images  # the volumes: their codes are enough
+    del examination, images  # the volumes: the quantised ones are enough
     return ensemble(prepared, advance)
 
 

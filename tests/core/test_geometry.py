@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from brats_lightning.core.geometry import Grid, GridTransform, nonzero_box
+from brats_lightning.core.geometry import Grid, GridTransform, nonzero_box, read_box
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 RAS_ORIGIN = np.array([[1.0, 0, 0, 0], [0, 1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]])
@@ -222,3 +222,45 @@ def test_nonzero_box():
     assert nonzero_box(array) == (slice(2, 4), slice(1, 4), slice(1, 2))
     assert nonzero_box(-0.0 * np.ones((2, 2, 2))) == (slice(0, 0),) * 3
     assert nonzero_box(np.full((2, 3, 4), np.nan)) == (slice(0, 2), slice(0, 3), slice(0, 4))
+
+
+def test_read_box_copies_only_what_was_asked():
+    volume = np.arange(2 * 4 * 5 * 6, dtype=np.uint16).reshape(2, 4, 5, 6)
+    patch = read_box(volume, (1, 2, 3), (2, 3, 2))
+    np.testing.assert_array_equal(patch, volume[:, 1:3, 2:5, 3:5])
+    assert not np.shares_memory(patch, volume)
+    np.testing.assert_array_equal(read_box(volume[0], (0, 0, 0), (4, 5, 6)), volume[0])
+
+
+def test_read_box_channels_come_in_the_order_asked():
+    volume = np.arange(4 * 27, dtype=np.uint16).reshape(4, 3, 3, 3)
+    np.testing.assert_array_equal(read_box(volume, (0, 0, 0), (3, 3, 3), channels=[2, 0]), volume[[2, 0]])
+    with pytest.raises(ValueError, match="without channels"):
+        read_box(volume[0], (0, 0, 0), (3, 3, 3), channels=[0])
+
+
+@pytest.mark.parametrize("start", [(-2, -1, 3), (2, 0, 0), (-9, 0, 0), (9, 0, 0), (-1, -1, -1)])
+def test_read_box_is_zero_outside_the_volume(start):
+    volume = np.random.default_rng(0).integers(1, 99, (2, 4, 5, 6), dtype=np.uint16)
+    padded = np.pad(volume, ((0, 0), (20, 20), (20, 20), (20, 20)))
+    region = tuple(slice(s + 20, s + 20 + n) for s, n in zip(start, (6, 7, 8), strict=True))
+    out = np.full((2, 6, 7, 8), 7, np.uint16)
+    assert read_box(volume, start, (6, 7, 8), out=out) is out
+    np.testing.assert_array_equal(out, padded[:, *region])
+    np.testing.assert_array_equal(read_box(volume, start, (6, 7, 8), channels=[1]), padded[[1], *region])
+
+
+def test_read_box_refuses_another_buffer():
+    volume = np.zeros((2, 4, 4, 4), np.uint16)
+    for out in (np.zeros((2, 3, 3, 3), np.float32), np.zeros((1, 3, 3, 3), np.uint16)):
+        with pytest.raises(ValueError, match="out is"):
+            read_box(volume, (0, 0, 0), (3, 3, 3), out=out)
+
+
+def test_read_box_of_a_memory_map_is_an_ordinary_writable_array(tmp_path):
+    np.arange(64, dtype=np.uint16).tofile(tmp_path / "volume")
+    volume = np.memmap(tmp_path / "volume", np.uint16, "r", shape=(4, 4, 4))
+    patch = read_box(volume, (1, 1, 1), (2, 2, 2))
+    assert type(patch) is np.ndarray
+    assert patch.flags.writeable
+    assert patch[0, 0].tolist() == [21, 22]

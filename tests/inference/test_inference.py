@@ -139,16 +139,16 @@ def test_bad_settings_name_their_key(settings, key):
         SlidingWindow(**settings)
 
 
-def test_codes_and_progress():
-    """Windows keep the image's type, so that codes can be standardised one window at a time."""
-    codes = torch.ones((2, 9, 8, 8), dtype=torch.int16)
+def test_quantised_windows_and_progress():
+    """Windows keep the image's type, so that they can be normalised one by one."""
+    image = torch.ones((2, 9, 8, 8), dtype=torch.int16)
     shares = []
 
     def network(windows):
         assert windows.dtype == torch.int16
         return windows.to(torch.float32)
 
-    out = SlidingWindow((4, 8, 16), 0.0, mirror_axes=(1,))(network, codes, shares.append)
+    out = SlidingWindow((4, 8, 16), 0.0, mirror_axes=(1,))(network, image, shares.append)
     assert out.dtype == torch.float32
     torch.testing.assert_close(out, torch.ones(2, 9, 8, 8))
     assert shares == [1 / 3] * 3
