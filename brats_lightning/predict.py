@@ -78,12 +78,12 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
                 if isinstance(found, list):
                     problems += found
                 else:
-                    labels = postprocess(found.values, found.placement.spacing, ensemble.scheme)
+                    labels = postprocess(found.values, found.transform.spacing, ensemble.scheme)
                     header_of = case.images[ensemble.modalities[0]]
                     for probability_file in probability_files:
                         write_probabilities(probability_file, found, header_of, str(made_by))
-                    write_mask(mask_file, found.placement.restore(labels), header_of, str(made_by))
-                    done[case.id] = region_sizes(labels, found.placement.spacing, ensemble.scheme)
+                    write_mask(mask_file, found.transform.restore(labels), header_of, str(made_by))
+                    done[case.id] = region_sizes(labels, found.transform.spacing, ensemble.scheme)
                     done[case.id]["seconds"] = round(time.monotonic() - started, 1)
             bar.update(task, completed=number)
 

@@ -44,7 +44,7 @@ def preprocess(cfg: DictConfig) -> dict[str, Any]:
     built = 0
     for labelled in (True, False):
         part = [case for case in found if (case.mask is not None) == labelled]
-        filled = data.cache.fill(part, data.standardiser.sources, need_mask=labelled, workers=data.cache_workers)
+        filled = data.cache.fill(part, data.normaliser.sources, need_mask=labelled, workers=data.cache_workers)
         problems += filled.problems
         cached |= {case.id: case for case in filled.cases}
         built += len(filled.built)

@@ -174,21 +174,21 @@ def _score_all(
     examination: "Examination", ensemble: "Ensemble", rules: Sequence["Postprocessing"], protocol: str
 ) -> list[dict[str, float]]:
     """Scores of one case under each of the rules."""
-    from brats_lightning.core.geometry import Placement
+    from brats_lightning.core.geometry import GridTransform
 
     mask = examination.mask
     assert mask is not None  # required
-    whole = Placement.whole(mask.grid)
+    whole = GridTransform.whole(mask.grid)
     reference = whole.restore(whole.sample(mask.values, mask.start, order=0))
     probabilities = ensemble(ensemble.prepare(examination.images))
-    placement = probabilities.placement
+    transform = probabilities.transform
     known: dict[bytes, dict[str, float]] = {}
     scores = []
     for rule in rules:
-        labels = rule(probabilities.values, placement.spacing, ensemble.scheme)
+        labels = rule(probabilities.values, transform.spacing, ensemble.scheme)
         same = hashlib.blake2b(labels.tobytes()).digest()  # many rules agree on many cases
         if same not in known:
-            known[same] = _score(reference, placement.restore(labels), mask.grid.spacing, ensemble.scheme, protocol)
+            known[same] = _score(reference, transform.restore(labels), mask.grid.spacing, ensemble.scheme, protocol)
         scores.append(known[same])
     return scores
 

@@ -513,7 +513,7 @@ def test_predicted_as_validated(composed, tmp_path):
     """A prediction equals what a validation step of the same network makes of the same case."""
     from brats_lightning.config.build import build_data, build_segmentation
     from brats_lightning.config.checkpoint import load_model
-    from brats_lightning.data.datamodule import Volumes
+    from brats_lightning.data.batches import WholeCases
     from brats_lightning.inference.ensemble import Ensemble
 
     cfg = composed("trainer.precision=32-true")
@@ -528,12 +528,12 @@ def test_predicted_as_validated(composed, tmp_path):
     )
 
     case = data.scored_cases("val")[0]
-    volume = data.on_after_batch_transfer(Volumes([case], data.standardiser)[0], 0)
+    volume = data.on_after_batch_transfer(WholeCases([case], data.normaliser)[0], 0)
     with torch.no_grad():
         logits = module.inference(module.network, volume.image, background=module.target.background)
         expected = module.target.probabilities(logits)
     found = infer(next(c for c in data.source() if c.id == case.id), Ensemble([load_model(path)]), 0.1)
-    assert found.placement == case.placement
+    assert found.transform == case.transform
     np.testing.assert_allclose(found.values, expected.numpy(), atol=1e-5)
 
 

@@ -164,7 +164,7 @@ def test_mistyped_settings_fail_before_training(composed, override):
 
 def test_overfitting_sees_the_same_batches_again(composed, monkeypatch):
     seen = []
-    from brats_lightning.data.datamodule import PatchBatches
+    from brats_lightning.data.batches import PatchBatches
 
     original = PatchBatches.__getitem__
     monkeypatch.setattr(PatchBatches, "__getitem__", lambda self, key: seen.append(key) or original(self, key))

@@ -61,7 +61,7 @@ def build_data(cfg: DictConfig, split: "Split | None" = None) -> "CaseData":
     from brats_lightning.data.cache.store import Cache
     from brats_lightning.data.datamodule import CaseData
     from brats_lightning.data.loading import LoaderSettings
-    from brats_lightning.data.normalisation import Standardiser
+    from brats_lightning.data.normalisation import Normaliser
     from brats_lightning.data.preprocessing import Preprocessing
     from brats_lightning.data.splits import SplitSettings
 
@@ -79,7 +79,7 @@ def build_data(cfg: DictConfig, split: "Split | None" = None) -> "CaseData":
     return CaseData(
         source=build_part("data.source", data.source, _partial_=True),
         cache=cache,
-        standardiser=Standardiser(data.modalities, **data.normalisation),
+        normaliser=Normaliser(data.modalities, **data.normalisation),
         scheme=scheme,
         split=split
         or SplitSettings(

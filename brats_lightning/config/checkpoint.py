@@ -19,7 +19,7 @@ from torch import nn
 from brats_lightning.core.labels import LabelScheme
 from brats_lightning.core.targets import make_target
 from brats_lightning.data.cases import Case
-from brats_lightning.data.normalisation import Standardiser
+from brats_lightning.data.normalisation import Normaliser
 from brats_lightning.data.preprocessing import Preprocessing
 from brats_lightning.inference.ensemble import Ensemble, TrainedModel
 from brats_lightning.inference.postprocessing import Postprocessing, agreed
@@ -87,7 +87,7 @@ def load_model(path: Path | str, trust: Sequence[str] = (), inference: Mapping[s
         return TrainedModel(
             path=path,
             network=network.eval().requires_grad_(False).to(memory_format=torch.channels_last_3d),  # type: ignore[call-overload]
-            standardiser=Standardiser(data["modalities"], **data["normalisation"]),
+            normaliser=Normaliser(data["modalities"], **data["normalisation"]),
             preprocessing=Preprocessing(**data["preprocessing"]),
             target=make_target(config.get("target", "classes"), LabelScheme(tuple(data["labels"]))),
             inference=sliding,

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import UInt8
 
-from brats_lightning.core.geometry import Placement
+from brats_lightning.core.geometry import GridTransform
 from brats_lightning.core.labels import BRATS_METS, LabelScheme
 from brats_lightning.data.cases import Case, CaseError, Problem, examine
 from brats_lightning.data.nifti import Volume, read_header
@@ -209,7 +209,7 @@ class Scoring:
 
 def on_original_grid(mask: Volume) -> UInt8[np.ndarray, "x y z"]:
     """The whole mask in its file's axis order, which decides how the official programs number lesions."""
-    return Placement.whole(mask.grid).crop(mask.start, mask.values.shape).restore(mask.values)
+    return GridTransform.whole(mask.grid).crop(mask.start, mask.values.shape).restore(mask.values)
 
 
 def operating_points(

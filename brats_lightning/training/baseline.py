@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from brats_lightning.core.labels import LabelScheme
-from brats_lightning.data.cache.store import CachedCase
-from brats_lightning.data.preprocessing import normalisation
+from brats_lightning.data.cache.entry import CachedCase
+from brats_lightning.data.normalisation import normalisation_parameters
 
 # Standard deviations above the brain's mean; the last bin is open.
 _THRESHOLDS = np.arange(-1.0, 12.0, 0.05)
@@ -35,10 +35,10 @@ def best_threshold(cases: Sequence[CachedCase], scheme: LabelScheme) -> Threshol
         return None
     per_case = []
     for case in cases:
-        codes, mask = case.image()[case.modalities.index("t1c")], case.mask()
-        scale, offset, *_ = normalisation(case.intensities["t1c"], "zscore")
-        inside = codes > 0
-        bins = np.searchsorted(_THRESHOLDS, codes[inside] * scale + offset, side="right")
+        image, mask = case.image()[case.modalities.index("t1c")], case.mask()
+        scale, offset, *_ = normalisation_parameters(case.intensities["t1c"], "zscore")
+        inside = image > 0
+        bins = np.searchsorted(_THRESHOLDS, image[inside] * scale + offset, side="right")
         pairs = np.bincount(bins * 256 + mask[inside].astype(np.int64), minlength=(len(_THRESHOLDS) + 1) * 256)
         # above[t, c]: voxels of class c at or above threshold t
         above = pairs.reshape(-1, 256)[::-1].cumsum(0)[::-1][1:]

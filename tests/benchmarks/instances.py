@@ -6,7 +6,8 @@ import torch
 
 from brats_lightning.config.build import build_segmentation
 from brats_lightning.core.components import lesion_components
-from brats_lightning.data.datamodule import CaseData, PatchBatch
+from brats_lightning.data.batches import PatchBatch
+from brats_lightning.data.datamodule import CaseData
 from brats_lightning.runtime.memory import keep_freed_memory
 from brats_lightning.synthetic.phantom import PhantomSettings, make_phantoms, phantom_folder
 from tests.benchmarks.measure import Goal, Options, Row, timed

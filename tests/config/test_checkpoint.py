@@ -31,8 +31,8 @@ def test_a_model_comes_with_all_it_was_trained_with(tmp_path):
     assert model.network.weight.flatten().tolist() == [1, 2] * 4
     assert model.network.bias.tolist() == [1, 2, 3, 4]
     assert not model.network.training
-    assert model.standardiser.channels == ("t2f", "t1c-t1n")
-    assert model.standardiser.sources == ("t1n", "t1c", "t2f")
+    assert model.normaliser.channels == ("t2f", "t1c-t1n")
+    assert model.normaliser.sources == ("t1n", "t1c", "t2f")
     assert model.preprocessing == Preprocessing(spacing=(1.0, 2.0, 3.0))
     assert model.scheme.names == ("netc", "snfh", "et")
     assert model.inference == SlidingWindow((4, 5, 6), 0.25)

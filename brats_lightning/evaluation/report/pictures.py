@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from brats_lightning.core.geometry import Grid, Ints, Placement
+from brats_lightning.core.geometry import Grid, GridTransform, Ints
 from brats_lightning.core.labels import in_classes
 from brats_lightning.data.nifti import UnreadableFile, Volume, read_volume
 from brats_lightning.evaluation.pairing import Pair, find_images
@@ -90,13 +90,13 @@ class _View:
 
     def draw(self, row: LesionRow) -> str:
         """The whole slice, then the part around the lesion in each image (or on black, without images)."""
-        placement = Placement.whole(self.grid)
+        transform = GridTransform.whole(self.grid)
         z, y, x = (
-            placement.original.shape[axis] - 1 - row.centre[axis] if flip else row.centre[axis]
-            for axis, flip in zip(placement.axes, placement.flips, strict=True)
+            transform.original.shape[axis] - 1 - row.centre[axis] if flip else row.centre[axis]
+            for axis, flip in zip(transform.axes, transform.flips, strict=True)
         )
-        _, *size = placement.oriented_shape
-        spacing = placement.spacing[1:]
+        _, *size = transform.oriented_shape
+        spacing = transform.spacing[1:]
         masks = [in_classes(axial_slice(volume, z, size), self.classes) for volume in (self.reference, self.prediction)]
         whole = axial_slice(self.reference, z, size) > 0
         backgrounds = [(_TITLES[m], grey(axial_slice(volume, z, size))) for m, volume in self.images.items()]

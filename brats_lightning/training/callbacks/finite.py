@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from brats_lightning.data.datamodule import PatchBatch
+from brats_lightning.data.batches import PatchBatch
 
 
 class NotFinite(ValueError):

@@ -262,9 +262,9 @@ def score_cases(cfg: DictConfig, checkpoint: Path, masks: Path) -> dict[str, dic
         found = infer(case, ensemble, tolerance)
         if isinstance(found, list):
             raise CaseError(found)
-        labels = postprocess(found.values, found.placement.spacing, scheme)
+        labels = postprocess(found.values, found.transform.spacing, scheme)
         file = masks / f"{case.id}.nii.gz"
-        write_mask(file, found.placement.restore(labels), case.images[ensemble.modalities[0]])
+        write_mask(file, found.transform.restore(labels), case.images[ensemble.modalities[0]])
         scores[case.id] = case_scores(scoring.score(Pair(case.id, case.mask, file)), scheme)
     return scores
 
