@@ -19,7 +19,7 @@ class CompositeLoss(nn.Module):
 
     Args:
         parts: losses by name, each ``(logits, target) -> scalar``, or a `LesionLoss`.
-        weights: their factors by the same names; None: all 1.
+        weights: their factors by the same names, in the order they are summed in; None: all 1.
 
     Raises:
         ValueError: no parts, a part called ``loss``, weights of other names than the parts, or parts of other labels.
@@ -29,13 +29,14 @@ class CompositeLoss(nn.Module):
         super().__init__()
         if not parts or "loss" in parts:
             raise ValueError(f"parts must name at least one loss, none of them 'loss' (the total), got {list(parts)}")
-        if weights is not None and set(weights) != set(parts):
+        weights = dict.fromkeys(parts, 1.0) if weights is None else weights
+        if set(weights) != set(parts):
             raise ValueError(f"weights must name the same losses as parts: got {list(weights)} for {list(parts)}")
-        labels = {name: list(part.scheme.names) for name, part in parts.items() if isinstance(part, LesionLoss)}
-        if any(names != next(iter(labels.values())) for names in labels.values()):
-            raise ValueError(f"parts must have the same labels, got {labels}")
-        self.parts = nn.ModuleDict(parts)
-        self.weights = {name: 1.0 if weights is None else float(weights[name]) for name in parts}
+        labels = {part.scheme.names for part in parts.values() if isinstance(part, LesionLoss)}
+        if len(labels) > 1:
+            raise ValueError(f"parts must have the same labels, got {' and '.join(map(str, labels))}")
+        self.parts = nn.ModuleDict({name: parts[name] for name in weights})
+        self.weights = {name: float(weight) for name, weight in weights.items()}
         # A part that reads no focal sum takes the sums of one that does.
         gammas = (part.gamma for part in self.parts.values() if isinstance(part, ClassSumsLoss))
         self._gamma = next((gamma for gamma in gammas if gamma is not None), None)

@@ -67,7 +67,7 @@ class InstanceDiceLoss(LesionLoss, ClassSumsLoss):
         """The loss, from the errors of each lesion of a batch."""
         return torch.stack([self._loss(sample) for sample in sums.lesions]).mean()
 
-    def _loss(self, regions: Sequence[tuple[RegionLesions, Float[Tensor, " segments"]]]) -> Tensor:
+    def _loss(self, regions: Sequence[tuple[RegionLesions, Float[Tensor, " _"]]]) -> Tensor:
         """The loss of a sample."""
         present, absent = [], []
         for region, sums in regions:

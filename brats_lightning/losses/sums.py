@@ -35,7 +35,7 @@ class ClassSums(NamedTuple):
     voxels: Float[Tensor, "b 1"]
     exclusive: bool  # whether the channels are those of a softmax, the first one of the background
     # Of each sample and region the lesions and, by segment, Σ of the probability of what is wrong about the region
-    lesions: Sequence[Sequence[tuple[RegionLesions, Float[Tensor, " segments"]]]] = ()
+    lesions: Sequence[Sequence[tuple[RegionLesions, Float[Tensor, " _"]]]] = ()
 
     def over_batch(self) -> "ClassSums":
         """The sums of all samples as of one, without lesions."""
@@ -133,7 +133,7 @@ def sides(region: Collection[int], channels: int) -> tuple[list[int], list[int]]
     return inside, [channel for channel in range(channels) if channel not in region]
 
 
-def check_smoothing(smooth: float, absent_fraction: float) -> None:
+def check_smoothing(smooth: float | int, absent_fraction: float | int) -> None:
     """Raise a ValueError for settings of a Dice loss that are out of range."""
     if smooth < 0 or not 0 < absent_fraction < float("inf"):
         raise ValueError(f"smooth must be 0 or more and absent_fraction positive, got {smooth} and {absent_fraction}")
