@@ -107,8 +107,7 @@ def test_a_losss_passes_both_ways(composed, name, kind):
         for _ in range(steps):
             leaves = [level.clone().requires_grad_() for level in levels]
             encoded = target.encode(masks)
-            loss.prepare(encoded)
-            value = loss(leaves, encoded)
+            value = loss(leaves, encoded, loss.find_lesions(encoded))
             value = value["loss"] if isinstance(value, dict) else value
             value.backward()
         return value, [leaf.grad for leaf in leaves]

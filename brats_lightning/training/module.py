@@ -74,9 +74,9 @@ class Segmentation(pl.LightningModule):
         """Loss of one batch; every ``log_every_n_steps`` steps also the batch's own Dice."""
         torch.manual_seed(batch.seed_for(DROPOUT))  # dropout depends on the batch, not on what was drawn before it
         target = self.target.encode(batch.mask)
-        self.loss.prepare(target)  # on the CPU, beside the network
+        lesions = self.loss.find_lesions(target)  # on the CPU, beside the network
         logits = self.network(batch.image)
-        parts = self._named(self.loss(logits, target))
+        parts = self._named(self.loss(logits, target, lesions))
         self.log_dict({_loss_name("train", part): value.detach() for part, value in parts.items()})
         self.log("loss", parts["loss"].detach(), prog_bar=True, logger=False)
         # Counting voxels makes a GPU wait; only the points that are drawn pay for it.

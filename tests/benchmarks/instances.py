@@ -62,10 +62,10 @@ def _steps(data: CaseData, batches: Sequence[PatchBatch], *overrides: str) -> Ca
     def work() -> None:
         for batch in batches:
             target = module.target.encode(batch.mask)
-            module.loss.prepare(target)
+            lesions = module.loss.find_lesions(target)
             with torch.autocast("cpu", torch.bfloat16):
                 logits = network(batch.image)
-            module.loss(logits, target)["loss"].backward()
+            module.loss(logits, target, lesions)["loss"].backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
