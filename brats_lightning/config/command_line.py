@@ -37,6 +37,16 @@ def with_quoted_paths(arguments: Sequence[str]) -> list[str]:
     return [_with_home(argument) for argument in map(_quoted_if_path, arguments)]
 
 
+def bare_words(arguments: Sequence[str]) -> list[str]:
+    """Arguments that are neither key=value nor a flag nor a flag's value; Hydra takes none."""
+    found = []
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        of_flag = before.startswith("-") and "=" not in before and before not in ("-m", "--multirun")
+        if "=" not in argument and not of_flag and (not argument.startswith(("-", "~")) or argument.startswith("~/")):
+            found.append(argument)
+    return found
+
+
 def needs_quotes(argument: str) -> str | None:
     """The override as Hydra would accept it, to be pasted into a shell; None if quotes are not what it lacks."""
     quoted = _quoted(argument)

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from brats_lightning.config.command_line import with_quoted_paths
+from brats_lightning.config.command_line import bare_words, with_quoted_paths
 from brats_lightning.config.resolvers import config_dir, register_resolvers, resolved
 from brats_lightning.config.sweep import record_failure
 
@@ -66,14 +66,16 @@ def entry_point(
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)
 
     def command() -> None:
-        sys.argv[1:] = with_quoted_paths(sys.argv[1:])
+        sys.argv[1:] = arguments = with_quoted_paths(sys.argv[1:])
         try:
+            if bare_words(arguments):  # of which Hydra's message says nothing that helps
+                raise SystemExit(1)
             main()
         except SystemExit as stop:
             if stop.code == 1 and not composed:
                 from brats_lightning.config.hints import print_hints
 
-                print_hints(config_dir(), config_name, sys.argv[1:])
+                print_hints(config_dir(), config_name, arguments)
             raise
         except KeyboardInterrupt:  # where nothing is to be saved
             print("interrupted", file=sys.stderr)

@@ -1,14 +1,19 @@
 """Going on with a run: its own settings and newest checkpoint, and what may differ from then."""
 
+import logging
 import os
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.config.command_line import quote
+from brats_lightning.config.resolvers import leaves
+
+log = logging.getLogger(__name__)
 
 _WORD = "resume="
 _RECORD = "resumed.yaml"  # the overrides a run went on with; those it began with are in .hydra
@@ -77,6 +82,21 @@ def expand(arguments: Sequence[str]) -> list[str]:
     return [*flags, *kept, *beside, *here, "hydra.output_subdir=null"]
 
 
+def go_on(cfg: DictConfig, saved: Mapping[str, Any]) -> None:
+    """Name what a resumed run does otherwise than the checkpoint it goes on from, and keep it for the next time.
+
+    Raises:
+        ResumeError: settings differ that both must share.
+    """
+    now: Any = OmegaConf.to_container(cfg)
+    changed = compare(saved["config"], now, Path(cfg.ckpt_path))
+    log.info("going on at step %d with %s", saved["global_step"], cfg.ckpt_path)
+    for line in changed:
+        log.info("from here on %s", line)
+    if cfg.resume is not None and HydraConfig.initialized():
+        record(Path(cfg.resume), list(HydraConfig.get().overrides.task))
+
+
 def record(run: Path, overrides: Sequence[str]) -> None:
     """Keep what a run goes on with, for the next time.
 
@@ -126,7 +146,7 @@ def compare(saved: Mapping[str, Any], now: Mapping[str, Any], origin: Path) -> l
     Raises:
         ResumeError: settings differ that both must share; all of them.
     """
-    old, new = dict(_values(saved)), dict(_values(now))
+    old, new = dict(leaves(saved)), dict(leaves(now))
     missing = "(not there)"
     # A setting that is not there means what null does: nothing.
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
@@ -148,15 +168,6 @@ def _may_change(key: str) -> bool:
 
 def _below(key: str, names: Sequence[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
-
-
-def _values(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of all that is no mapping."""
-    if isinstance(node, Mapping) and node:
-        for name, value in node.items():
-            yield from _values(value, f"{path}.{name}" if path else str(name))
-    elif path:
-        yield path, node
 
 
 def _key(override: str) -> str:

@@ -5,14 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from brats_lightning.config.checkpoint import (
-    SOURCES,
-    CheckpointError,
-    UntrustedTarget,
-    build,
-    load_model,
-    trained_cases,
-)
+from brats_lightning.config.allow_list import SOURCES, CheckpointError, UntrustedTarget, build_saved
+from brats_lightning.config.checkpoint import load_model, trained_cases
 from brats_lightning.data.preprocessing import Preprocessing
 from brats_lightning.inference.windows import SlidingWindow
 from brats_lightning.synthetic.phantom import phantom_cases
@@ -45,24 +39,23 @@ def test_inference_overrides_replace_what_is_given(tmp_path):
 
 
 def test_networks_of_ours_torch_and_monai_are_built():
-    assert (
-        type(build({"_target_": "brats_lightning.models.UNet", "in_channels": 1, "out_channels": 2})).__name__ == "UNet"
-    )
-    nested = build({"_target_": "torch.nn.Sequential", "_args_": [CONV, {"_target_": "torch.nn.ReLU"}]})
+    unet = build_saved({"_target_": "brats_lightning.models.UNet", "in_channels": 1, "out_channels": 2})
+    assert type(unet).__name__ == "UNet"
+    nested = build_saved({"_target_": "torch.nn.Sequential", "_args_": [CONV, {"_target_": "torch.nn.ReLU"}]})
     assert [type(layer) for layer in nested] == [nn.Conv3d, nn.ReLU]
     pytest.importorskip("monai")
-    net = build(
+    net = build_saved(
         {"_target_": "monai.networks.nets.BasicUNet", "spatial_dims": 3, "features": [4] * 6, "_convert_": "all"}
     )
     assert isinstance(net, nn.Module)
 
 
-def test_build_means_what_hydra_means():
-    partial = build({"_target_": "torch.nn.Conv3d", "_partial_": True, "in_channels": 1})
+def test_it_means_what_hydra_means():
+    partial = build_saved({"_target_": "torch.nn.Conv3d", "_partial_": True, "in_channels": 1})
     assert partial(out_channels=2, kernel_size=1).weight.shape == (2, 1, 1, 1, 1)
-    window = build({"_target_": "brats_lightning.inference.windows.SlidingWindow", "window": [1, 2, 3]})
+    window = build_saved({"_target_": "brats_lightning.inference.windows.SlidingWindow", "window": [1, 2, 3]})
     assert window == SlidingWindow((1, 2, 3))
-    assert build({"a": [1, {"b": None}]}) == {"a": [1, {"b": None}]}
+    assert build_saved({"a": [1, {"b": None}]}) == {"a": [1, {"b": None}]}
 
 
 OS = {"_target_": "os.system", "_args_": ["touch owned"]}
@@ -79,7 +72,7 @@ ATTACKS = {
     "no module": {"_target_": "eval", "_args_": ["1"]},
     "module of a module of ours": {"_target_": "brats_lightning.train.json.loads", "_args_": ["1"]},
     "os of a module of ours": {"_target_": "brats_lightning.predict.os.system", "_args_": ["1"]},
-    "imported by a module of ours": {"_target_": "brats_lightning.config.checkpoint.partial", "_args_": [OS]},
+    "imported by a module of ours": {"_target_": "brats_lightning.config.allow_list.attrgetter", "_args_": [OS]},
     "class imported by ours": {"_target_": "brats_lightning.config.build.Path", "_args_": ["x"]},
     "function of ours": {"_target_": "brats_lightning.train.train", "cfg": {}},
     "class of ours that is no network": {"_target_": "brats_lightning.data.cache.store.Cache", "root": "x"},
@@ -121,7 +114,7 @@ def test_attacks_are_refused_before_anything_is_built(node, monkeypatch, tmp_pat
     with pytest.raises(
         CheckpointError, match=r"wants to run|cannot be imported|is the reference|is of type|is no text"
     ):
-        build(node)
+        build_saved(node)
     assert not (tmp_path / "owned").exists()
 
 
@@ -152,13 +145,13 @@ def test_no_weights_are_fetched(node, monkeypatch):
 
     monkeypatch.setattr("socket.socket.connect", connect)
     with pytest.raises(UntrustedTarget, match=r"would fetch weights from elsewhere.*'trust=\[monai\]'|wants to run"):
-        build(node)
+        build_saved(node)
 
 
 def test_the_same_networks_without_weights_are_built():
     pytest.importorskip("monai")
     node = {"_target_": "monai.networks.nets.EfficientNetBN", "_args_": ["efficientnet-b0", False, True, 3, 1, 4]}
-    assert isinstance(build(node), nn.Module)
+    assert isinstance(build_saved(node), nn.Module)
 
 
 @pytest.fixture
@@ -178,22 +171,22 @@ def package(tmp_path, monkeypatch):
 def test_other_packages_are_not_even_imported_until_they_are_trusted(package):
     node = {"_target_": "my_networks.Net", "in_channels": 1, "out_channels": 4, "kernel_size": 1}
     with pytest.raises(UntrustedTarget, match=r"_target_ wants to run 'my_networks\.Net'.*'trust=\[my_networks\]'"):
-        build(node)
+        build_saved(node)
     with pytest.raises(UntrustedTarget):
-        build(node, trust=["my_net", "networks"])
+        build_saved(node, trust=["my_net", "networks"])
     assert not package.exists()
-    assert type(build(node, trust=["my_networks"])).__name__ == "Net"
+    assert type(build_saved(node, trust=["my_networks"])).__name__ == "Net"
     assert package.exists()
 
 
 def test_trust_ends_at_the_package(package):
     trust = ["my_networks"]
-    assert isinstance(build({"_target_": "my_networks.make", "channels": 2}, trust), nn.Conv3d)
+    assert isinstance(build_saved({"_target_": "my_networks.make", "channels": 2}, trust), nn.Conv3d)
     for target in ("my_networks.os.system", "my_networks.Path", "os.system"):
         with pytest.raises(CheckpointError):
-            build({"_target_": target, "_args_": ["x"]}, trust)
+            build_saved({"_target_": target, "_args_": ["x"]}, trust)
     with pytest.raises(CheckpointError, match="cannot be imported"):
-        build({"_target_": "my_networks.Nothing"}, trust)
+        build_saved({"_target_": "my_networks.Nothing"}, trust)
 
 
 def run_of(path, source):
@@ -206,7 +199,7 @@ def test_what_lists_cases_is_built_only_where_cases_are_wanted(tmp_path):
     assert [case.id for case in trained_cases(run_of(tmp_path / "a.ckpt", node))] == ["BraTS-MET-00001-000"]
     for target in SOURCES:
         with pytest.raises(UntrustedTarget):
-            build(node | {"_target_": target})
+            build_saved(node | {"_target_": target})
 
 
 def test_cases_that_a_run_made_are_read_and_never_made(tmp_path):
@@ -231,7 +224,7 @@ def test_cases_that_a_run_made_are_read_and_never_made(tmp_path):
 
 def test_a_refusal_names_the_checkpoint_and_the_place(tmp_path):
     path = save_checkpoint(tmp_path / "a.ckpt", nn.Conv3d(1, 4, 1), CONV | {"padding": [OS]})
-    with pytest.raises(UntrustedTarget, match=r"a\.ckpt: padding\[0\]\._target_ wants to run 'os\.system'"):
+    with pytest.raises(UntrustedTarget, match=r"a\.ckpt: model\.padding\[0\]\._target_ wants to run 'os\.system'"):
         load_model(path)
 
 
@@ -241,7 +234,7 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path):
             return open, (str(tmp_path / "owned"), "w")
 
     path = tmp_path / "a.ckpt"
-    torch.save({"state_dict": {}, "config": Attack()}, path)
+    torch.save({"state_dict": {}, "config": Attack(), "format": 1}, path)
     with pytest.raises(CheckpointError, match="more than tensors and plain containers"):
         load_model(path)
     path.write_bytes(pickle.dumps(Attack(), protocol=2))

@@ -47,7 +47,7 @@ class Cache:
         preprocessing: the settings.
         scheme: classes of the masks.
         label_map: raw label → class index.
-        source: the data root; data sets whose cases have equal ids then never share an entry.
+        source: what tells its data set from others, whose cases may have equal ids; they then never share an entry.
         verify: ``stat`` knows a raw file by path, size and modification time; ``content`` by its SHA-256, which costs
             reading it.
         tolerance: in mm, see `examine`.
@@ -57,7 +57,7 @@ class Cache:
     preprocessing: Preprocessing = NATIVE
     scheme: LabelScheme = BRATS_METS
     label_map: Mapping[int, int] | None = None
-    source: Path | None = None
+    source: str = ""
     verify: str = "stat"
     tolerance: float = 0.1
 
@@ -77,8 +77,7 @@ class Cache:
         if settings.size:
             parts.append(f"{settings.fit}-{'x'.join(map(str, settings.size))}")
         parts += ["-".join(self.scheme.names), *(f"{old}to{new}" for old, new in label_map)]
-        source = os.path.abspath(self.source) if self.source else None  # noqa: PTH100
-        exact = [FORMAT, asdict(settings), self.scheme.names, label_map, source]
+        exact = [FORMAT, asdict(settings), self.scheme.names, label_map, self.source]
         return "_".join([*parts, hashlib.sha256(json.dumps(exact).encode()).hexdigest()[:10]])
 
     @property
