@@ -52,10 +52,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from brats_lightning.training import processes
 
     _check(cfg)
-    keep_freed_memory()
-    run_dir = make_folder(cfg.paths.run_dir)
     saved = None if cfg.ckpt_path is None else read_checkpoint(cfg.ckpt_path, "ckpt_path")
     cfg = _with_seed(cfg, saved)
+    keep_freed_memory()
+    run_dir = make_folder(cfg.paths.run_dir)
     first = processes.is_first_process()
     if first:
         _begin(cfg, saved)

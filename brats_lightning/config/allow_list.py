@@ -12,16 +12,16 @@ import hydra
 from hydra.errors import InstantiationException
 from torch import nn
 
-# Whose networks any checkpoint may build, and what else of ours: how it is applied, and where its cases were. What
-# makes cases stands for what reads those that it made: no checkpoint may fill folders that it names.
-_NETWORKS = ("brats_lightning", "torch.nn", "monai.networks")
+_NETWORKS = ("brats_lightning", "torch.nn", "monai.networks")  # whose networks any checkpoint may build
 # Networks that fetch or read weights whatever they are told, and arguments that make others do so.
 _FETCHING = ("monai.networks.nets.transchex", "monai.networks.nets.cell_sam_wrapper")
 _FETCH = re.compile("pretrained|url")
+# How a network is applied.
 SETTINGS = (
     "brats_lightning.inference.windows.SlidingWindow",
     "brats_lightning.inference.postprocessing.Postprocessing",
 )
+# Where its cases were: what makes cases, and what reads those that it made. No checkpoint may fill folders.
 SOURCES = {
     "brats_lightning.data.cases.find_cases": "brats_lightning.data.cases.find_cases",
     "brats_lightning.synthetic.phantom.phantom_cases": "brats_lightning.synthetic.phantom.made_phantoms",
@@ -45,14 +45,10 @@ def build_saved(
 ) -> Any:
     """What ``hydra.utils.instantiate`` makes of a saved config's node, in plain containers, if the node is harmless.
 
-    All of it is judged before any of it is built. A ``_target_``, wherever it stands, must be
-
-    - a ``torch.nn.Module`` defined in ``brats_lightning``, ``torch.nn`` or ``monai.networks``,
-    - a class or function of ours that ``known`` names, or
-    - a class or function defined in a package of ``trust``.
-
-    Nothing outside these packages is imported to find out. What Hydra and OmegaConf would not take as it stands is
-    refused too: references (``${…}``) may run code, and ``???`` is no value.
+    All of it is judged before any of it is built. A ``_target_``, wherever it stands, must be a ``torch.nn.Module``
+    defined in ``brats_lightning``, ``torch.nn`` or ``monai.networks``, a class or function of ours that ``known``
+    names, or one defined in a package of ``trust``; nothing outside these packages is imported to find out. References
+    (``${…}``) may run code and are refused, as is ``???``, which Hydra takes for no value.
 
     Args:
         node: plain containers and values.

@@ -5,7 +5,6 @@ Nothing heavy is imported before a config is complete, so that ``--help`` and a 
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,13 +28,10 @@ _REFUSALS = (ValueError, TypeError, ArithmeticError, RuntimeError, ImportError, 
 
 @contextmanager
 def settings_of(key: str) -> Iterator[None]:
-    """Say of which part of a config the errors within the block are.
-
-    Args:
-        key: where the part stands.
+    """Say of which part of a config an error within the block is: where a class does not take its settings.
 
     Raises:
-        ValueError: a class does not take its settings; its message begins with the key.
+        ValueError: its message begins with the key.
     """
     try:
         yield
@@ -49,11 +45,7 @@ def settings_of(key: str) -> Iterator[None]:
 
 
 def build_part(key: str, node: Any, **more: Any) -> Any:
-    """What the node of a config with ``_target_`` describes, with further arguments; None if it is null.
-
-    Raises:
-        ValueError: its class does not take the settings.
-    """
+    """What Hydra makes of a node with ``_target_`` at ``key`` and further arguments, within `settings_of`."""
     with settings_of(key):
         return hydra.utils.instantiate(node, **more)
 
@@ -61,9 +53,7 @@ def build_part(key: str, node: Any, **more: Any) -> Any:
 def build_data(cfg: DictConfig, split: "Split | None" = None) -> "CaseData":
     """The data module of a config; without the groups ``sampling`` and ``augmentation`` it can only fill the cache.
 
-    Args:
-        cfg: the config.
-        split: of the run that is gone on with; None splits as the config says.
+    The split is that of a run that is gone on with, else made as the config says.
     """
     from brats_lightning.core.labels import LabelScheme
     from brats_lightning.data.cache.store import Cache
@@ -84,22 +74,14 @@ def build_data(cfg: DictConfig, split: "Split | None" = None) -> "CaseData":
         verify=data.verify,
         tolerance=float(data.affine_tolerance),
     )
+    shares = (data.val_share, data.test_share, data.folds, data.fold)
+    lenient = data.on_bad_case == "skip"
     return CaseData(
         source=build_part("data.source", data.source, _partial_=True),
         cache=cache,
         standardiser=Standardiser(data.modalities, **data.normalisation),
         scheme=scheme,
-        split=split
-        or SplitSettings(
-            data.val_share,
-            data.test_share,
-            data.folds,
-            data.fold,
-            data.split_file,
-            data.split_seed,
-            data.split_from,
-            data.on_bad_case == "skip",
-        ),
+        split=split or SplitSettings(*shares, data.split_file, data.split_seed, data.split_from, lenient),
         on_bad_case=data.on_bad_case,
         loader=LoaderSettings(data.batch_size, data.patches_per_case, data.workers, data.loader_timeout),
         sampler=build_part("sampling", cfg.get("sampling")),
@@ -159,29 +141,20 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
 
 
 def _rehearse(make_optimizer: Callable[..., Any], make_scheduler: Callable[..., Any]) -> None:
-    # Begin, middle and end of a run with one weight; what is refused would else show after the cache is filled.
+    # Begin, middle and end of a run with one weight: what is refused is named here, and not by torch amid a fit.
     import torch
 
     with settings_of("optimizer"):
         optimizer = make_optimizer([torch.nn.Parameter(torch.zeros(1))])
     with settings_of("scheduler"):
         schedule = make_scheduler(optimizer, lambda step: min(1.0, step / 2))
-    for _ in range(3):
-        with settings_of("optimizer"):
-            optimizer.step()
-        with settings_of("scheduler"):
+        for _ in range(3):
+            optimizer.step()  # does nothing: there is no gradient
             schedule.step()
 
 
-_POSITIVE = sys.float_info.min
 # Lightning takes less, and divides by it in the first step or follows the gradients uphill.
-_TRAINER_NUMBERS = {
-    "val_check_interval": _POSITIVE,
-    "check_val_every_n_epoch": 1,
-    "accumulate_grad_batches": 1,
-    "gradient_clip_val": 0,
-    "log_every_n_steps": 0,
-}
+_LEAST = {"check_val_every_n_epoch": 1, "accumulate_grad_batches": 1, "gradient_clip_val": 0, "log_every_n_steps": 0}
 
 
 def build_trainer(cfg: DictConfig) -> "pl.Trainer":
@@ -195,13 +168,13 @@ def build_trainer(cfg: DictConfig) -> "pl.Trainer":
     # Deterministic algorithms need no NaN in every new tensor, which torch would spend a pass over memory on.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     settings: Any = OmegaConf.merge(cfg.trainer, {"precision": _precision(cfg)})
-    for name, value in settings.items():
-        if name in _TRAINER_NUMBERS and isinstance(value, int | float) and value < _TRAINER_NUMBERS[name]:
-            least = "positive" if _TRAINER_NUMBERS[name] == _POSITIVE else f"{_TRAINER_NUMBERS[name]} or more"
-            raise ValueError(f"trainer.{name} must be {least}, got {value}")
-
+    if isinstance(interval := settings.get("val_check_interval"), int | float) and interval <= 0:
+        raise ValueError(f"trainer.val_check_interval must be positive, got {interval}")
+    for name, least in _LEAST.items():
+        if isinstance(value := settings.get(name), int | float) and value < least:
+            raise ValueError(f"trainer.{name} must be {least} or more, got {value}")
     callbacks = [build_part(f"callbacks.{name}", node) for name, node in (cfg.callbacks or {}).items() if node]
-    logger = build_part("logger", cfg.logger) or False
+    logger = build_part("logger", cfg.logger) if cfg.logger else False
     plugins = [build_part("trainer.plugins", node) for node in settings.pop("plugins", None) or ()]
     with settings_of("trainer"):
         plugins += [environment] if (environment := cluster_environment()) else []

@@ -30,8 +30,7 @@ def load_model(path: Path | str, trust: Sequence[str] = (), inference: Mapping[s
     """The model of a checkpoint that ``brats_lightning.train`` wrote, in evaluation mode, on the CPU.
 
     Args:
-        path: of the checkpoint. It may come from anyone: only tensors and plain containers are read from it, and only
-            what `build` allows is made of its config.
+        path: of a checkpoint from anyone: only what `build_saved` allows is made of its config.
         trust: packages whose code the config may use too.
         inference: replaces settings of the run's sliding window; None as value keeps the run's.
 
@@ -143,7 +142,8 @@ def read_checkpoint(path: Path | str, key: str = "ckpt") -> dict[str, Any]:
         raise CheckpointError(
             f"{key}: {path} is damaged, or holds more than tensors and plain containers: {first}"
         ) from error
-    if not isinstance(checkpoint, dict) or not {"state_dict", "config"} <= checkpoint.keys():
+    config = checkpoint.get("config") if isinstance(checkpoint, dict) else None
+    if not isinstance(config, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(
             f"{key}: {path} holds no 'state_dict' and 'config': it was not written by brats_lightning.train"
         )

@@ -15,13 +15,7 @@ from brats_lightning.config.resolvers import leaves, missing
 
 
 def print_hints(conf: Path, config_name: str, arguments: Sequence[str]) -> None:
-    """Print to stderr which arguments lack a key, which values quotes, and which known options are near unknown ones.
-
-    Args:
-        conf: folder of the configs.
-        config_name: of the command's.
-        arguments: of its command line.
-    """
+    """Say on stderr which arguments lack a key, which values quotes, and which known options are near unknown ones."""
     for word in bare_words(arguments):
         cfg = _composed(conf, config_name, arguments)
         wanted = [f"{key}={word}" for key in (missing(cfg) if cfg else ()) if key not in _options(arguments)]

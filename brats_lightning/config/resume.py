@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.config.command_line import quote
 from brats_lightning.config.resolvers import leaves
+from brats_lightning.runtime.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +40,6 @@ def expand(arguments: Sequence[str]) -> list[str]:
     Overrides beside it replace the run's own of the same name. Relative paths are meant from where the run was started,
     and the process goes there.
 
-    Args:
-        arguments: of the command, without its name.
-
     Raises:
         ResumeError: a folder that is no run's, or one without any readable checkpoint.
     """
@@ -55,15 +53,12 @@ def expand(arguments: Sequence[str]) -> list[str]:
         what = "is no run folder" if run.is_dir() else "does not exist" if not run.exists() else "is a file"
         raise ResumeError(f"{told[-1]}: {run} {what}; give the folder that holds checkpoints/ and .hydra/")
     checkpoint = newest_checkpoint(run)
-    record = run / _RECORD
-    before: Any = OmegaConf.to_container(OmegaConf.load(record if record.is_file() else run / ".hydra/overrides.yaml"))
-    hydra: Any = OmegaConf.to_container(OmegaConf.load(run / ".hydra/hydra.yaml")).get("hydra")  # type: ignore[union-attr]
-
-    flags: list[str] = []
-    beside: list[str] = []
-    for argument in arguments:
-        if argument not in told:
-            (beside if "=" in argument and not argument.startswith("-") else flags).append(argument)
+    last_time = run / _RECORD
+    before = _loaded(last_time if last_time.is_file() else run / ".hydra/overrides.yaml")
+    hydra = _loaded(run / ".hydra/hydra.yaml")["hydra"]
+    mine = [argument for argument in arguments if argument not in told]
+    beside = [argument for argument in mine if "=" in argument and not argument.startswith("-")]
+    flags = [argument for argument in mine if argument not in beside]
     if not any(flag.startswith(("--config-dir", "-cd")) for flag in flags):
         sources = hydra["runtime"]["config_sources"]
         flags += [f"--config-dir={source['path']}" for source in sources if source["provider"] == "command-line"]
@@ -76,9 +71,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
         os.chdir(started)
     here = [f"ckpt_path={quote(str(checkpoint))}", f"resume={quote(str(run))}", f"hydra.run.dir={quote(str(run))}"]
     added = {_key(override) for override in before if override.startswith("+")}
-    beside = [
-        f"++{override}" if _key(override) in added and override[0] not in "+~" else override for override in beside
-    ]
+    beside = [f"++{text}" if _key(text) in added and text[0] not in "+~" else text for text in beside]
     return [*flags, *kept, *beside, *here, "hydra.output_subdir=null"]
 
 
@@ -98,14 +91,7 @@ def go_on(cfg: DictConfig, saved: Mapping[str, Any]) -> None:
 
 
 def record(run: Path, overrides: Sequence[str]) -> None:
-    """Keep what a run goes on with, for the next time.
-
-    Args:
-        run: its folder.
-        overrides: all of them, as Hydra was given them.
-    """
-    from brats_lightning.runtime.files import write_text
-
+    """Keep what a run goes on with, all overrides as Hydra was given them, for the next time."""
     lasting = [override for override in overrides if _key(override) not in ("ckpt_path", "resume")]
     write_text(run / _RECORD, OmegaConf.to_yaml(OmegaConf.create(lasting)))
 
@@ -139,19 +125,19 @@ def compare(saved: Mapping[str, Any], now: Mapping[str, Any], origin: Path) -> l
     """What a resumed run does otherwise than the one it goes on with, where it may: lines ``key: before → now``.
 
     Args:
-        saved: the checkpoint's config, plain containers.
+        saved: the config of the checkpoint ``origin``.
         now: this run's.
-        origin: of the checkpoint, for messages.
+        origin: for messages.
 
     Raises:
         ResumeError: settings differ that both must share; all of them.
     """
     old, new = dict(leaves(saved)), dict(leaves(now))
-    missing = "(not there)"
     # A setting that is not there means what null does: nothing.
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    lines = {key: f"{key}: {old.get(key, missing)} → {new.get(key, missing)}" for key in changed}
-    if refused := [line for key, line in lines.items() if not _may_change(key)]:
+    absent = "(not there)"
+    lines = {key: f"{key}: {old.get(key, absent)} → {new.get(key, absent)}" for key in changed}
+    if refused := [line for key, line in lines.items() if not _below(key, _FREE) or _below(key, _NOT_FREE)]:
         raise ResumeError(
             f"a resumed run must share these settings with {origin}:\n  "
             + "\n  ".join(refused)
@@ -162,12 +148,12 @@ def compare(saved: Mapping[str, Any], now: Mapping[str, Any], origin: Path) -> l
     return [line for key, line in lines.items() if not _below(key, quiet)]
 
 
-def _may_change(key: str) -> bool:
-    return _below(key, _FREE) and not _below(key, _NOT_FREE)
-
-
 def _below(key: str, names: Sequence[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _loaded(path: Path) -> Any:
+    return OmegaConf.to_container(OmegaConf.load(path))  # without resolving what refers to other values
 
 
 def _key(override: str) -> str:

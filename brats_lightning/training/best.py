@@ -39,7 +39,7 @@ def best_checkpoint(trainer: "pl.Trainer", folder: Path) -> Best:
 
 
 def take_if_better(checkpoint: Path, score: float, best: Best, mode: str) -> Best:
-    """The better of two, copied to ``best.ckpt``: a checkpoint validated after the fit, and the fit's best.
+    """The better of the fit's best and a checkpoint validated after it, which is then copied to ``best.ckpt``.
 
     Args:
         checkpoint: the candidate.

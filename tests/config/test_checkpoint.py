@@ -3,10 +3,11 @@ import sys
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from brats_lightning.config.allow_list import SOURCES, CheckpointError, UntrustedTarget, build_saved
-from brats_lightning.config.checkpoint import load_model, trained_cases
+from brats_lightning.config.checkpoint import load_model, read_checkpoint, trained_cases
 from brats_lightning.data.preprocessing import Preprocessing
 from brats_lightning.inference.windows import SlidingWindow
 from brats_lightning.synthetic.phantom import phantom_cases
@@ -53,6 +54,8 @@ def test_networks_of_ours_torch_and_monai_are_built():
 def test_it_means_what_hydra_means():
     partial = build_saved({"_target_": "torch.nn.Conv3d", "_partial_": True, "in_channels": 1})
     assert partial(out_channels=2, kernel_size=1).weight.shape == (2, 1, 1, 1, 1)
+    partial = build_saved(CONV | {"_partial_": True, "_recursive_": False, "stride": [1, 1, 1], "bias": CONV})
+    assert (type(partial.keywords["stride"]), partial.keywords["bias"]) == (list, CONV)
     window = build_saved({"_target_": "brats_lightning.inference.windows.SlidingWindow", "window": [1, 2, 3]})
     assert window == SlidingWindow((1, 2, 3))
     assert build_saved({"a": [1, {"b": None}]}) == {"a": [1, {"b": None}]}
@@ -100,6 +103,13 @@ ATTACKS = {
     "an object": CONV | {"x": torch.zeros(1)},
     "an argument whose name is no text": CONV | {1: 2},
     "a key that is neither text nor number": CONV | {"x": {(1,): 2}},
+    "beside an allowed one": {"a": CONV, "b": OS},
+    "in arguments that are not built": {"_target_": "torch.nn.Sequential", "_recursive_": False, "_args_": [[OS]]},
+    "in a directive": CONV | {"_convert_": OS},
+    "arguments that are no list": CONV | {"_args_": "abc"},
+    "a value that Hydra takes for missing": CONV | {"bias": "???"},
+    "a config that resolves references by itself": OmegaConf.create(CONV | {"padding_mode": "${oc.env:HOME}"}),
+    "method of an allowed class": {"_target_": "torch.nn.Conv3d.forward", "_partial_": True},
 }
 
 
@@ -189,6 +199,30 @@ def test_trust_ends_at_the_package(package):
         build_saved({"_target_": "my_networks.Nothing"}, trust)
 
 
+def test_a_name_leads_hydra_to_what_was_judged(package, monkeypatch):
+    folder = package.parent
+    (folder / "net.py").write_text("from torch import nn\n\nclass Net(nn.Conv3d):\n    pass\n")
+    node = {"_target_": "my_networks.net.Net", "in_channels": 1, "out_channels": 4, "kernel_size": 1}
+    assert type(build_saved(node, ["my_networks"])).__name__ == "Net"
+
+    class net:
+        @staticmethod
+        def Net(**settings):
+            raise AssertionError("what has the name of the module was run")
+
+    monkeypatch.setattr(sys.modules["my_networks"], "net", net)
+    with pytest.raises(UntrustedTarget, match="wants to run"):
+        build_saved(node, ["my_networks"])
+    sys.modules.pop("my_networks.net")
+
+
+def test_what_hydra_never_runs_is_not_run_for_a_trusted_package(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"its config cannot be built: .*os\.removedirs"):
+        build_saved({"_target_": "os.removedirs", "name": str(tmp_path / "empty")}, ["os"])
+    assert (tmp_path / "empty").exists()
+
+
 def run_of(path, source):
     return load_model(bright_is_et(path, source=source))
 
@@ -241,6 +275,19 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path):
     with pytest.raises(CheckpointError):
         load_model(path)
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(("number", "said"), [(None, "without a format number"), (2, "of format 2")])
+def test_another_format_is_refused_in_one_line(tmp_path, number, said):
+    path = bright_is_et(tmp_path / "a.ckpt")
+    content = torch.load(path, weights_only=True)
+    torch.save({name: value for name, value in (content | {"format": number}).items() if value is not None}, path)
+    for read, key in ((load_model, "ckpt"), (lambda file: read_checkpoint(file, "ckpt_path"), "ckpt_path")):
+        with pytest.raises(CheckpointError) as caught:
+            read(path)
+        assert str(caught.value) == (
+            f"{key}: {path} is {said}; this version reads format 1: train again, or use the version that wrote it"
+        )
 
 
 def test_what_is_no_checkpoint_is_told_so(tmp_path):
