@@ -523,9 +523,8 @@ def test_predicted_as_validated(composed, tmp_path):
     module = build_segmentation(cfg, data).eval()
     path = tmp_path / "net.ckpt"
     config = dict(module.config)
-    torch.save(
-        {"state_dict": {f"network.{k}": v for k, v in module.network.state_dict().items()}, "config": config}, path
-    )
+    weights = {f"network.{k}": v for k, v in module.network.state_dict().items()}
+    torch.save({"state_dict": weights, "config": config, "format": 1}, path)
 
     case = data.scored_cases("val")[0]
     volume = data.on_after_batch_transfer(WholeCases([case], data.normaliser)[0], 0)

@@ -19,6 +19,8 @@ from brats_lightning.data.preprocessing import Prepared, Preprocessing, prepare
 from brats_lightning.inference.windows import Advance, SlidingWindow
 from brats_lightning.runtime.device import on_host, take, to_device
 
+CHECKPOINT_FORMAT = 1  # of the files that a `TrainedModel` is read from; another number when their content changes
+
 
 @dataclass(frozen=True)
 class TrainedModel:

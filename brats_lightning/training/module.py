@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from brats_lightning.core.targets import Target
 from brats_lightning.data.batches import DROPOUT, PatchBatch, WholeCase
-from brats_lightning.inference.ensemble import transfer
+from brats_lightning.inference.ensemble import CHECKPOINT_FORMAT, transfer
 from brats_lightning.inference.postprocessing import Postprocessing
 from brats_lightning.inference.windows import SlidingWindow
 from brats_lightning.losses import DeepSupervision
@@ -223,7 +223,7 @@ class Segmentation(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the run's config and, where it has one, its split, in plain containers."""
-        checkpoint["config"] = dict(self.config)
+        checkpoint |= {"format": CHECKPOINT_FORMAT, "config": dict(self.config)}
         if (data := self.trainer.datamodule) is not None:  # type: ignore[attr-defined]
             checkpoint["split"] = {part: list(names) for part, names in asdict(data.split).items()}
 

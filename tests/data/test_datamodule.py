@@ -203,6 +203,16 @@ def test_other_source_settings_are_another_cache(composed, root):
     assert OmegaConf.is_config(composed(name="preprocess").data)
 
 
+def test_a_root_has_one_cache_however_it_is_spelled(composed, root, monkeypatch):
+    monkeypatch.chdir(root.parent)
+
+    def key(spelled, *overrides):
+        return build_data(composed("data=brats_mets", f"data.root={spelled}", *overrides, name="preprocess")).cache.key
+
+    assert key(root) == key(root.name) == key(f"./else/../{root.name}/")
+    assert key(root) != key(root.parent)
+
+
 @pytest.mark.parametrize("settings", [(0, 8, 2), (2, 0, 2), (2, 8, -1)])
 def test_bad_loader_settings(settings):
     with pytest.raises(ValueError, match=r"data\.batch_size"):

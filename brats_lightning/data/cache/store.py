@@ -45,7 +45,7 @@ class Cache:
     preprocessing: Preprocessing = NATIVE
     scheme: LabelScheme = BRATS_METS  # of the masks
     label_map: Mapping[int, int] | None = None  # raw label → class index
-    source: Path | None = None  # the data root; data sets whose cases have equal ids then never share an entry
+    source: str = ""  # what tells its data set from others, whose cases may have equal ids
     verify: str = "stat"  # how a raw file is known: ``stat`` by path, size and time, ``content`` by its SHA-256
     tolerance: float = 0.1  # in mm, see `examine`
 
@@ -65,8 +65,7 @@ class Cache:
         if settings.size:
             parts.append(f"{settings.fit}-{'x'.join(map(str, settings.size))}")
         parts += ["-".join(self.scheme.names), *(f"{old}to{new}" for old, new in label_map)]
-        source = os.path.abspath(self.source) if self.source else None  # noqa: PTH100
-        exact = [FORMAT, asdict(settings), self.scheme.names, label_map, source]
+        exact = [FORMAT, asdict(settings), self.scheme.names, label_map, self.source]
         return "_".join([*parts, hashlib.sha256(json.dumps(exact).encode()).hexdigest()[:10]])
 
     @property

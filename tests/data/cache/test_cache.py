@@ -295,8 +295,8 @@ def test_what_changes_voxels_changes_the_key(tmp_path):
         key(label_map={4: 3}),
         key(label_map={4: 1}),
         key(scheme=LabelScheme(("netc", "snfh", "et", "rc"))),
-        key(source=Path("/data/a")),
-        key(source=Path("/data/b")),
+        key(source="/data/a"),
+        key(source="/data/b"),
     ]
     assert len({native, *others}) == 10
     assert others[0].startswith("1x1x1mm_netc")
