@@ -11,7 +11,8 @@ from scipy.stats import rankdata, wilcoxon
 
 from brats_lightning.evaluation.pairing import EvaluationError
 from brats_lightning.evaluation.scoring import Evaluation
-from brats_lightning.evaluation.summary import HEADLINE, bootstrap_interval, lower_is_better
+from brats_lightning.evaluation.summary import bootstrap_interval, lower_is_better
+from brats_lightning.metrics.official import headline_columns
 
 FEWEST = 6  # with fewer differences not even five of one sign give p < 0.05
 PERMUTATIONS = 10_000
@@ -123,18 +124,18 @@ def common_cases(evaluations: Sequence[Evaluation]) -> list[str]:
     return sorted(common)
 
 
-def headline_scores(evaluations: Sequence[Evaluation], cases: Sequence[str], protocol: str) -> Scores:
+def paired_scores(evaluations: Sequence[Evaluation], cases: Sequence[str], protocol: str) -> Scores:
     """The headline scores of the given cases, all methods side by side."""
     tables = [{case.case: case.official[protocol] for case in evaluation.cases} for evaluation in evaluations]
     return {
         (region, column): np.array([[table[case][region][column] for table in tables] for case in cases])
         for region in evaluations[0].scoring.scheme.regions
-        for column in HEADLINE[protocol]
+        for column in headline_columns(protocol)
     }
 
 
-def compare(evaluations: Sequence[Evaluation], resamples: int, seed: int) -> dict[str, Any]:
-    """What is written to ``comparison.json``: by protocol the paired differences and the ranks.
+def compare(evaluations: Sequence[Evaluation], resamples: int, seed: int) -> tuple[dict[str, Any], dict[str, Scores]]:
+    """What is written to ``comparison.json``, by protocol the paired differences and the ranks; and the paired scores.
 
     Args:
         evaluations: at least two, of the same protocols.
@@ -143,26 +144,23 @@ def compare(evaluations: Sequence[Evaluation], resamples: int, seed: int) -> dic
     """
     methods = [evaluation.name for evaluation in evaluations]
     cases = common_cases(evaluations)
-    protocols = {}
-    for protocol in evaluations[0].scoring.protocols:
-        scores = headline_scores(evaluations, cases, protocol)
-        protocols[protocol] = {
-            "differences": paired_differences(scores, methods, resamples, seed),
-            "ranks": rank_table(case_ranks(scores), methods, seed),
+    scores = {each: paired_scores(evaluations, cases, each) for each in evaluations[0].scoring.protocols}
+    protocols = {
+        protocol: {
+            "differences": paired_differences(table, methods, resamples, seed),
+            "ranks": rank_table(case_ranks(table), methods, seed),
         }
-    return {
-        "methods": methods,
-        "cases": cases,
-        "bootstrap": {"resamples": resamples, "seed": seed},
-        "protocols": protocols,
+        for protocol, table in scores.items()
     }
+    bootstrap = {"resamples": resamples, "seed": seed}
+    return {"methods": methods, "cases": cases, "bootstrap": bootstrap, "protocols": protocols}, scores
 
 
 def difference_rows(scores: Mapping[str, Scores], cases: Sequence[str], methods: Sequence[str]) -> list[list[Any]]:
-    """The table of ``comparison.csv`` with its head: every paired difference, second minus first; None where undefined.
+    """The table of ``comparison.csv`` with its head: every paired difference, second minus first.
 
     Args:
-        scores: by protocol, as `headline_scores` gives them.
+        scores: by protocol, as `paired_scores` gives them.
         cases: their rows.
         methods: their columns.
     """
@@ -173,6 +171,5 @@ def difference_rows(scores: Mapping[str, Scores], cases: Sequence[str], methods:
             for (region, column), values in table.items():
                 for a, b in combinations(range(len(methods)), 2):
                     one, two = float(values[i, a]), float(values[i, b])
-                    numbers = [None if math.isnan(value) else value for value in (one, two, two - one)]
-                    rows.append([protocol, case, region, column, methods[a], methods[b], *numbers])
+                    rows.append([protocol, case, region, column, methods[a], methods[b], one, two, two - one])
     return rows

@@ -9,12 +9,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from brats_lightning.evaluation.scoring import SIZE_FILTERS, CaseScores, Evaluation
+from brats_lightning.evaluation.scoring import SIZE_FILTERS, Evaluation, ScoredCase
 from brats_lightning.metrics.brats2026 import THRESHOLDS
-from brats_lightning.metrics.official import HEADLINES
 
-# What a protocol is mainly read for, its lesion-wise Dice first; the rest is in the files.
-HEADLINE = {protocol: tuple(columns.values()) for protocol, columns in HEADLINES.items()}
 # Lesion volumes in mm³: 27 and 275 are the customary bounds of tiny and large metastases, 64 is 4 voxels cubed.
 SIZE_BOUNDS = (27, 64, 275, 1000)
 
@@ -87,7 +84,7 @@ def summarise(tables: Sequence[Table], resamples: int, seed: int) -> dict[str, d
     return summary
 
 
-def size_bands(cases: Sequence[CaseScores], region: str, resamples: int, seed: int) -> list[dict[str, Any]]:
+def size_bands(cases: Sequence[ScoredCase], region: str, resamples: int, seed: int) -> list[dict[str, Any]]:
     """Detection and Dice of the reference's lesions by their volume.
 
     Each band reaches from ``from_mm3`` to below ``to_mm3`` (None: no bound) and has ``lesions``, ``detected``,
@@ -122,7 +119,7 @@ def size_bands(cases: Sequence[CaseScores], region: str, resamples: int, seed: i
     return rows
 
 
-def detection_curve(cases: Sequence[CaseScores], region: str) -> list[dict[str, float]]:
+def detection_curve(cases: Sequence[ScoredCase], region: str) -> list[dict[str, float]]:
     """Sensitivity and false positives per case when predicted lesions below a volume are left out."""
     lesions = sum(not row.false_positive for case in cases for row in case.lesions[region])
     curve = []
@@ -174,7 +171,7 @@ def summary(evaluation: Evaluation, resamples: int, seed: int) -> dict[str, Any]
             protocol: summarise([case.official[protocol] for case in cases], resamples, seed)
             for protocol in scoring.protocols
         },
-        "voxel_scores": summarise([case.plain for case in cases], resamples, seed),
+        "voxel_scores": summarise([case.voxelwise for case in cases], resamples, seed),
         "lesions": lesions,
     }
 

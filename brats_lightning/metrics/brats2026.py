@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool
 
-from brats_lightning.metrics.lesions import label_runs, lesion_sizes, match_one_to_one
+from brats_lightning.core.components import label_components
+from brats_lightning.metrics.lesions import lesion_sizes, match_one_to_one
 from brats_lightning.metrics.surfaces import Spacing, pooled_hd95, surface_dice, surface_distances, voxel_surface
 
 MISSED_HD95 = 373.0  # the diagonal of the SRI24 grid in voxels, rounded: what a missed lesion costs
@@ -54,8 +55,8 @@ def score_region(
         spacing: of the arrays' axes in mm, as the evaluator is to believe it.
         thresholds: of size and detection.
     """
-    reference_labels, n_reference = label_runs(reference)
-    predicted_labels, n_prediction = label_runs(prediction)
+    reference_labels, n_reference = label_components(reference)
+    predicted_labels, n_prediction = label_components(prediction)
     reference_surface = voxel_surface(reference, reference_labels, n_reference)
     predicted_surface = voxel_surface(prediction, predicted_labels, n_prediction)
     matches = match_one_to_one(reference_labels, n_reference, predicted_labels, n_prediction)

@@ -10,12 +10,12 @@ from typing import SupportsFloat
 import numpy as np
 from jaxtyping import Integer
 
-from brats_lightning.core.labels import LabelScheme
-from brats_lightning.metrics import brats2023, brats2026
-from brats_lightning.metrics.lesions import bounding_box, region_mask
+from brats_lightning.core.labels import LabelScheme, in_classes
+from brats_lightning.metrics import brats2023_to_2025, brats2026
+from brats_lightning.metrics.lesions import bounding_box
 from brats_lightning.metrics.surfaces import Spacing
 
-PROTOCOLS = (*brats2023.RULES, "brats2026")
+PROTOCOLS = (*brats2023_to_2025.RULES, "brats2026")
 DEFAULT_PROTOCOL = "brats2024"
 
 
@@ -76,20 +76,25 @@ def score_case(
     box = bounding_box(reference, prediction, margin=1)
     reference, prediction = reference[box], prediction[box]
 
-    if protocol in brats2023.RULES:
+    if protocol in brats2023_to_2025.RULES:
         masks = np.ascontiguousarray(reference), np.ascontiguousarray(prediction)
-        return brats2023.score_regions(*masks, (x, y, z), scheme, shape, brats2023.RULES[protocol])
+        return brats2023_to_2025.score_regions(*masks, (x, y, z), scheme, shape, brats2023_to_2025.RULES[protocol])
     axis_spacing = (x, y, z) if spacing_mode == "official" else (z, y, x)
     masks = np.ascontiguousarray(reference.T), np.ascontiguousarray(prediction.T)
     return {
         region: brats2026.score_region(
-            region_mask(masks[0], classes),
-            region_mask(masks[1], classes),
+            in_classes(masks[0], classes),
+            in_classes(masks[1], classes),
             axis_spacing,
             brats2026.THRESHOLDS[thresholds],
         )
         for region, classes in scheme.regions.items()
     }
+
+
+def headline_columns(protocol: str) -> tuple[str, ...]:
+    """The columns a protocol is mainly read for, its lesion-wise Dice first."""
+    return tuple(HEADLINES[protocol].values())
 
 
 def headline_names(scheme: LabelScheme, protocol: str) -> list[str]:

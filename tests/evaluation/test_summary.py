@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from brats_lightning.core.labels import BRATS_METS
-from brats_lightning.evaluation.scoring import SIZE_FILTERS, CaseScores, EvaluationError, Scoring, operating_points
+from brats_lightning.evaluation.scoring import SIZE_FILTERS, EvaluationError, ScoredCase, Scoring, operating_points
 from brats_lightning.evaluation.summary import (
     bootstrap_interval,
     detection_curve,
@@ -22,7 +22,7 @@ def lesion(volume, dice=0.0, false_positive=False):
 
 
 def case(name, *lesions, operating=None):
-    return CaseScores(name, False, {}, {}, {"et": list(lesions)}, {"et": operating or [(0, 0)] * len(SIZE_FILTERS)})
+    return ScoredCase(name, False, {}, {}, {"et": list(lesions)}, {"et": operating or [(0, 0)] * len(SIZE_FILTERS)})
 
 
 def test_summary_by_hand():

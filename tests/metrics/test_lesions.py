@@ -9,13 +9,11 @@ from brats_lightning.core.labels import BRATS_METS
 from brats_lightning.metrics.lesions import (
     bounding_box,
     dilate,
-    label_runs,
     lesion_sizes,
     lesion_table,
     match_one_to_one,
     merged_components,
     overlaps,
-    region_mask,
     touching,
 )
 from tests.metrics.metric_pairs import random_pair
@@ -35,22 +33,6 @@ def bar(*ranges, length=24):
     for number, (start, stop) in enumerate(ranges, 1):
         labels[1, 1, start:stop] = number
     return labels
-
-
-def test_components_are_those_of_scipy_with_their_numbers():
-    for mask in masks():
-        labels, n = label_runs(mask)
-        theirs, n_theirs = label_components(mask)
-        assert n == n_theirs
-        np.testing.assert_array_equal(labels, theirs)
-
-
-@pytest.mark.parametrize(("last", "first"), [((0, 0, 2), (0, 1, 0)), ((0, 2, 2), (1, 0, 0))])
-def test_runs_do_not_join_across_the_edges_of_rows_and_planes(last, first):
-    """The two voxels follow on each other in memory."""
-    mask = np.zeros((3, 3, 3), bool)
-    mask[last] = mask[first] = True
-    assert label_runs(mask)[1] == 2
 
 
 def test_dilation_is_that_of_the_18_neighbourhood():
@@ -77,8 +59,8 @@ def test_sizes_and_overlaps():
 
 def test_touching_is_overlap_with_the_dilated_lesion():
     for mask in masks(40, seed=1):
-        a, n = label_runs(mask)
-        b, _ = label_runs(np.roll(mask, 1, axis=0) & ~mask)
+        a, n = label_components(mask)
+        b, _ = label_components(np.roll(mask, 1, axis=0) & ~mask)
         expected = [
             (lesion, other)
             for lesion in range(1, n + 1)
@@ -121,11 +103,6 @@ def test_bounding_box():
     assert bounding_box(mask, other) == (slice(2, 6), slice(3, 7), slice(0, 8))
     grown = mask[bounding_box(mask, other, margin=1)]
     np.testing.assert_array_equal(grown, mask[1:, 2:, :])
-
-
-def test_region_mask():
-    mask = np.array([[[0, 1, 2, 3, 4]]], np.uint8)
-    assert region_mask(mask, (1, 3)).tolist() == [[[False, True, False, True, False]]]
 
 
 def test_table_by_hand():

@@ -8,10 +8,12 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from markupsafe import Markup
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from brats_lightning.evaluation.summary import HEADLINE, lower_is_better
+from brats_lightning.evaluation.summary import lower_is_better
+from brats_lightning.metrics.official import headline_columns
 
 # Stand-ins that `_svg` replaces by the page's variables, so that one figure suits a light and a dark page.
 _INK, _FAINT = "#010203", "#010204"
@@ -63,7 +65,7 @@ def _figure(width: float, height: float) -> Iterator[Figure]:
         yield Figure(figsize=(width, height), layout="constrained")
 
 
-def _svg(figure: Figure, title: str) -> str:
+def _svg(figure: Figure, title: str) -> Markup:
     """The figure's SVG, without what only a file of its own needs."""
     file = io.StringIO()
     FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
@@ -74,12 +76,12 @@ def _svg(figure: Figure, title: str) -> str:
     text = re.sub(r' id="[^"]*_\d+"', "", text)  # named by matplotlib, the same in every figure, and not referred to
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, variable)
-    return text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1))
 
 
-def score_distribution(tables: Sequence[Mapping[str, Mapping[str, float]]], summary: Any, protocol: str) -> str:
+def score_distribution(tables: Sequence[Mapping[str, Mapping[str, float]]], summary: Any, protocol: str) -> Markup:
     """Each case's main score by region, with the mean and its interval."""
-    column = HEADLINE[protocol][0]
+    column = headline_columns(protocol)[0]
     regions = list(summary)
     rng = np.random.default_rng(0)  # of the jitter
     with _figure(7.6, 0.7 + 0.55 * len(regions)) as figure:
@@ -106,7 +108,7 @@ def band_title(band: Mapping[str, Any]) -> str:
     return f"≥ {lower}" if upper is None else f"< {upper}" if not lower else f"{lower}–{upper}"
 
 
-def size_figure(lesions: Mapping[str, Any]) -> str:
+def size_figure(lesions: Mapping[str, Any]) -> Markup:
     """Sensitivity and Dice by lesion volume, regions side by side."""
     with _figure(9.2, 3.2) as figure:
         left, right = figure.subplots(1, 2)
@@ -134,7 +136,7 @@ def _with_interval(name: str) -> tuple[str, str, str]:
     return name, f"{name}_low", f"{name}_high"
 
 
-def detection_figure(lesions: Mapping[str, Any], labelled: str) -> str:
+def detection_figure(lesions: Mapping[str, Any], labelled: str) -> Markup:
     """Sensitivity against false positives per case, as small predictions are left out; volumes at one region's dots."""
     with _figure(6.4, 3.6) as figure:
         axes = figure.subplots()
@@ -160,7 +162,7 @@ def detection_figure(lesions: Mapping[str, Any], labelled: str) -> str:
 
 def difference_figure(
     differences: Sequence[Mapping[str, Any]], scores: Mapping[tuple[str, str], np.ndarray], pair: tuple[int, int]
-) -> str:
+) -> Markup:
     """Two methods: each case's main score by both, and the mean differences with their intervals.
 
     Args:

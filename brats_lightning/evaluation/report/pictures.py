@@ -19,7 +19,7 @@ from brats_lightning.core.geometry import Grid, Ints, Placement
 from brats_lightning.core.labels import in_classes
 from brats_lightning.data.nifti import UnreadableFile, Volume, read_volume
 from brats_lightning.evaluation.pairing import Pair, find_images
-from brats_lightning.evaluation.scoring import CaseScores, Evaluation, Scoring
+from brats_lightning.evaluation.scoring import Evaluation, ScoredCase, Scoring
 from brats_lightning.metrics.lesions import LesionRow
 
 REFERENCE_COLOUR, PREDICTION_COLOUR = "#35d0ff", "#ff9a3c"  # told apart by all, on grey
@@ -36,7 +36,7 @@ class LesionPicture:
     image: str
 
 
-def worst_lesions(cases: Sequence[CaseScores], region: str, count: int) -> list[tuple[str, LesionRow]]:
+def worst_lesions(cases: Sequence[ScoredCase], region: str, count: int) -> list[tuple[str, LesionRow]]:
     """The largest missed lesions and the largest false positives, about as many of each, with their cases.
 
     Cases without a prediction are left out: there is nothing to see in them.
