@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from brats_lightning.config.entry_point import entry_point
 
@@ -42,8 +42,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         _listed(cfg.protocol),
         cfg.thresholds,
         cfg.spacing,
-        OmegaConf.to_container(cfg.data.label_map) if cfg.data.label_map else None,  # type: ignore[arg-type]
-        OmegaConf.to_container(cfg.prediction_label_map) if cfg.prediction_label_map else None,  # type: ignore[arg-type]
+        cfg.data.label_map,
+        cfg.prediction_label_map,
         cfg.data.affine_tolerance,
     )
     folders = [Path(folder).expanduser() for folder in _listed(cfg.predictions)]
@@ -64,13 +64,11 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     if problems:
         log.warning("left out: %s", CaseError(problems))
     # The pages bring Matplotlib and Jinja; what cannot be scored is told without them.
-    from brats_lightning.evaluation.results import write_comparison, write_evaluation
+    from brats_lightning.evaluation.results import write_results
 
     output = Path(cfg.output).expanduser()
-    told = {} if cfg.split is None else {"split": str(cfg.split), "part": cfg.part}
-    options = output, cfg.resamples, cfg.seed, cfg.pictures, told
-    several = len(evaluations) > 1
-    result = write_comparison(evaluations, *options) if several else write_evaluation(evaluations[0], *options)
+    chosen_by = {} if cfg.split is None else {"split": str(cfg.split), "part": cfg.part}
+    result = write_results(evaluations, output, cfg.resamples, cfg.seed, cfg.pictures, chosen_by)
     log.info("report: %s", output / "report.html")
     return result
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from brats_lightning.evaluation.comparison import compare, difference_rows
-from brats_lightning.evaluation.report.comparison import comparison_page
-from brats_lightning.evaluation.report.evaluation import evaluation_page, terminal_table
+from brats_lightning.evaluation.report.pages import comparison_page, evaluation_page
 from brats_lightning.evaluation.report.pictures import lesion_pictures
+from brats_lightning.evaluation.report.wording import terminal_table
 from brats_lightning.evaluation.scoring import Evaluation
 from brats_lightning.evaluation.summary import summary
 from brats_lightning.metrics import PROTOCOLS
@@ -24,45 +24,42 @@ _NAMES = {
 }
 
 
-def write_evaluation(
-    evaluation: Evaluation, folder: Path, resamples: int, seed: int, pictures: int, chosen: Mapping[str, str]
+def write_results(
+    evaluations: Sequence[Evaluation], folder: Path, resamples: int, seed: int, pictures: int, chosen: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Write one method's files, show its headline scores, and return its summary.
+    """Write the files of one method, or of each in a folder of its name and those of their comparison.
 
     Args:
-        evaluation: the scores.
+        evaluations: the scores.
         folder: for the files; those of an earlier evaluation are replaced or removed.
         resamples: of the bootstrap.
-        seed: of the bootstrap.
-        pictures: how many lesions are drawn.
+        seed: of the bootstrap and the permutation test.
+        pictures: how many lesions are drawn of each method.
         chosen: how the cases were chosen, for the settings in the summary.
+
+    Returns:
+        What is written to ``summary.json``, of several methods to ``comparison.json``.
     """
-    result = summary(evaluation, resamples, seed)
-    result["settings"] |= chosen
-    tables = {}
-    for protocol in evaluation.scoring.protocols:
-        show(terminal_table(evaluation.name, result, protocol))
-        tables[protocol] = scores_csv({case.case: case.official[protocol] for case in evaluation.cases})
-    files = {f"scores_{protocol}.csv": text for protocol, text in tables.items()} if len(tables) > 1 else {}
-    files["scores.csv"] = next(iter(tables.values()))
-    files["voxel_scores.csv"] = scores_csv({case.case: case.voxelwise for case in evaluation.cases})
-    files["summary.json"] = json_text(result)
-    files["report.html"] = evaluation_page(evaluation, result, lesion_pictures(evaluation, pictures))
-    _write(folder, files)
-    return result
 
+    def write_method(evaluation: Evaluation, folder: Path) -> dict[str, Any]:
+        result = summary(evaluation, resamples, seed)
+        result["settings"] |= chosen
+        tables = {}
+        for protocol in evaluation.scoring.protocols:
+            show(terminal_table(evaluation.name, result, protocol))
+            tables[protocol] = scores_csv({case.case: case.official[protocol] for case in evaluation.cases})
+        files = {f"scores_{protocol}.csv": text for protocol, text in tables.items()} if len(tables) > 1 else {}
+        files["scores.csv"] = next(iter(tables.values()))
+        files["voxel_scores.csv"] = scores_csv({case.case: case.voxelwise for case in evaluation.cases})
+        files["summary.json"] = json_text(result)
+        files["report.html"] = evaluation_page(evaluation, result, lesion_pictures(evaluation, pictures))
+        _write(folder, files)
+        return result
 
-def write_comparison(
-    evaluations: Sequence[Evaluation],
-    folder: Path,
-    resamples: int,
-    seed: int,
-    pictures: int,
-    chosen: Mapping[str, str],
-) -> dict[str, Any]:
-    """Write each method's files to a folder of its name, and those of the comparison; return the comparison."""
+    if len(evaluations) == 1:
+        return write_method(evaluations[0], folder)
     comparison, scores = compare(evaluations, resamples, seed)
-    summaries = [write_evaluation(each, folder / each.name, resamples, seed, pictures, chosen) for each in evaluations]
+    summaries = [write_method(evaluation, folder / evaluation.name) for evaluation in evaluations]
     files = {
         "comparison.csv": csv_text(difference_rows(scores, comparison["cases"], comparison["methods"])),
         "comparison.json": json_text(comparison),

@@ -125,15 +125,13 @@ class Scoring:
         if reference_volume is None or problems:
             raise CaseError(problems)
         reference = np.ascontiguousarray(on_original_grid(reference_volume))
-        prediction = np.zeros_like(reference)
-        if prediction_volume is not None:
-            prediction[:] = on_original_grid(prediction_volume)
+        given = None if prediction_volume is None else np.ascontiguousarray(on_original_grid(prediction_volume))
+        prediction = np.zeros_like(reference) if given is None else given
         box = bounding_box(reference, prediction)
         # The header's own numbers, as the official programs take them.
         x, y, z = (float(size) for size in read_header(pair.reference).nifti.get_zooms()[:3])
         spacing = (x, y, z)
 
-        given = None if prediction_volume is None else prediction
         official = {
             protocol: score_case(reference, given, spacing, self.scheme, protocol, self.thresholds, self.spacing)
             for protocol in self.protocols
@@ -154,7 +152,7 @@ class Scoring:
             region: operating_points(reference[box], prediction[box], spacing, classes, self.overlap)
             for region, classes in self.scheme.regions.items()
         }
-        return ScoredCase(pair.case, prediction_volume is None, official, voxelwise, lesions, operating)
+        return ScoredCase(pair.case, given is None, official, voxelwise, lesions, operating)
 
     def read_mask(self, path: Path, predicted: bool) -> tuple[Volume | None, list[Problem]]:
         """A mask as class indices, or what is wrong with it."""

@@ -1,7 +1,7 @@
 """Numbers over many cases: means with intervals, detection by lesion size, detection against false positives."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
@@ -61,10 +61,7 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
 def summarise(tables: Sequence[Table], resamples: int, seed: int) -> dict[str, dict[str, dict[str, float | int]]]:
     """Region → column → ``mean``, ``std`` (ddof 1), ``median``, ``n``, ``low`` and ``high`` of the mean's interval.
 
-    Args:
-        tables: of the cases; NaN is skipped, and ``n`` says how many cases have a value.
-        resamples: of the bootstrap.
-        seed: likewise.
+    NaN is skipped; ``n`` says how many cases have a value.
     """
     keys = list(dict.fromkeys((region, column) for table in tables for region in table for column in table[region]))
     values = np.array([[table[region].get(column, np.nan) for region, column in keys] for table in tables])
@@ -91,9 +88,8 @@ def size_bands(cases: Sequence[ScoredCase], region: str, resamples: int, seed: i
     ``sensitivity`` with Wilson's interval, and the mean ``dice``, a lesion without a match counting 0, with a bootstrap
     interval over cases.
     """
-    edges = (0, *SIZE_BOUNDS, math.inf)
     rows = []
-    for lower, upper in pairwise(edges):
+    for lower, upper in pairwise((0, *SIZE_BOUNDS, math.inf)):
         members = [
             [row for row in case.lesions[region] if not row.false_positive and lower <= row.volume < upper]
             for case in cases
@@ -101,7 +97,7 @@ def size_bands(cases: Sequence[ScoredCase], region: str, resamples: int, seed: i
         n, detected = sum(map(len, members)), sum(row.detected for own in members for row in own)
         sums = np.array([[math.fsum(row.dice for row in own)] for own in members])
         low, high = bootstrap_interval(sums, np.array([[float(len(own))] for own in members]), resamples, seed)
-        sensitivity = wilson_interval(detected, n)
+        sensitivity_low, sensitivity_high = wilson_interval(detected, n)
         rows.append(
             {
                 "from_mm3": lower,
@@ -109,8 +105,8 @@ def size_bands(cases: Sequence[ScoredCase], region: str, resamples: int, seed: i
                 "lesions": n,
                 "detected": detected,
                 "sensitivity": detected / n if n else math.nan,
-                "sensitivity_low": sensitivity[0],
-                "sensitivity_high": sensitivity[1],
+                "sensitivity_low": sensitivity_low,
+                "sensitivity_high": sensitivity_high,
                 "dice": float(sums.sum() / n) if n else math.nan,
                 "dice_low": float(low[0]),
                 "dice_high": float(high[0]),
@@ -154,8 +150,8 @@ def summary(evaluation: Evaluation, resamples: int, seed: int) -> dict[str, Any]
             "references": str(evaluation.references),
             "protocols": list(scoring.protocols),
             "labels": list(scoring.scheme.names),
-            "label_map": _string_keys(scoring.label_map),
-            "prediction_label_map": _string_keys(scoring.prediction_label_map),
+            "label_map": scoring.label_map,
+            "prediction_label_map": scoring.prediction_label_map,
             "thresholds": {"name": scoring.thresholds, **asdict(THRESHOLDS[scoring.thresholds])},
             "spacing": scoring.spacing,
             "affine_tolerance": scoring.tolerance,
@@ -174,7 +170,3 @@ def summary(evaluation: Evaluation, resamples: int, seed: int) -> dict[str, Any]
         "voxel_scores": summarise([case.voxelwise for case in cases], resamples, seed),
         "lesions": lesions,
     }
-
-
-def _string_keys(label_map: Mapping[int, int] | None) -> dict[str, int] | None:
-    return None if label_map is None else {str(old): new for old, new in label_map.items()}

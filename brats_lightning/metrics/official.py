@@ -18,7 +18,6 @@ from brats_lightning.metrics.surfaces import Spacing
 PROTOCOLS = (*brats2023_to_2025.RULES, "brats2026")
 DEFAULT_PROTOCOL = "brats2024"
 
-
 # The columns that are watched in training, by the name they have there.
 _LESION_2023 = {"lesion_dice": "LesionWise_Score_Dice", "lesion_hd95": "LesionWise_Score_HD95"}
 HEADLINES = {
@@ -80,14 +79,10 @@ def score_case(
         masks = np.ascontiguousarray(reference), np.ascontiguousarray(prediction)
         return brats2023_to_2025.score_regions(*masks, (x, y, z), scheme, shape, brats2023_to_2025.RULES[protocol])
     axis_spacing = (x, y, z) if spacing_mode == "official" else (z, y, x)
-    masks = np.ascontiguousarray(reference.T), np.ascontiguousarray(prediction.T)
+    a, b = np.ascontiguousarray(reference.T), np.ascontiguousarray(prediction.T)
+    limits = brats2026.THRESHOLDS[thresholds]
     return {
-        region: brats2026.score_region(
-            in_classes(masks[0], classes),
-            in_classes(masks[1], classes),
-            axis_spacing,
-            brats2026.THRESHOLDS[thresholds],
-        )
+        region: brats2026.score_region(in_classes(a, classes), in_classes(b, classes), axis_spacing, limits)
         for region, classes in scheme.regions.items()
     }
 
@@ -116,12 +111,11 @@ def headline_scores(scores: Mapping[str, Mapping[str, float]], scheme: LabelSche
         scheme: the classes.
         protocol: that the scores are of.
     """
-    found = {}
+    found: dict[str, float] = {}
     for short, column in HEADLINES[protocol].items():
-        for region in scheme.regions:
-            found[f"{protocol}/{short}_{region}"] = scores[region][column]
-        over = [scores[region][column] for region in scheme.headline_regions]
-        found[f"{protocol}/{short}_mean"] = mean_without_nan(over)
+        values = {region: scores[region][column] for region in scheme.regions}
+        values["mean"] = mean_without_nan([values[region] for region in scheme.headline_regions])
+        found |= {f"{protocol}/{short}_{region}": value for region, value in values.items()}
     return found
 
 

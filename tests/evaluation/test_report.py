@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from brats_lightning.data.nifti import read_volume
-from brats_lightning.evaluation.report.evaluation import what_went_wrong, worst_first
-from brats_lightning.evaluation.report.page import environment, number, p_value, render
+from brats_lightning.evaluation.report.pages import environment
 from brats_lightning.evaluation.report.pictures import axial_slice, grey, outline, worst_lesions
+from brats_lightning.evaluation.report.wording import number, p_value, what_went_wrong, worst_first
 from brats_lightning.evaluation.scoring import ScoredCase
 from brats_lightning.metrics.lesions import LesionRow
 from tests.data.tiny_cases import LPS, RAS, lesions, save, write_case
@@ -163,7 +163,7 @@ def test_tables_are_sound():
     html = environment().from_string(f"{{% from 'tables.html' import name, table %}}{row}{{% endcall %}}").render()
     assert Page(html).tags.count("th") == 3
     assert Page(html).texts.count("x") == Page(html).texts.count("<a>") == 1
-    assert "<h1>&lt;x&gt;</h1>" in render("page.html", title="<x>")
+    assert "<h1>&lt;x&gt;</h1>" in environment().get_template("page.html").render(title="<x>")
 
 
 def test_outline_of_one_pixel_is_its_square():

@@ -54,8 +54,8 @@ COLUMN_TITLES = {
 }
 
 
-def series_colour(index: int) -> str:
-    """The colour of a region by its place in the scheme."""
+def _region_colour(index: int) -> str:
+    """By the region's place in the scheme."""
     return _SERIES[index % len(_SERIES)]
 
 
@@ -89,7 +89,7 @@ def score_distribution(tables: Sequence[Mapping[str, Mapping[str, float]]], summ
         for i, region in enumerate(regions):
             values = np.array([table[region][column] for table in tables])
             values = values[~np.isnan(values)]
-            row, colour = summary[region][column], series_colour(i)
+            row, colour = summary[region][column], _region_colour(i)
             axes.scatter(values, i - 0.12 + rng.uniform(-0.12, 0.12, len(values)), s=16, color=colour, alpha=0.55, lw=0)
             if row["n"]:
                 axes.plot([row["low"], row["high"]], [i + 0.25] * 2, color=colour, lw=2.5, solid_capstyle="butt")
@@ -112,28 +112,22 @@ def size_figure(lesions: Mapping[str, Any]) -> Markup:
     """Sensitivity and Dice by lesion volume, regions side by side."""
     with _figure(9.2, 3.2) as figure:
         left, right = figure.subplots(1, 2)
-        panels = (
-            (left, "sensitivity", "Share of lesions detected"),
-            (right, "dice", "Mean Dice of all lesions (missed: 0)"),
-        )
-        for axes, name, title in panels:
+        titles = {"sensitivity": "Share of lesions detected", "dice": "Mean Dice of all lesions (missed: 0)"}
+        for axes, (name, title) in zip((left, right), titles.items(), strict=True):
             for i, (region, entry) in enumerate(lesions.items()):
                 bands = entry["size_bands"]
                 x = np.arange(len(bands)) + (i - (len(lesions) - 1) / 2) * 0.2
-                value, low, high = (np.array([band[key] for band in bands], float) for key in _with_interval(name))
+                keys = name, f"{name}_low", f"{name}_high"
+                value, low, high = (np.array([band[key] for band in bands], float) for key in keys)
                 error = np.maximum(np.nan_to_num(np.stack([value - low, high - value])), 0)
                 axes.errorbar(
-                    x, value, error, fmt="o", ms=5, lw=1.6, color=series_colour(i), label=region.upper(), clip_on=False
+                    x, value, error, fmt="o", ms=5, lw=1.6, color=_region_colour(i), label=region.upper(), clip_on=False
                 )
             axes.set(title=title, ylim=(0, 1), xlabel="lesion volume (mm³)")
             axes.set_xticks(range(len(bands)), [band_title(band) for band in bands])
             axes.grid(axis="y")
         figure.legend(*left.get_legend_handles_labels(), loc="outside upper right", ncols=len(lesions))
         return _svg(figure, "Detection and Dice by lesion volume")
-
-
-def _with_interval(name: str) -> tuple[str, str, str]:
-    return name, f"{name}_low", f"{name}_high"
 
 
 def detection_figure(lesions: Mapping[str, Any], labelled: str) -> Markup:
@@ -143,8 +137,8 @@ def detection_figure(lesions: Mapping[str, Any], labelled: str) -> Markup:
         for i, (region, entry) in reversed(list(enumerate(lesions.items()))):  # the first on top
             curve = entry["detection_curve"]
             x, y = ([point[key] for point in curve] for key in ("false_positives_per_case", "sensitivity"))
-            axes.plot(x, y, "o-", color=series_colour(i), ms=4, lw=1.4, label=region.upper(), clip_on=False)
-            axes.plot(x[0], y[0], "o", color=series_colour(i), ms=9, clip_on=False)
+            axes.plot(x, y, "o-", color=_region_colour(i), ms=4, lw=1.4, label=region.upper(), clip_on=False)
+            axes.plot(x[0], y[0], "o", color=_region_colour(i), ms=9, clip_on=False)
             placed: list[tuple[float, float]] = []
             for point, a, b in zip(curve, x, y, strict=True):
                 span = max(max(x), 1e-9)
@@ -180,24 +174,23 @@ def difference_figure(
         axes[0].plot([0, 1], [0, 1], color=_FAINT, lw=1.2)
         for i, region in enumerate(regions):
             values = scores[region, main]
-            colour = series_colour(i)
+            colour = _region_colour(i)
             axes[0].scatter(values[:, a], values[:, b], s=20, color=colour, alpha=0.65, lw=0, label=region.upper())
         axes[0].set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xlabel=first, ylabel=second)
         axes[0].set_title(f"{COLUMN_TITLES[main]}, each case")
         axes[0].legend(loc="lower right", handletextpad=0, borderpad=0)
-        titles = ("Mean difference", "HD95 difference in mm")
-        for panel, rows, title in zip(axes[1:], groups, titles, strict=True):
+        titles = ("Mean difference", f"{second} better →"), ("HD95 difference in mm", f"← {second} better")
+        for panel, rows, (title, label) in zip(axes[1:], groups, titles, strict=True):
             ticks = [f"{row['region'].upper()} {short_title(row['column'])}" for row in rows]
             for y, row in enumerate(rows):
-                colour = series_colour(regions.index(row["region"]))
+                colour = _region_colour(regions.index(row["region"]))
                 panel.plot([row["low"], row["high"]], [y, y], color=colour, lw=2)
                 panel.plot(row["mean"], y, "D", ms=5, color=colour)
             panel.axvline(0, color=_INK, lw=0.8)
             panel.set_yticks(range(len(rows)), ticks)
             panel.set_ylim(len(rows) - 0.5, -0.5)
             panel.tick_params(axis="y", length=0)
-            better = "lower is better" if rows is groups[1] else "higher is better"
-            panel.set(title=title, xlabel=f"{second} better →" if better.startswith("higher") else f"← {second} better")
+            panel.set(title=title, xlabel=label)
             panel.grid(axis="x")
         return _svg(figure, "Differences between two methods")
 

@@ -66,41 +66,33 @@ def lesion_pictures(evaluation: Evaluation, count: int) -> list[LesionPicture]:
 class _View:
     """One case in (z, y, x) LPS order: row 0 is the forehead, column 0 the patient's right."""
 
-    grid: Grid
-    reference: Volume
-    prediction: Volume
+    masks: tuple[Volume, Volume]
     classes: tuple[int, ...]
     images: Mapping[str, Volume]
 
     @classmethod
     def read(cls, pair: Pair, scoring: Scoring) -> "_View":
-        if pair.prediction is None:
-            raise ValueError(f"{pair.case} has no prediction to draw")
         reference, _ = scoring.read_mask(pair.reference, predicted=False)
-        prediction, _ = scoring.read_mask(pair.prediction, predicted=True)
+        prediction, _ = scoring.read_mask(pair.prediction, predicted=True) if pair.prediction else (None, [])
         if reference is None or prediction is None:
             raise ValueError(f"{pair.case}: its masks have changed since they were scored")
-        images = {}
-        for modality, path in find_images(pair.reference).items():
-            volume = _sound_image(path, reference.grid) if modality in _TITLES else None
-            if volume is not None:
-                images[modality] = volume
-        classes = scoring.scheme.regions[scoring.lesion_region]
-        return cls(reference.grid, reference, prediction, classes, {m: images[m] for m in _TITLES if m in images})
+        found = find_images(pair.reference)
+        images = {m: _sound_image(found[m], reference.grid) for m in _TITLES if m in found}
+        sound = {modality: image for modality, image in images.items() if image is not None}
+        return cls((reference, prediction), scoring.scheme.regions[scoring.lesion_region], sound)
 
     def draw(self, row: LesionRow) -> str:
         """The whole slice, then the part around the lesion in each image (or on black, without images)."""
-        placement = Placement.whole(self.grid)
+        placement = Placement.whole(self.masks[0].grid)
         z, y, x = (
             placement.original.shape[axis] - 1 - row.centre[axis] if flip else row.centre[axis]
             for axis, flip in zip(placement.axes, placement.flips, strict=True)
         )
         _, *size = placement.oriented_shape
         spacing = placement.spacing[1:]
-        masks = [in_classes(axial_slice(volume, z, size), self.classes) for volume in (self.reference, self.prediction)]
-        whole = axial_slice(self.reference, z, size) > 0
+        reference, prediction = (axial_slice(volume, z, size) for volume in self.masks)
         backgrounds = [(_TITLES[m], grey(axial_slice(volume, z, size))) for m, volume in self.images.items()]
-        backgrounds = backgrounds or [("no image", np.where(whole, 0.25, 0.0))]
+        backgrounds = backgrounds or [("no image", np.where(reference > 0, 0.25, 0.0))]
         half = FIELD / 2
         left, right = x - half / spacing[1], x + half / spacing[1]
         top, bottom = y - half / spacing[0], y + half / spacing[0]
@@ -112,10 +104,9 @@ class _View:
             panel.imshow(image, cmap="gray", vmin=0, vmax=1, aspect=spacing[0] / spacing[1], interpolation="nearest")
             panel.axis("off")
             zoomed = panel is not figure.axes[0]
-            for mask, colour in zip(masks, (REFERENCE_COLOUR, PREDICTION_COLOUR), strict=True):
-                panel.add_collection(
-                    LineCollection(list(outline(mask)), colors=colour, linewidths=1.6 if zoomed else 0.9)
-                )
+            for mask, colour in ((reference, REFERENCE_COLOUR), (prediction, PREDICTION_COLOUR)):
+                edges = list(outline(in_classes(mask, self.classes)))
+                panel.add_collection(LineCollection(edges, colors=colour, linewidths=1.6 if zoomed else 0.9))
             if zoomed:
                 panel.set(xlim=(left, right), ylim=(bottom, top))
                 _scale_bar(panel)
