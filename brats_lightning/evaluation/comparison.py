@@ -52,20 +52,10 @@ def paired_differences(scores: Scores, methods: Sequence[str], resamples: int, s
             counts = has.astype(np.float64)[:, None]
             low, high = bootstrap_interval(np.where(has, differences, 0.0)[:, None], counts, resamples, seed)
             p, note = signed_rank(differences)
-            rows.append(
-                {
-                    "first": methods[a],
-                    "second": methods[b],
-                    "region": region,
-                    "column": column,
-                    "n": int(has.sum()),
-                    "mean": float(differences[has].mean()) if has.any() else math.nan,
-                    "low": float(low[0]),
-                    "high": float(high[0]),
-                    "p": p,
-                    "note": note,
-                }
-            )
+            mean = float(differences[has].mean()) if has.any() else math.nan
+            row = {"first": methods[a], "second": methods[b], "region": region, "column": column, "n": int(has.sum())}
+            row |= {"mean": mean, "low": float(low[0]), "high": float(high[0]), "p": p, "note": note}
+            rows.append(row)
     return rows
 
 
@@ -135,12 +125,9 @@ def paired_scores(evaluations: Sequence[Evaluation], cases: Sequence[str], proto
 
 
 def compare(evaluations: Sequence[Evaluation], resamples: int, seed: int) -> tuple[dict[str, Any], dict[str, Scores]]:
-    """What is written to ``comparison.json``, by protocol the paired differences and the ranks; and the paired scores.
+    """What is written to ``comparison.json``, and the paired scores by protocol.
 
-    Args:
-        evaluations: at least two, of the same protocols.
-        resamples: of the bootstrap.
-        seed: of the bootstrap and the permutation test.
+    The evaluations are at least two, of the same protocols; the seed is the bootstrap's and the permutation test's.
     """
     methods = [evaluation.name for evaluation in evaluations]
     cases = common_cases(evaluations)
@@ -159,10 +146,7 @@ def compare(evaluations: Sequence[Evaluation], resamples: int, seed: int) -> tup
 def difference_rows(scores: Mapping[str, Scores], cases: Sequence[str], methods: Sequence[str]) -> list[list[Any]]:
     """The table of ``comparison.csv`` with its head: every paired difference, second minus first.
 
-    Args:
-        scores: by protocol, as `paired_scores` gives them.
-        cases: their rows.
-        methods: their columns.
+    ``scores`` are by protocol, as `paired_scores` gives them of these cases and methods.
     """
     head = ["protocol", "case", "region", "column", "first", "second", "first_score", "second_score", "difference"]
     rows: list[list[Any]] = [head]

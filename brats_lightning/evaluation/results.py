@@ -29,13 +29,8 @@ def write_results(
 ) -> dict[str, Any]:
     """Write the files of one method, or of each in a folder of its name and those of their comparison.
 
-    Args:
-        evaluations: the scores.
-        folder: for the files; those of an earlier evaluation are replaced or removed.
-        resamples: of the bootstrap.
-        seed: of the bootstrap and the permutation test.
-        pictures: how many lesions are drawn of each method.
-        chosen: how the cases were chosen, for the settings in the summary.
+    An earlier evaluation's files in ``folder`` are replaced or removed. ``pictures`` lesions are drawn of each method;
+    ``chosen`` goes into the summary's settings, to say how the cases were chosen.
 
     Returns:
         What is written to ``summary.json``, of several methods to ``comparison.json``.

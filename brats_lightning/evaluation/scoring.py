@@ -1,7 +1,7 @@
 """Pairs of masks to scores: what is wrong with them, and all that a report says of one case."""
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -80,12 +80,11 @@ class Scoring:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "protocols", tuple(dict.fromkeys(self.protocols)))
-        choices: list[tuple[str, str, Iterable[str]]] = [
-            ("thresholds", self.thresholds, THRESHOLDS),
+        for name, value, known in (
+            ("thresholds", self.thresholds, tuple(THRESHOLDS)),
             ("spacing", self.spacing, ("official", "correct")),
             *(("protocol", protocol, PROTOCOLS) for protocol in self.protocols),
-        ]
-        for name, value, known in choices:
+        ):
             if value not in known:
                 raise EvaluationError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         if not self.protocols:
@@ -108,7 +107,7 @@ class Scoring:
 
     def check(self, pair: Pair) -> list[Problem]:
         """All that keeps a pair from being scored; reads both files."""
-        return self._read(pair)[1]
+        return self._read(pair)[2]
 
     def score(self, pair: Pair) -> ScoredCase:
         """Scores of a pair.
@@ -121,7 +120,7 @@ class Scoring:
 
         from brats_lightning.metrics.voxel import confusion_matrix, score_names, surface_scores, voxel_scores
 
-        (reference_volume, prediction_volume), problems = self._read(pair)
+        reference_volume, prediction_volume, problems = self._read(pair)
         if reference_volume is None or problems:
             raise CaseError(problems)
         reference = np.ascontiguousarray(on_original_grid(reference_volume))
@@ -144,14 +143,10 @@ class Scoring:
             for name in score_names(self.scheme)
         }
         voxelwise["all"] = {"accuracy": voxels["accuracy"], "dice": voxels["dice_mean"], "iou": voxels["iou_mean"]}
-        lesions = {
-            region: lesion_table(reference, prediction, spacing, self.scheme, region, self.overlap)
-            for region in self.scheme.regions
-        }
-        operating = {
-            region: operating_points(reference[box], prediction[box], spacing, classes, self.overlap)
-            for region, classes in self.scheme.regions.items()
-        }
+        lesions, operating = {}, {}
+        for region, classes in self.scheme.regions.items():
+            lesions[region] = lesion_table(reference, prediction, spacing, classes, self.overlap)
+            operating[region] = operating_points(reference[box], prediction[box], spacing, classes, self.overlap)
         return ScoredCase(pair.case, given is None, official, voxelwise, lesions, operating)
 
     def read_mask(self, path: Path, predicted: bool) -> tuple[Volume | None, list[Problem]]:
@@ -167,14 +162,15 @@ class Scoring:
         ]
         return examined.mask, problems
 
-    def _read(self, pair: Pair) -> tuple[tuple[Volume | None, Volume | None], list[Problem]]:
+    def _read(self, pair: Pair) -> tuple[Volume | None, Volume | None, list[Problem]]:
+        """Reference and prediction, and all that is wrong with them."""
         reference, problems = self.read_mask(pair.reference, predicted=False)
         if pair.prediction is None:
-            return (reference, None), problems
+            return reference, None, problems
         prediction, more = self.read_mask(pair.prediction, predicted=True)
         problems += more
         if reference is None or prediction is None:
-            return (reference, prediction), problems
+            return reference, prediction, problems
         file = f"prediction {pair.prediction.name}"
         remedy = "write predictions in the geometry of their input"
         if prediction.grid.shape != reference.grid.shape:
@@ -184,7 +180,7 @@ class Scoring:
             found, expected = f"lies {distance:.3g} mm off its reference", f"≤ {self.tolerance:g} mm"
             remedy += ", or raise data.affine_tolerance if the voxels match"
             problems.append(Problem(pair.case, file, found, expected, remedy))
-        return (reference, prediction), problems
+        return reference, prediction, problems
 
 
 def on_original_grid(mask: Volume) -> UInt8[np.ndarray, "x y z"]:

@@ -19,7 +19,7 @@ Table = dict[str, dict[str, float]]  # region → column → value
 
 
 def lower_is_better(column: str) -> bool:
-    """Whether a column is a distance; all others are shares."""
+    """Whether a column is a distance; all others are fractions."""
     return "hd95" in column.lower()
 
 
@@ -49,7 +49,7 @@ def bootstrap_interval(
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share; NaN for none of none."""
+    """Wilson's 95 % interval of a proportion; NaN for none of none."""
     if n == 0:
         return math.nan, math.nan
     z = 1.959963984540054
@@ -97,21 +97,12 @@ def size_bands(cases: Sequence[ScoredCase], region: str, resamples: int, seed: i
         n, detected = sum(map(len, members)), sum(row.detected for own in members for row in own)
         sums = np.array([[math.fsum(row.dice for row in own)] for own in members])
         low, high = bootstrap_interval(sums, np.array([[float(len(own))] for own in members]), resamples, seed)
-        sensitivity_low, sensitivity_high = wilson_interval(detected, n)
-        rows.append(
-            {
-                "from_mm3": lower,
-                "to_mm3": None if math.isinf(upper) else upper,
-                "lesions": n,
-                "detected": detected,
-                "sensitivity": detected / n if n else math.nan,
-                "sensitivity_low": sensitivity_low,
-                "sensitivity_high": sensitivity_high,
-                "dice": float(sums.sum() / n) if n else math.nan,
-                "dice_low": float(low[0]),
-                "dice_high": float(high[0]),
-            }
-        )
+        share, shares = detected / n if n else math.nan, wilson_interval(detected, n)
+        row = {"from_mm3": lower, "to_mm3": None if math.isinf(upper) else upper, "lesions": n, "detected": detected}
+        row |= {"sensitivity": share, "sensitivity_low": shares[0], "sensitivity_high": shares[1]}
+        dice = float(sums.sum() / n) if n else math.nan
+        row |= {"dice": dice, "dice_low": float(low[0]), "dice_high": float(high[0])}
+        rows.append(row)
     return rows
 
 
@@ -121,13 +112,8 @@ def detection_curve(cases: Sequence[ScoredCase], region: str) -> list[dict[str, 
     curve = []
     for i, smallest in enumerate(SIZE_FILTERS):
         detected, false_positives = np.sum([case.operating[region][i] for case in cases], axis=0).tolist()
-        curve.append(
-            {
-                "smallest_mm3": float(smallest),
-                "sensitivity": detected / lesions if lesions else math.nan,
-                "false_positives_per_case": false_positives / len(cases),
-            }
-        )
+        share, per_case = detected / lesions if lesions else math.nan, false_positives / len(cases)
+        curve.append({"smallest_mm3": float(smallest), "sensitivity": share, "false_positives_per_case": per_case})
     return curve
 
 

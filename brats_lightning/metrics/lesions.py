@@ -8,9 +8,9 @@ from jaxtyping import Bool, Int, Int32, Integer
 from scipy.optimize import linear_sum_assignment
 
 from brats_lightning.core.components import label_components
-from brats_lightning.core.geometry import Ints, Slices, nonzero_box
-from brats_lightning.core.labels import LabelScheme, in_classes
-from brats_lightning.metrics.surfaces import Spacing, surface_points
+from brats_lightning.core.geometry import Ints, Slices, Triple, nonzero_box
+from brats_lightning.core.labels import in_classes
+from brats_lightning.metrics.surfaces import surface_points
 
 # Pairs with less Dice than this are no match; a pair without overlap costs a little more than one with none at all.
 _SMALLEST_DICE = 1e-6
@@ -119,18 +119,12 @@ class LesionRow:
     dice: float
     centre: Ints
 
-    @property
-    def missed(self) -> bool:
-        """Whether it is a reference lesion that was not detected."""
-        return not (self.detected or self.false_positive)
-
 
 def lesion_table(
     reference: Integer[np.ndarray, "x y z"],
     prediction: Integer[np.ndarray, "x y z"],
-    spacing: Spacing,
-    scheme: LabelScheme,
-    region: str,
+    spacing: Triple,
+    classes: tuple[int, ...],
     overlap: float = 0.1,
 ) -> list[LesionRow]:
     """The lesions of one region: the reference's, then the false positives.
@@ -141,12 +135,10 @@ def lesion_table(
         reference: class indices.
         prediction: likewise, on the same grid.
         spacing: of the axes in mm, in their order.
-        scheme: the classes.
-        region: one of the scheme's.
+        classes: of the region.
         overlap: the Dice from which a matched lesion counts as detected.
     """
     box = bounding_box(reference, prediction)
-    classes = scheme.regions[region]
     labels, n = label_components(in_classes(reference[box], classes))
     predicted, n_predicted = label_components(in_classes(prediction[box], classes))
     matches = match_one_to_one(labels, n, predicted, n_predicted)

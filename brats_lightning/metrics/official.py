@@ -10,10 +10,10 @@ from typing import SupportsFloat
 import numpy as np
 from jaxtyping import Integer
 
+from brats_lightning.core.geometry import Triple
 from brats_lightning.core.labels import LabelScheme, in_classes
 from brats_lightning.metrics import brats2023_to_2025, brats2026
 from brats_lightning.metrics.lesions import bounding_box
-from brats_lightning.metrics.surfaces import Spacing
 
 PROTOCOLS = (*brats2023_to_2025.RULES, "brats2026")
 DEFAULT_PROTOCOL = "brats2024"
@@ -125,7 +125,7 @@ def mean_without_nan(values: Sequence[float]) -> float:
     return sum(defined) / len(defined) if defined else math.nan
 
 
-def _double(spacing: Sequence[SupportsFloat]) -> Spacing:
+def _double(spacing: Sequence[SupportsFloat]) -> Triple:
     """Headers hold float32, whose products would round."""
     values = tuple(float(value) for value in spacing)
     if len(values) != 3 or not all(math.isfinite(value) and value > 0 for value in values):

@@ -8,10 +8,11 @@ from jaxtyping import Float, Int64, Integer
 from torch import Tensor
 from torchmetrics import Metric
 
+from brats_lightning.core.geometry import Triple
 from brats_lightning.core.labels import LabelScheme, in_classes
 from brats_lightning.metrics.lesions import bounding_box
 from brats_lightning.metrics.official import mean_without_nan
-from brats_lightning.metrics.surfaces import Spacing, directed_distances, pooled_hd95, surface_dice, surface_points
+from brats_lightning.metrics.surfaces import directed_distances, pooled_hd95, surface_dice, surface_points
 from brats_lightning.runtime.device import on_host
 
 
@@ -57,7 +58,7 @@ def voxel_scores(confusion: Int64[Tensor, "k k"], scheme: LabelScheme) -> dict[s
 def surface_scores(
     reference: Integer[np.ndarray, "x y z"],
     prediction: Integer[np.ndarray, "x y z"],
-    spacing: Spacing,
+    spacing: Triple,
     scheme: LabelScheme,
     tolerance: float = 1.0,
 ) -> dict[str, dict[str, float]]:

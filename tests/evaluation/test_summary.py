@@ -129,7 +129,7 @@ def test_operating_points_by_hand():
 def test_operating_points_start_where_the_lesion_table_is():
     reference, prediction = masks()
     for spacing in ((1.0, 1.0, 1.0), (0.5, 1.0, 3.0)):
-        table = lesion_table(reference, prediction, spacing, BRATS_METS, "et", 0.6)
+        table = lesion_table(reference, prediction, spacing, BRATS_METS.regions["et"], 0.6)
         first = operating_points(reference, prediction, spacing, (3,), 0.6)[0]
         assert first == (sum(r.detected for r in table), sum(r.false_positive for r in table)) == (1, 2)
 

@@ -115,15 +115,15 @@ def test_table_by_hand():
     prediction[15:18, 8, 7:10] = 3  # the third and twice as much beside it
     prediction[12, 5, 2:5] = 3
     prediction[0, 9, 9] = 2  # not of the region
-    rows = lesion_table(reference, prediction, (1.0, 2.0, 0.5), BRATS_METS, "tc")
+    rows = lesion_table(reference, prediction, (1.0, 2.0, 0.5), BRATS_METS.regions["tc"])
     assert [(row.lesion, row.false_positive) for row in rows] == [(1, False), (2, False), (3, False), (1, True)]
     assert [row.volume for row in rows] == [64, 1, 3, 3]
     assert [row.detected for row in rows] == [True, False, True, False]
     assert [row.dice for row in rows] == pytest.approx([2 / 3, 0, 0.5, 0])
     assert [row.centre for row in rows] == [(4, 4, 4), (10, 1, 1), (16, 8, 8), (12, 5, 3)]
-    strict = lesion_table(reference, prediction, (1.0, 2.0, 0.5), BRATS_METS, "tc", overlap=0.6)
+    strict = lesion_table(reference, prediction, (1.0, 2.0, 0.5), BRATS_METS.regions["tc"], overlap=0.6)
     assert [row.detected for row in strict] == [True, False, False, False]
-    assert lesion_table(reference, prediction, (1.0, 2.0, 0.5), BRATS_METS, "tc", overlap=0.5)[2].detected
+    assert lesion_table(reference, prediction, (1.0, 2.0, 0.5), BRATS_METS.regions["tc"], overlap=0.5)[2].detected
     assert len(strict) == 4  # an overlap that detects nothing is still no false positive
 
 
@@ -135,7 +135,7 @@ def test_table_counts_as_brats2026_does():
         reference, prediction, _ = random_pair(rng)
         scores = score_case(reference, prediction, (1.0, 1.0, 1.0), BRATS_METS, "brats2026")
         for region, row in scores.items():
-            table = lesion_table(reference, prediction, (1.0, 1.0, 1.0), BRATS_METS, region, overlap=0.0)
+            table = lesion_table(reference, prediction, (1.0, 1.0, 1.0), BRATS_METS.regions[region], overlap=0.0)
             assert sum(lesion.false_positive for lesion in table) == row["all_instance_fp"]
             assert sum(lesion.dice > 0 for lesion in table) == row["all_instance_tp"]
             volume = sum(lesion.volume for lesion in table if not lesion.false_positive)

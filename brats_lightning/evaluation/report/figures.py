@@ -196,6 +196,6 @@ def difference_figure(
 
 
 def short_title(column: str) -> str:
-    """A column's print name in a word; the F1s need a second."""
+    """A column's title in a word or two."""
     title = COLUMN_TITLES[column]
     return next((word for word in ("Dice", "NSD", "HD95") if word in title), title.removesuffix(" lesions"))

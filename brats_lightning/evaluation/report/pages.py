@@ -37,22 +37,19 @@ def evaluation_page(evaluation: Evaluation, summary: Mapping[str, Any], pictures
     leading, region = scoring.protocols[0], scoring.lesion_region
     official = [case.official[leading] for case in evaluation.cases]
     cases = wording.worst_first(evaluation.cases, leading, region)
-    return (
-        environment()
-        .get_template("evaluation.html")
-        .render(
-            title=f"Segmentation scores: {evaluation.name}",
-            scoring=scoring,
-            summary=summary,
-            predictions=[summary["settings"]["predictions"]],
-            left_out=evaluation.left_out,
-            cases=[(case, wording.what_went_wrong(case, region)) for case in cases],
-            score_figure=figures.score_distribution(official, summary["scores"][leading], leading),
-            size_figure=figures.size_figure(summary["lesions"]),
-            detection_figure=figures.detection_figure(summary["lesions"], region),
-            pictures=pictures,
-            colours=(REFERENCE_COLOUR, PREDICTION_COLOUR),
-        )
+    template = environment().get_template("evaluation.html")
+    return template.render(
+        title=f"Segmentation scores: {evaluation.name}",
+        scoring=scoring,
+        summary=summary,
+        predictions=[summary["settings"]["predictions"]],
+        left_out=evaluation.left_out,
+        cases=[(case, wording.what_went_wrong(case, region)) for case in cases],
+        score_figure=figures.score_distribution(official, summary["scores"][leading], leading),
+        size_figure=figures.size_figure(summary["lesions"]),
+        detection_figure=figures.detection_figure(summary["lesions"], region),
+        pictures=pictures,
+        colours=(REFERENCE_COLOUR, PREDICTION_COLOUR),
     )
 
 
@@ -70,15 +67,12 @@ def comparison_page(
             found = comparison["protocols"][protocol]["differences"]
             rows = [row for row in found if (row["first"], row["second"]) == (methods[a], methods[b])]
             pairs[protocol].append((methods[a], methods[b], rows, figures.difference_figure(rows, table, (a, b))))
-    return (
-        environment()
-        .get_template("comparison.html")
-        .render(
-            title="Comparison: " + ", ".join(methods),
-            evaluations=evaluations,
-            summaries=summaries,
-            comparison=comparison,
-            pairs=pairs,
-            predictions=[str(evaluation.predictions) for evaluation in evaluations],
-        )
+    template = environment().get_template("comparison.html")
+    return template.render(
+        title="Comparison: " + ", ".join(methods),
+        evaluations=evaluations,
+        summaries=summaries,
+        comparison=comparison,
+        pairs=pairs,
+        predictions=[str(evaluation.predictions) for evaluation in evaluations],
     )

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from brats_lightning.core.geometry import Grid, Ints, Placement
+from brats_lightning.core.geometry import Grid, Placement
 from brats_lightning.core.labels import in_classes
 from brats_lightning.data.nifti import UnreadableFile, Volume, read_volume
 from brats_lightning.evaluation.pairing import Pair, find_images
@@ -29,7 +29,7 @@ _TITLES = {"t1c": "T1c", "t2f": "FLAIR"}
 
 @dataclass(frozen=True)
 class LesionPicture:
-    """A lesion that was missed or invented, and its picture as a data URI."""
+    """A missed lesion or a false positive, and its picture as a data URI."""
 
     case: str
     lesion: LesionRow
@@ -88,10 +88,9 @@ class _View:
             placement.original.shape[axis] - 1 - row.centre[axis] if flip else row.centre[axis]
             for axis, flip in zip(placement.axes, placement.flips, strict=True)
         )
-        _, *size = placement.oriented_shape
         spacing = placement.spacing[1:]
-        reference, prediction = (axial_slice(volume, z, size) for volume in self.masks)
-        backgrounds = [(_TITLES[m], grey(axial_slice(volume, z, size))) for m, volume in self.images.items()]
+        reference, prediction = (axial_slice(volume, z) for volume in self.masks)
+        backgrounds = [(_TITLES[m], grey(axial_slice(volume, z))) for m, volume in self.images.items()]
         backgrounds = backgrounds or [("no image", np.where(reference > 0, 0.25, 0.0))]
         half = FIELD / 2
         left, right = x - half / spacing[1], x + half / spacing[1]
@@ -129,14 +128,10 @@ def _sound_image(path: Path, grid: Grid) -> Volume | None:
     return volume if volume.grid.shape == grid.shape and volume.grid.distance(grid) < 1 else None
 
 
-def axial_slice(volume: Volume, z: int, size: Sequence[int]) -> Shaped[np.ndarray, "y x"]:
+def axial_slice(volume: Volume, z: int) -> Shaped[np.ndarray, "y x"]:
     """Slice ``z`` of the oriented volume, with the margin that `Volume` leaves out."""
-    out = np.zeros(tuple(size), volume.values.dtype)
-    start: Ints = volume.start
-    if start[0] <= z < start[0] + len(volume.values):
-        values = volume.values[z - start[0]]
-        out[start[1] : start[1] + values.shape[0], start[2] : start[2] + values.shape[1]] = values
-    return out
+    whole = Placement.whole(volume.grid)
+    return whole.crop((z, 0, 0), (1, *whole.shape[1:])).sample(volume.values, volume.start, order=0)[0]
 
 
 def grey(image: Shaped[np.ndarray, "y x"]) -> Float[np.ndarray, "y x"]:

@@ -4,14 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
 from brats_lightning.evaluation.report.figures import COLUMN_TITLES
 from brats_lightning.evaluation.scoring import ScoredCase
 from brats_lightning.evaluation.summary import lower_is_better
-from brats_lightning.metrics.official import headline_columns
+from brats_lightning.metrics.official import headline_columns, mean_without_nan
 
 POOR = 0.5  # Dice below which a lesion that was found is worth a word
 _REGION_TITLES = {"et": "enhancing tumour", "tc": "tumour core", "wt": "whole tumour", "rc": "resection cavity"}
@@ -49,19 +48,18 @@ def region_title(region: str) -> str:
 
 
 def what_went_wrong(case: ScoredCase, region: str) -> str:
-    """One line on the lesions of a region: what was missed, invented, or found badly."""
+    """One line on the lesions of a region: what was missed, falsely detected, or segmented badly."""
     if case.missing:
         return "no prediction"
     lesions = [row for row in case.lesions[region] if not row.false_positive]
-    missed = [row.volume for row in lesions if row.missed]
+    missed = [row.volume for row in lesions if not row.detected]
     invented = [row.volume for row in case.lesions[region] if row.false_positive]
-    found = [row for row in lesions if row.detected]
     parts = []
     if missed:
         parts.append(f"missed {len(missed)} of {len(lesions)} (largest {number(max(missed), 0)} mm³)")
     if invented:
         parts.append(f"{counted(len(invented), 'false positive')} (largest {number(max(invented), 0)} mm³)")
-    worst = min(found, key=lambda row: row.dice, default=None)
+    worst = min((row for row in lesions if row.detected), key=lambda row: row.dice, default=None)
     if worst is not None and worst.dice < POOR:
         parts.append(f"a lesion of {number(worst.volume, 0)} mm³ found with Dice {number(worst.dice, 2)}")
     if not parts:
@@ -70,17 +68,15 @@ def what_went_wrong(case: ScoredCase, region: str) -> str:
 
 
 def worst_first(cases: Sequence[ScoredCase], protocol: str, region: str) -> list[ScoredCase]:
-    """Missing predictions, then by the mean of the main score over regions, then by lesions missed and invented."""
+    """Missing predictions, then by the mean of the main score over regions, then by lesions missed or false."""
+    main = headline_columns(protocol)[0]
 
     def badness(case: ScoredCase) -> tuple[bool, float, int, str]:
-        official = [columns[headline_columns(protocol)[0]] for columns in case.official[protocol].values()]
+        official = mean_without_nan([columns[main] for columns in case.official[protocol].values()])
         # Without a lesion to score, the voxels tell a false alarm from a clean case.
-        for values in (official, [case.voxelwise[name]["dice"] for name in case.official[protocol]]):
-            defined = [value for value in values if not math.isnan(value)]
-            if defined:
-                break
-        lost = sum(not row.detected for row in case.lesions[region])
-        return not case.missing, float(np.mean(defined)) if defined else 1.0, -lost, case.case
+        voxelwise = mean_without_nan([case.voxelwise[name]["dice"] for name in case.official[protocol]])
+        mean = next((mean for mean in (official, voxelwise) if not math.isnan(mean)), 1.0)
+        return not case.missing, mean, -sum(not row.detected for row in case.lesions[region]), case.case
 
     return sorted(cases, key=badness)
 
