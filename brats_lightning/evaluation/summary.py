@@ -97,9 +97,9 @@ def size_bands(cases: Sequence[ScoredCase], region: str, resamples: int, seed: i
         n, detected = sum(map(len, members)), sum(row.detected for own in members for row in own)
         sums = np.array([[math.fsum(row.dice for row in own)] for own in members])
         low, high = bootstrap_interval(sums, np.array([[float(len(own))] for own in members]), resamples, seed)
-        share, shares = detected / n if n else math.nan, wilson_interval(detected, n)
+        sensitivity, interval = detected / n if n else math.nan, wilson_interval(detected, n)
         row = {"from_mm3": lower, "to_mm3": None if math.isinf(upper) else upper, "lesions": n, "detected": detected}
-        row |= {"sensitivity": share, "sensitivity_low": shares[0], "sensitivity_high": shares[1]}
+        row |= {"sensitivity": sensitivity, "sensitivity_low": interval[0], "sensitivity_high": interval[1]}
         dice = float(sums.sum() / n) if n else math.nan
         row |= {"dice": dice, "dice_low": float(low[0]), "dice_high": float(high[0])}
         rows.append(row)
@@ -112,8 +112,8 @@ def detection_curve(cases: Sequence[ScoredCase], region: str) -> list[dict[str, 
     curve = []
     for i, smallest in enumerate(SIZE_FILTERS):
         detected, false_positives = np.sum([case.operating[region][i] for case in cases], axis=0).tolist()
-        share, per_case = detected / lesions if lesions else math.nan, false_positives / len(cases)
-        curve.append({"smallest_mm3": float(smallest), "sensitivity": share, "false_positives_per_case": per_case})
+        point = {"smallest_mm3": float(smallest), "sensitivity": detected / lesions if lesions else math.nan}
+        curve.append(point | {"false_positives_per_case": false_positives / len(cases)})
     return curve
 
 
