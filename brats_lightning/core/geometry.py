@@ -204,7 +204,7 @@ class GridTransform:
 def nonzero_box(array: Shaped[np.ndarray, "a b c"]) -> Slices:
     """Smallest box with every voxel that isn't 0; empty slices if there is none."""
     # OR over the bits of whole rows is several times faster than comparing voxels; floats know a negative zero.
-    bits = array if array.dtype.kind in "iu" else array != 0
+    bits = array if array.dtype.kind in "biu" else array != 0
     plane = np.bitwise_or.reduce(bits, axis=0)
     rows = np.flatnonzero(plane.any(axis=1))
     if not len(rows):

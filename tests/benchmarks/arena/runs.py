@@ -274,8 +274,8 @@ def case_scores(found: Any, scheme: Any) -> dict[str, float | None]:
     from brats_lightning.metrics import headline_scores
 
     regions = scheme.headline_regions
-    scores = {f"dice_{region}": found.plain[region]["dice"] for region in regions}
-    scores["dice_mean"] = found.plain["all"]["dice"]
+    scores = {f"dice_{region}": found.voxelwise[region]["dice"] for region in regions}
+    scores["dice_mean"] = found.voxelwise["all"]["dice"]
     for protocol, official in found.official.items():
         scores |= headline_scores(official, scheme, protocol)
     alarms = [found.official["brats2026"][region]["all_instance_fp"] for region in regions]
