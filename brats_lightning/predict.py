@@ -37,7 +37,8 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
         ForeignMasks: some cases have masks of other models or rules in the output, and ``overwrite`` is false.
         SplitError: a split file that cannot be used, or cases of it that are not there.
     """
-    from brats_lightning.config.checkpoint import affine_tolerance, load_ensemble, trained_postprocessing
+    from brats_lightning.config.checkpoint import affine_tolerance, load_ensemble
+    from brats_lightning.config.postprocessing import trained_postprocessing
     from brats_lightning.data.cases import CaseError, check_files, find_inputs
     from brats_lightning.inference.prediction import infer, region_sizes, write_mask, write_probabilities
     from brats_lightning.inference.provenance import check_existing, origin
@@ -49,7 +50,7 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
     rules = build_part("postprocessing", chosen)
     cases = _chosen(find_inputs(cfg.input), cfg)
     ensemble = load_ensemble(cfg)
-    rules = rules or trained_postprocessing(ensemble.models)
+    rules = rules or trained_postprocessing(ensemble.models, tuple(cfg.trust))
     postprocess = rules.decoding(ensemble.decode)
     log.info("post-processing%s: %s", " as in training" if chosen is None else "", postprocess)
     tolerance = affine_tolerance(cfg, ensemble)

@@ -6,12 +6,13 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from brats_lightning.config.build import build_part
 from brats_lightning.config.entry_point import entry_point
 from brats_lightning.runtime.files import write_text
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from brats_lightning.core.labels import LabelScheme
     from brats_lightning.data.cases import Case, Examination
     from brats_lightning.inference.ensemble import Ensemble, TrainedModel
-    from brats_lightning.inference.postprocessing import Postprocessing
+    from brats_lightning.inference.postprocessing import Postprocessing, Step
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ def tune(cfg: DictConfig) -> dict[str, Any]:
         CaseError: cases that cannot be read.
     """
     from brats_lightning.config.checkpoint import affine_tolerance, load_ensemble
+    from brats_lightning.config.postprocessing import as_config
     from brats_lightning.data.cases import CaseError, examine, required
     from brats_lightning.inference.ensemble import Ensemble
     from brats_lightning.metrics import PROTOCOLS
@@ -82,14 +84,14 @@ def tune(cfg: DictConfig) -> dict[str, Any]:
     if problems:
         raise CaseError(problems)
 
-    tried = []
+    tried: list[dict[str, Any]] = []
     for index, rule in enumerate(rules):
         per_case = [case[index] for case in scores.values()]
         means = {name: mean_without_nan([case[name] for case in per_case]) for name in per_case[0]}
-        tried.append({**asdict(rule), **{name: _rounded(value) for name, value in means.items()}})
+        tried.append({"steps": _parameters(rule)} | {name: _rounded(value) for name, value in means.items()})
     best = max(range(len(rules)), key=lambda i: -1.0 if tried[i]["score"] is None else tried[i]["score"])
     result = {
-        "chosen": asdict(rules[best]),
+        "chosen": as_config(rules[best]),
         "score": tried[best]["score"],
         "without": tried[0]["score"],
         "protocol": cfg.protocol,
@@ -142,32 +144,49 @@ def _find(cfg: DictConfig, models: Sequence["TrainedModel"], wanted: Sequence[st
 
 def _candidates(cfg: DictConfig, ensemble: "Ensemble") -> list["Postprocessing"]:
     """None, the grid's, the simplest first, then what the runs themselves were tested with."""
-    from brats_lightning.config.checkpoint import own_postprocessing
+    from brats_lightning.config.postprocessing import own_postprocessing
     from brats_lightning.inference.postprocessing import Postprocessing
 
-    if wrong := [f"{name}={values}" for name, values in cfg.grid.items() if not isinstance(values, ListConfig)]:
-        raise ValueError(f"the values to try are lists, as in 'grid.core=[0.9]'; got grid.{', grid.'.join(wrong)}")
-    pairs: list[tuple[float | None, float | None]] = [(None, None)]
-    pairs += [(low, high) for low, high in itertools.product(cfg.grid.low, cfg.grid.high) if low <= high]
-    cores, sizes = (sorted({0, *(value or 0 for value in cfg.grid[name])}) for name in ("core", "min_volume"))
-    used = [own_postprocessing(model).decoding(ensemble.decode) for model in ensemble.models]
-    common = {
-        name: all(getattr(rule, name) for rule in used) if cfg[name] is None else cfg[name]
-        for name in ("keep_surest", "require_core", "solid_core", "fill_holes")
-    }
-    rules = [
-        Postprocessing(
-            low=low,
-            high=high,
-            core=core or None,
-            **common,
-            min_volume=size or None,
-            decode=ensemble.decode,
-        )
-        for size, core, (low, high) in itertools.product(sizes, cores, pairs)
-    ]
-    rules = [Postprocessing(decode=ensemble.decode), *rules, *used]
-    return [rule for i, rule in enumerate(rules) if rule not in rules[:i]]
+    steps = Postprocessing(build_part("postprocessing", cfg.postprocessing.steps, _convert_="all")).steps
+    grid = _grid(OmegaConf.to_container(cfg.grid))
+    if unknown := set(grid) - set(steps):
+        raise ValueError(f"grid.{min(unknown)} is none of the steps, postprocessing.steps: {', '.join(steps)}")
+    used = [own_postprocessing(model, tuple(cfg.trust)).decoding(ensemble.decode) for model in ensemble.models]
+    versions = []
+    for name, step in steps.items():
+        own = [rules.steps.get(name) for rules in used]
+        common = own[0] if all(other == own[0] for other in own) else None
+        versions.append(_versions(name, common or step, grid[name]) if name in grid else [common])
+    rules = [Postprocessing(decode=ensemble.decode)]
+    for combined in itertools.product(*reversed(versions)):  # the first step varies fastest
+        rules.append(Postprocessing(dict(zip(steps, reversed(combined), strict=True)), ensemble.decode))
+    return list({str(rule): rule for rule in [*rules, *used]}.values())
+
+
+def _grid(node: Any) -> dict[str, dict[str, list[Any]]]:
+    """Step → parameter, or "" for the step itself → the values to try; null is left out."""
+    grid: dict[str, dict[str, list[Any]]] = {}
+    for name, varied in node.items():
+        for key, values in (varied if isinstance(varied, dict) else {"": varied}).items():
+            if values is not None and not isinstance(values, list):
+                where = f"grid.{name}.{key}".rstrip(".")
+                raise ValueError(
+                    f"the values to try are lists, as in 'grid.core.threshold=[0.9]'; got {where}={values}"
+                )
+            if values is not None:
+                grid.setdefault(name, {})[key] = values
+    return grid
+
+
+def _versions(name: str, step: "Step", values: dict[str, list[Any]]) -> list["Step | None"]:
+    """What is tried of a step; None leaves it out."""
+    known = [field.name for field in fields(step)]
+    if unknown := set(values) - {"", *known}:
+        raise ValueError(f"grid.{name}.{min(unknown)} is no parameter of the step; it has {', '.join(known) or 'none'}")
+    if "" in values:
+        return [step if take else None for take in values[""]]
+    combined = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+    return [None, *(replace(step, **chosen) for chosen in combined if chosen.get("low", 0) <= chosen.get("high", 1))]
 
 
 def _score_all(
@@ -209,12 +228,23 @@ def _score(
     return {"score": mean_without_nan([regions[name] for name in scheme.headline_regions]), **regions}
 
 
+def _parameters(rules: "Postprocessing") -> dict[str, Any]:
+    """Dotted name → value of what is set; a step with nothing to set is True."""
+    found: dict[str, Any] = {}
+    for name, step in rules.steps.items():
+        values = {
+            f"{name}.{key}": value for key, value in vars(step).items() if value is not None and value is not False
+        }
+        found |= values or {name: True}
+    return found
+
+
 def _rounded(value: float) -> float | None:
     return None if math.isnan(value) else round(value, 6)
 
 
 def _write(checkpoint: Path, result: dict[str, Any]) -> Path:
-    from brats_lightning.inference.postprocessing import tuned_file
+    from brats_lightning.config.postprocessing import tuned_file
 
     path = tuned_file(checkpoint)
     write_text(path, _HEADER + OmegaConf.to_yaml(OmegaConf.create(result)))
@@ -227,11 +257,14 @@ def _report(result: dict[str, Any], files: Sequence[Path]) -> None:
     from brats_lightning.runtime.console import show
 
     rows = result["tried"]
-    table = Table(*rows[0], title=f"lesion-wise Dice, {result['protocol']}, {len(result['cases'])} validation cases")
+    parameters, scores = list(dict.fromkeys(name for row in rows for name in row["steps"])), list(rows[0])[1:]
+    title = f"lesion-wise Dice, {result['protocol']}, {len(result['cases'])} validation cases"
+    table = Table(*parameters, *scores, title=title)
     for row in rows[:10]:
-        table.add_row(*("–" if value is None else str(value) for value in row.values()))
+        values = [*map(row["steps"].get, parameters), *map(row.get, scores)]
+        table.add_row(*("–" if value is None else str(value) for value in values))
     show(table)
-    log.info("chosen: %s · score %s, without %s", result["chosen"], result["score"], result["without"])
+    log.info("chosen: %s · score %s, without %s", rows[0]["steps"], result["score"], result["without"])
     log.info("written: %s", ", ".join(map(str, files)))
 
 

@@ -22,7 +22,7 @@ from brats_lightning.data.cases import Case
 from brats_lightning.data.normalisation import Standardiser
 from brats_lightning.data.preprocessing import Preprocessing
 from brats_lightning.inference.ensemble import Ensemble, TrainedModel
-from brats_lightning.inference.postprocessing import Postprocessing, agreed
+from brats_lightning.inference.postprocessing import Step
 from brats_lightning.inference.windows import SlidingWindow
 from brats_lightning.runtime.device import autocast_dtype, choose_device
 from brats_lightning.runtime.memory import keep_freed_memory
@@ -128,25 +128,6 @@ def trained_cases(model: TrainedModel, trust: Sequence[str] = ()) -> list[Case]:
     return build(source, trust, str(model.path), tuple(SOURCES.values()))
 
 
-def trained_postprocessing(models: Sequence[TrainedModel]) -> Postprocessing:
-    """The rules that the validation and test scores of the models' own runs were made with.
-
-    Raises:
-        CheckpointError: rules that this version does not know.
-        PostprocessingError: models of an ensemble that have different ones.
-    """
-    return agreed(
-        {str(model.path): own_postprocessing(model) for model in models},
-        "the members were trained with different rules; choose: postprocessing=none, hysteresis, confident or tuned",
-    )
-
-
-def own_postprocessing(model: TrainedModel) -> Postprocessing:
-    """The rules in a run's config; none if there are none."""
-    settings = model.config.get("postprocessing")
-    return Postprocessing() if settings is None else build(settings, (), str(model.path))
-
-
 def read_checkpoint(path: Path | str, key: str = "ckpt") -> dict[str, Any]:
     """What is in a checkpoint of this program; its tensors are mapped from the file and read when they are used.
 
@@ -184,7 +165,8 @@ def build(node: Any, trust: Sequence[str] = (), origin: str = "the config", know
     It means what ``hydra.utils.instantiate`` means by it (``_args_``, ``_partial_`` and ``_recursive_`` too), but a
     target is looked up here, and must turn out to be
 
-    - a ``torch.nn.Module`` defined in ``brats_lightning``, ``torch.nn`` or ``monai.networks``,
+    - a ``torch.nn.Module`` defined in ``brats_lightning``, ``torch.nn`` or ``monai.networks``, or a step of
+      post-processing defined in the first,
     - a class or function of ours that ``known`` names, or
     - a class or function defined in a package of ``trust``.
 
@@ -296,7 +278,7 @@ class _Rules:
         home = found.__module__
         if self.trusts(found) or f"{home}.{found.__qualname__}" in self.known:
             return True
-        network = inspect.isclass(found) and issubclass(found, nn.Module)
+        network = inspect.isclass(found) and issubclass(found, nn.Module | Step)
         built = any(_inside(home, package) for package in _NETWORKS)
         return network and built and not any(_inside(home, module) for module in _FETCHING)
 

@@ -1,15 +1,16 @@
-"""From class probabilities to labels: decoding, holes, and components too small to believe in."""
+"""From class probabilities to labels: decoding, then named steps of one rule each.
+
+Labels are classes, so ET ⊂ TC ⊂ WT holds whatever a step does. Components are 26-connected.
+"""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Integer, UInt8
-from omegaconf import OmegaConf
 from scipy import ndimage
 
 from brats_lightning.core.components import NEIGHBOURS_26, label_components
@@ -18,9 +19,8 @@ from brats_lightning.core.labels import LabelScheme, in_classes
 from brats_lightning.core.targets import decode_regions
 
 Number = int | float
-Box = tuple[slice, slice, slice]
 
-# What a voxel of a removed component may become, if it touches it: what encloses this region, from inside out.
+# What a voxel that a region loses may become: what encloses this region, from inside out.
 _ENCLOSING = {"et": ("netc", "snfh"), "tc": ("snfh",)}
 
 
@@ -28,84 +28,84 @@ class PostprocessingError(ValueError):
     """Settings that cannot be applied."""
 
 
+class Region(NamedTuple):
+    """A region as the steps see it."""
+
+    classes: list[int]
+    around: list[int]  # the classes that enclose it, from inside out, the background last
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """One case in work: its labels, which steps change, and what they look at."""
+
+    labels: UInt8[np.ndarray, "z y x"]
+    probabilities: Float[np.ndarray, "k z y x"]
+    voxel_volume: float  # mm³
+    scheme: LabelScheme
+
+    def regions(self, names: Sequence[str] | None, default: Sequence[str]) -> list[Region]:
+        """The named regions in this order; for None those of ``default`` that the scheme has.
+
+        Raises:
+            PostprocessingError: a region that the scheme lacks.
+        """
+        scheme, known = self.scheme, self.scheme.regions
+        if unknown := set(names or ()) - set(known):
+            raise PostprocessingError(
+                f"postprocessing: regions names {', '.join(sorted(unknown))}; those of these classes are "
+                + ", ".join(known)
+            )
+        chosen = [name for name in default if name in known] if names is None else names
+        around = {name: [scheme.index(c) for c in _ENCLOSING.get(name, ()) if c in scheme.names] for name in chosen}
+        return [Region(sorted(known[name]), [*around[name], 0]) for name in chosen]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One rule. ``regions`` are taken in the order given; None: those that the step is meant for."""
+
+    def __call__(self, case: Labelling) -> None:
+        """Change ``case.labels``.
+
+        Raises:
+            PostprocessingError: it needs a class or region that the scheme lacks.
+        """
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
 class Postprocessing:
-    """The rules, applied in this order. Labels are classes, so ET ⊂ TC ⊂ WT holds whatever is done.
-
-    *Decoding*: ``argmax`` gives each voxel its most probable class; ``regions`` the class of the innermost region
-    whose probability is at least ½ (`brats_lightning.core.targets.decode_regions`).
-
-    *Hysteresis*, with ``low`` and ``high``: foreground are the 26-connected components of the voxels whose foreground
-    probability ``1 - p(background)`` is above ``low``, if it is above ``high`` in at least one voxel of the component.
-    Inside, a voxel decoded as background gets its most probable foreground class. It keeps a small lesion that is seen
-    faintly but with one clear peak, which a size or mean-confidence filter would lose.
-
-    *Core*, with ``core``: a 26-connected component of ET that exceeds this probability of ET nowhere becomes NETC; then
-    likewise one of TC becomes SNFH, whatever lies around it. Lesion-wise scores count each speck of core that a network
-    suspects inside an oedema as a lesion of its own, though the whole tumour around it is beyond doubt.
-
-    *The surest*, with ``keep_surest``: of the components that ``high`` and ``core`` judge, the one with the highest
-    probability stays whatever that is, of TC also the one with the surest ET. On scans unlike those it was trained on,
-    a network is sure of nothing, and would else lose the whole tumour.
-
-    *Solid core*, with ``solid_core``: oedema (SNFH) becomes NETC where tumour core encloses it in the slices of at
-    least two of the three orientations: in the slice, no path of 4-connected voxels outside the core leads from it to
-    the slice's border. Oedema lies around a core, never in it, but in a patch smaller than the tumour its inside looks
-    like oedema. A cavity (RC) is no core. Classes that lack NETC, SNFH or ET are left as they are.
-
-    *Holes*: background that tumour core encloses (6-connected background that doesn't reach the volume's border)
-    becomes NETC, and what remains enclosed by the whole tumour becomes SNFH.
-
-    *Minimum volume*: a 26-connected component of a region smaller than so many mm³ goes. A component of ET becomes
-    NETC if it touches that, else SNFH if it touches that, else background; one of TC becomes SNFH or background; all
-    others background. Regions are taken in the order ET, TC, WT, then the rest.
-
-    *Core required*, with ``require_core``: a 26-connected component of all foreground that is nothing but oedema (SNFH)
-    goes, all other classes being core here; with ``keep_surest`` the surest one stays if all are such, of equals the
-    largest. Oedema surrounds a metastasis or a cavity and is neither. Classes without SNFH have none to remove.
+    """Labels from class probabilities: decoded, then changed by one step after the other.
 
     Args:
-        low: probability; None leaves hysteresis out.
-        high: probability, at least ``low``; given together with it.
-        core: probability; None leaves all components of the core.
-        keep_surest: with ``high``, ``core`` or ``require_core``; for data where hardly a case has no lesion.
-        fill_holes: whether to fill them; needs the classes netc and snfh.
-        min_volume: in mm³: one for every region, or by region name.
-        decode: ``argmax`` or ``regions``; None leaves it to the network's target (`decoding`), and is else ``argmax``.
-        require_core: whether components of oedema alone go.
-        solid_core: whether enclosed oedema becomes NETC.
+        steps: each `Step` by its name, in their order; None leaves one out.
+        decode: ``argmax`` gives each voxel its most probable class; ``regions`` the class of the innermost region whose
+            probability is at least ½ (`brats_lightning.core.targets.decode_regions`); None leaves it to the network's
+            target (`decoding`), and is else ``argmax``.
 
     Raises:
         PostprocessingError: impossible settings.
     """
 
-    low: Number | None = None
-    high: Number | None = None
-    core: Number | None = None
-    keep_surest: bool = False
-    fill_holes: bool = False
-    min_volume: Number | Mapping[str, Number] | None = None
+    steps: Mapping[str, Any] = field(default_factory=dict)
     decode: str | None = None
-    require_core: bool = False
-    solid_core: bool = False
 
     def __post_init__(self) -> None:
-        if (self.low is None) != (self.high is None):
-            raise PostprocessingError(f"give postprocessing.low and .high together, got {self.low} and {self.high}")
-        if self.low is not None and self.high is not None and not 0 <= self.low <= self.high < 1:
-            raise PostprocessingError(
-                f"postprocessing needs 0 ≤ low ≤ high < 1 (probabilities), got low={self.low} high={self.high}"
-            )
-        if self.core is not None and not 0 <= self.core < 1:
-            raise PostprocessingError(f"postprocessing.core is a probability, 0 ≤ core < 1, got {self.core}")
-        sizes = self.min_volume.values() if isinstance(self.min_volume, Mapping) else [self.min_volume or 0]
-        if not all(size >= 0 for size in sizes):
-            raise PostprocessingError(f"postprocessing.min_volume is in mm³, at least 0, got {self.min_volume}")
+        steps = {name: step for name, step in (self.steps or {}).items() if step is not None}
+        for name, step in steps.items():
+            if not isinstance(step, Step):
+                raise PostprocessingError(
+                    f"postprocessing.steps.{name} has the settings {step} and no _target_: no such step was chosen. "
+                    "Choose one that has it, e.g. postprocessing=hysteresis, add it, e.g. "
+                    f"'postprocessing/step=[{name}]', or leave it out, postprocessing.steps.{name}=null"
+                )
         if self.decode not in ("argmax", "regions", None):
             raise PostprocessingError(f"postprocessing.decode must be argmax, regions or null, got {self.decode!r}")
+        object.__setattr__(self, "steps", steps)
 
     def decoding(self, decode: str) -> "Postprocessing":
-        """These rules, with their ``decode`` set where it was left open."""
+        """The same, with ``decode`` set where it was left open."""
         return replace(self, decode=self.decode or decode)
 
     def __call__(
@@ -119,200 +119,230 @@ class Postprocessing:
             scheme: the classes.
 
         Raises:
-            PostprocessingError: a rule needs a class or region that the scheme lacks.
+            PostprocessingError: a step needs a class or region that the scheme lacks.
             ValueError: decoding by regions that do not tell the classes apart.
         """
-        labels = self._decode(probabilities, scheme) if self.low is None else self._hysteresis(probabilities, scheme)
-        if self.core is not None:
-            for region in ("et", "tc"):
-                self._demote_unsure(labels, probabilities, region, self.core, scheme)
-        if self.solid_core and {"netc", "snfh", "et"} <= set(scheme.names):
-            _fill_core(labels, scheme)
-        if self.fill_holes:
-            _fill_holes(labels, scheme)
-        for region, volume in self._min_volumes(scheme).items():
-            _remove_small(labels, region, volume / math.prod(spacing), scheme)
-        if self.require_core and "snfh" in scheme.names:
-            self._remove_bare_oedema(labels, probabilities, scheme.index("snfh"))
-        return labels
+        case = Labelling(self._decode(probabilities, scheme), probabilities, math.prod(spacing), scheme)
+        for step in self.steps.values():
+            step(case)
+        return case.labels
 
     def _decode(self, probabilities: Float[np.ndarray, "k z y x"], scheme: LabelScheme) -> UInt8[np.ndarray, "z y x"]:
-        if self.decode == "regions":
-            return decode_regions(torch.from_numpy(probabilities), scheme).numpy()
-        return most_probable(probabilities)
-
-    def _hysteresis(
-        self, probabilities: Float[np.ndarray, "k z y x"], scheme: LabelScheme
-    ) -> UInt8[np.ndarray, "z y x"]:
-        assert self.low is not None and self.high is not None  # noqa: PT018 — checked together above
         labels = np.zeros(probabilities.shape[1:], np.uint8)
-        candidates = 1 - probabilities[0] > self.low
-        box = nonzero_box(candidates)
-        part = probabilities[(slice(None), *box)]
-        components, n = label_components(candidates[box])
-        if n:
-            kept = self._sure(1 - part[0], components, n, self.high)
-            decoded = self._decode(part, scheme)
-            foreground = np.where(decoded == 0, most_probable(part[1:]) + 1, decoded)
-            labels[box] = np.where(kept[components], foreground, 0)
+        inside = probabilities[0] < 0.6  # the rest can be nothing but background, as probabilities sum to 1
+        voxels = probabilities[:, inside]
+        if self.decode == "regions":
+            labels[inside] = decode_regions(torch.from_numpy(voxels[:, None, None]), scheme).numpy()[0, 0]
+        else:
+            labels[inside] = voxels.argmax(0)  # the first of equals
         return labels
 
-    def _demote_unsure(
-        self,
-        labels: UInt8[np.ndarray, "z y x"],
-        probabilities: Float[np.ndarray, "k z y x"],
-        region: str,
-        least: Number,
-        scheme: LabelScheme,
-    ) -> None:
-        """Give a region's components whose probability exceeds ``least`` nowhere to what encloses the region."""
-        if region not in scheme.regions:
-            return
-        classes = sorted(scheme.regions[region])
-        mask = in_classes(labels, classes)
-        box = nonzero_box(mask)
-        components, n = label_components(mask[box])
-        if n:
-            sure = self._sure(probabilities[(classes, *box)].sum(0), components, n, least)
-            sure[0] = True  # outside the region nothing changes
-            if region == "tc" and "et" in scheme.regions:  # ET that has stayed
-                sure[components[in_classes(labels[box], scheme.regions["et"])]] = True
-            labels[box][~sure[components]] = next(
-                (scheme.index(name) for name in _ENCLOSING[region] if name in scheme.names), 0
-            )
 
-    def _remove_bare_oedema(
-        self, labels: UInt8[np.ndarray, "z y x"], probabilities: Float[np.ndarray, "k z y x"], oedema: int
-    ) -> None:
-        """Remove the components of foreground that hold nothing but oedema."""
-        box = nonzero_box(labels)
-        part = labels[box]
-        components, n = label_components(part > 0)
-        if n:
-            kept = np.zeros(n + 1, bool)
-            kept[components[(part > 0) & (part != oedema)]] = True
-            if self.keep_surest and not kept.any():
-                peaks = ndimage.maximum(1 - probabilities[(0, *box)], components, np.arange(n + 1))
-                sizes = np.bincount(components.reshape(-1))
-                kept[max(range(1, n + 1), key=lambda number: (peaks[number], sizes[number]))] = True
-            part[~kept[components]] = 0
+@dataclass(frozen=True)
+class Hysteresis(Step):
+    """The foreground is each component of the voxels above ``low`` that is above ``high`` somewhere.
 
-    def _sure(
-        self,
-        probabilities: Float[np.ndarray, "z y x"],
-        components: Integer[np.ndarray, "z y x"],
-        n: int,
-        least: Number,
-    ) -> Bool[np.ndarray, " m"]:
-        """Which of 0 … n components exceed ``least`` somewhere, or are the surest and may stay for that; 0 is False."""
-        peaks = np.asarray(ndimage.maximum(probabilities, components, np.arange(n + 1)))
-        sure = peaks > least
-        if self.keep_surest:
-            sure[1:] |= peaks[1:] == peaks[1:].max()
-        sure[0] = False
-        return sure
+    What is compared is the foreground probability ``1 - p(background)``. Inside, a voxel decoded as background gets its
+    most probable foreground class. It keeps a small lesion that is seen faintly but with one clear peak, which a filter
+    of size or mean confidence would lose.
 
-    def _min_volumes(self, scheme: LabelScheme) -> dict[str, float]:
-        if self.min_volume is None:
-            return {}
-        if not isinstance(self.min_volume, Mapping):
-            return {region: float(self.min_volume) for region in scheme.regions}
-        if unknown := set(self.min_volume) - set(scheme.regions):
+    With ``regions``, the same of each region within what encloses it (TC within WT, ET within TC): what the region
+    loses becomes the enclosing class, what it gains its own most probable one. Name them from the outside in.
+
+    Args:
+        low: probability.
+        high: probability, at least ``low``.
+        keep_surest: whether the component with the highest probability stays whatever that is. On scans unlike those it
+            was trained on, a network is sure of nothing, and would else lose the whole tumour; for data where hardly a
+            case has no lesion.
+        regions: None is the foreground.
+    """
+
+    low: Number
+    high: Number
+    keep_surest: bool = False
+    regions: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= self.high < 1:
             raise PostprocessingError(
-                f"postprocessing.min_volume names {', '.join(sorted(unknown))}; the regions of these classes are "
-                + ", ".join(scheme.regions)
+                f"hysteresis needs 0 ≤ low ≤ high < 1 (probabilities), got low={self.low} high={self.high}"
             )
-        return {name: float(self.min_volume[name]) for name in scheme.regions if name in self.min_volume}
+
+    def __call__(self, case: Labelling) -> None:
+        """Keep the components with a peak."""
+        foreground = Region(list(range(1, case.scheme.num_classes)), [0])
+        for classes, (outside, *_) in [foreground] if self.regions is None else case.regions(self.regions, ()):
+            p = 1 - case.probabilities[0] if self.regions is None else case.probabilities[classes].sum(0)
+            above = p > self.low
+            box = nonzero_box(above)
+            labels, lost = case.labels[box], in_classes(case.labels, classes)
+            allowed = lost[box] | (labels == outside)
+            components, n = label_components(above[box] & allowed)
+            kept = _sure(p[box], components, n, self.high, self.keep_surest)[components]
+            gained = kept & ~lost[box]
+            lost[box] &= ~kept
+            case.labels[lost] = outside
+            best = np.stack([case.probabilities[index][box][gained] for index in classes]).argmax(0)
+            labels[gained] = np.array(classes, np.uint8)[best]
 
 
-def most_probable(probabilities: Float[np.ndarray, "k z y x"]) -> UInt8[np.ndarray, "z y x"]:
-    """Index of the largest value along the first axis, the first of equals."""
-    labels = np.empty(probabilities.shape[1:], np.uint8)
-    for z in range(len(labels)):  # argmax makes 8-byte indices; of a slice they are few
-        labels[z] = probabilities[:, z].argmax(0)
-    return labels
+@dataclass(frozen=True)
+class ConfidentCore(Step):
+    """A component of ET that exceeds the threshold nowhere becomes NETC; then likewise one of TC becomes SNFH.
 
+    The probability is the region's. Lesion-wise scores count each speck of core that a network suspects in an oedema as
+    a lesion of its own, though the whole tumour around it is beyond doubt.
 
-def tuned_file(checkpoint: Path | str) -> Path:
-    """Where `brats_lightning.tune` leaves what it found for a checkpoint."""
-    checkpoint = Path(checkpoint)
-    return checkpoint.with_name(f"{checkpoint.stem}_postprocessing.yaml")
-
-
-def tuned(checkpoint: str | Path | Sequence[str | Path]) -> Postprocessing:
-    """The rules that `brats_lightning.tune` chose for a checkpoint, or for the members of an ensemble alike.
-
-    Raises:
-        PostprocessingError: not tuned, or members that were tuned to different rules.
+    Args:
+        threshold: probability.
+        keep_surest: as of `Hysteresis`, of each region; of TC, the component with the surest ET stays, too.
+        regions: others, from the inside out; one that has no enclosing class becomes background.
     """
-    found = {}
-    for path in [checkpoint] if isinstance(checkpoint, str | Path) else checkpoint:
-        file = tuned_file(path)
-        if not file.is_file():
-            raise PostprocessingError(f"there is no {file}; make it with: python -m brats_lightning.tune ckpt={path}")
-        content: Any = OmegaConf.to_container(OmegaConf.load(file))
-        found[str(file)] = Postprocessing(**content["chosen"])
-    return agreed(found, "the members were tuned to different rules; tune them together: 'ckpt=[A,B]'")
+
+    threshold: Number
+    keep_surest: bool = False
+    regions: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold < 1:
+            raise PostprocessingError(f"core needs 0 ≤ threshold < 1 (a probability), got threshold={self.threshold}")
+
+    def __call__(self, case: Labelling) -> None:
+        """Give the components without a peak to what encloses their region."""
+        judged: list[int] = []
+        for classes, (outside, *_) in case.regions(self.regions, ("et", "tc")):
+            mask = in_classes(case.labels, classes)
+            box = nonzero_box(mask)
+            labels = case.labels[box]
+            components, n = label_components(mask[box])
+            p = case.probabilities[(classes, *box)].sum(0)
+            sure = _sure(p, components, n, self.threshold, self.keep_surest)
+            sure[0] = True  # outside the region nothing changes
+            sure[components[in_classes(labels, judged)]] = True  # what has stayed of a region inside
+            labels[~sure[components]] = outside
+            judged += classes
 
 
-def agreed(rules: Mapping[str, Postprocessing], otherwise: str) -> Postprocessing:
-    """The rules of an ensemble's members, by their files, which must be the same.
+@dataclass(frozen=True)
+class SolidCore(Step):
+    """Oedema (SNFH) becomes NETC where tumour core encloses it in the slices of at least two of the three orientations.
 
-    Raises:
-        PostprocessingError: ``otherwise``, and which file has which.
+    In the slice, no path of 4-connected voxels outside the core leads from it to the slice's border. Oedema lies around
+    a core, never in it, but in a patch smaller than the tumour its inside looks like oedema. A cavity (RC) is no core.
+    Classes that lack NETC, SNFH or ET are left as they are.
     """
-    first, *others = rules.values()
-    if any(other != first for other in others):
-        raise PostprocessingError("\n  ".join([otherwise, *(f"{file}: {found}" for file, found in rules.items())]))
-    return first
+
+    def __call__(self, case: Labelling) -> None:
+        """Fill the core."""
+        scheme = case.scheme
+        if not {"netc", "snfh", "et"} <= set(scheme.names):
+            return
+        core = in_classes(case.labels, scheme.regions["tc"])
+        box = nonzero_box(core)  # nothing outside is enclosed
+        part, core = case.labels[box], core[box]
+        oedema = part == scheme.index("snfh")
+        if not oedema.any():
+            return
+        planes = [np.expand_dims(ndimage.generate_binary_structure(2, 1), axis) for axis in range(3)]
+        enclosed = [ndimage.binary_fill_holes(core, plane) for plane in planes]
+        part[(np.sum(enclosed, axis=0, dtype=np.uint8) >= 2) & oedema] = scheme.index("netc")
 
 
-def _fill_core(labels: UInt8[np.ndarray, "z y x"], scheme: LabelScheme) -> None:
-    """Make NETC of the SNFH that the core encloses in at least two orientations."""
-    core = in_classes(labels, scheme.regions["tc"])
-    box = nonzero_box(core)  # nothing outside is enclosed
-    part, core = labels[box], core[box]
-    oedema = part == scheme.index("snfh")
-    if not oedema.any():
-        return
-    planes = [np.expand_dims(ndimage.generate_binary_structure(2, 1), axis) for axis in range(3)]
-    enclosed = [ndimage.binary_fill_holes(core, plane) for plane in planes]
-    part[(np.sum(enclosed, axis=0, dtype=np.uint8) >= 2) & oedema] = scheme.index("netc")
+@dataclass(frozen=True)
+class FillHoles(Step):
+    """Background that tumour core encloses becomes NETC, and what remains enclosed by the whole tumour SNFH.
+
+    Enclosed is 6-connected background that doesn't reach the volume's border. Needs the classes netc and snfh.
+    """
+
+    def __call__(self, case: Labelling) -> None:
+        """Fill the holes."""
+        scheme = case.scheme
+        if not {"netc", "snfh"} <= set(scheme.names):
+            raise PostprocessingError("postprocessing: fill_holes needs the classes netc and snfh among data.labels")
+        part = case.labels[nonzero_box(case.labels)]
+        for region, name in (("tc", "netc"), ("wt", "snfh")):
+            if region in scheme.regions:
+                mask = in_classes(part, scheme.regions[region])
+                part[ndimage.binary_fill_holes(mask) & (part == 0)] = scheme.index(name)
 
 
-def _fill_holes(labels: UInt8[np.ndarray, "z y x"], scheme: LabelScheme) -> None:
-    if not {"netc", "snfh"} <= set(scheme.names):
-        raise PostprocessingError("postprocessing.fill_holes needs the classes netc and snfh among data.labels")
-    part = labels[nonzero_box(labels)]
-    for region, name in (("tc", "netc"), ("wt", "snfh")):
-        if region in scheme.regions:
-            mask = in_classes(part, scheme.regions[region])
-            part[ndimage.binary_fill_holes(mask) & (part == 0)] = scheme.index(name)
+@dataclass(frozen=True)
+class MinVolume(Step):
+    """A component of a region smaller than so many mm³ goes.
+
+    One of ET becomes NETC if it touches that, else SNFH if it touches that, else background; one of TC becomes SNFH or
+    background; all others background.
+
+    Args:
+        mm3: the least volume that stays.
+        regions: None is all, in the order ET, TC, WT, then the rest.
+    """
+
+    mm3: Number
+    regions: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.mm3 >= 0:
+            raise PostprocessingError(f"min_volume needs mm3 of at least 0, got mm3={self.mm3}")
+
+    def __call__(self, case: Labelling) -> None:
+        """Replace the small components."""
+        least = self.mm3 / case.voxel_volume * (1 - 1e-6)  # spacings carry rounding errors
+        part = case.labels[nonzero_box(case.labels)]
+        for classes, around in case.regions(self.regions, tuple(case.scheme.regions)):
+            components, n = label_components(in_classes(part, classes))
+            for number, box in enumerate(ndimage.find_objects(components) if n else [], 1):
+                wider = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)
+                labels, component = part[wider], components[wider] == number
+                if np.count_nonzero(component) < least:
+                    touched = {0, *np.unique(labels[ndimage.binary_dilation(component, NEIGHBOURS_26)]).tolist()}
+                    labels[component] = next(index for index in around if index in touched)
 
 
-def _remove_small(labels: UInt8[np.ndarray, "z y x"], region: str, voxels: float, scheme: LabelScheme) -> None:
-    """Replace a region's components of fewer than ``voxels`` voxels."""
-    classes = scheme.regions[region]
-    enclosing = [scheme.index(name) for name in _ENCLOSING.get(region, ()) if name in scheme.names]
-    for box, component in _components(in_classes(labels, classes)):
-        if np.count_nonzero(component) < voxels * (1 - 1e-6):  # spacings carry rounding errors
-            touching = set(np.unique(labels[box][ndimage.binary_dilation(component, NEIGHBOURS_26)]).tolist())
-            new = next((index for index in enclosing if index in touching), 0)
-            labels[box][component] = new
+@dataclass(frozen=True)
+class RequireCore(Step):
+    """A component of all foreground that is nothing but oedema (SNFH) goes, all other classes being core here.
+
+    Oedema surrounds a metastasis or a cavity and is neither. Classes without SNFH have none to remove.
+
+    Args:
+        keep_surest: if all components are such, the one with the highest foreground probability stays, of equals the
+            largest.
+    """
+
+    keep_surest: bool = False
+
+    def __call__(self, case: Labelling) -> None:
+        """Remove bare oedema."""
+        if "snfh" not in case.scheme.names:
+            return
+        box = nonzero_box(case.labels)
+        part = case.labels[box]
+        components, n = label_components(part > 0)
+        kept = np.zeros(n + 1, bool)
+        kept[components[(part > 0) & (part != case.scheme.index("snfh"))]] = True
+        if n and self.keep_surest and not kept.any():
+            peaks = ndimage.maximum(1 - case.probabilities[(0, *box)], components, np.arange(n + 1))
+            sizes = np.bincount(components.reshape(-1))
+            kept[max(range(1, n + 1), key=lambda number: (peaks[number], sizes[number]))] = True
+        part[~kept[components]] = 0
 
 
-def _components(mask: Bool[np.ndarray, "z y x"]) -> Iterator[tuple[Box, Bool[np.ndarray, "d h w"]]]:
-    """Each 26-connected component in its box, one voxel wider than itself where the volume goes on."""
-    outer = nonzero_box(mask)
-    components, n = label_components(mask[outer])
-    for number, inner in enumerate(ndimage.find_objects(components) if n else [], 1):
-        bounds = [
-            (max(0, o.start + i.start - 1), min(n, o.start + i.stop + 1))
-            for o, i, n in zip(outer, inner, mask.shape, strict=True)
-        ]
-        a, b, c = (slice(*bound) for bound in bounds)
-        component = np.zeros(tuple(high - low for low, high in bounds), dtype=bool)
-        offsets = [o.start + i.start - low for o, i, (low, _) in zip(outer, inner, bounds, strict=True)]
-        placed = tuple(slice(o, o + i.stop - i.start) for o, i in zip(offsets, inner, strict=True))
-        component[placed] = components[inner] == number
-        yield (a, b, c), component
+def _sure(
+    probabilities: Float[np.ndarray, "z y x"],
+    components: Integer[np.ndarray, "z y x"],
+    n: int,
+    least: Number,
+    keep_surest: bool,
+) -> Bool[np.ndarray, " m"]:
+    """Which of 0 … n components exceed ``least`` somewhere, or are the surest and may stay for that; 0 is False."""
+    if not n:
+        return np.zeros(1, bool)
+    peaks = np.asarray(ndimage.maximum(probabilities, components, np.arange(n + 1)))
+    sure = peaks > least
+    if keep_surest:
+        sure[1:] |= peaks[1:] == peaks[1:].max()
+    sure[0] = False
+    return sure
