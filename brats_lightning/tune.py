@@ -5,8 +5,8 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,6 @@ from brats_lightning.config.entry_point import entry_point
 from brats_lightning.runtime.files import write_text
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from brats_lightning.core.labels import LabelScheme
     from brats_lightning.data.cases import Case, Examination
     from brats_lightning.inference.ensemble import Ensemble, TrainedModel
     from brats_lightning.inference.postprocessing import Postprocessing, Step
@@ -50,7 +47,7 @@ def tune(cfg: DictConfig) -> dict[str, Any]:
         CaseError: cases that cannot be read.
     """
     from brats_lightning.config.checkpoint import affine_tolerance, load_ensemble
-    from brats_lightning.config.postprocessing import as_config
+    from brats_lightning.config.postprocessing import as_config, tuned_file
     from brats_lightning.data.cases import CaseError, examine, required
     from brats_lightning.inference.ensemble import Ensemble
     from brats_lightning.metrics import PROTOCOLS
@@ -88,17 +85,21 @@ def tune(cfg: DictConfig) -> dict[str, Any]:
     for index, rule in enumerate(rules):
         per_case = [case[index] for case in scores.values()]
         means = {name: mean_without_nan([case[name] for case in per_case]) for name in per_case[0]}
-        tried.append({"steps": _parameters(rule)} | {name: _rounded(value) for name, value in means.items()})
-    best = max(range(len(rules)), key=lambda i: -1.0 if tried[i]["score"] is None else tried[i]["score"])
+        rounded = {name: None if math.isnan(value) else round(value, 6) for name, value in means.items()}
+        tried.append({"steps": _parameters(rule), **rounded})
+    order = sorted(range(len(rules)), key=lambda i: 1.0 if tried[i]["score"] is None else -tried[i]["score"])
     result = {
-        "chosen": as_config(rules[best]),
-        "score": tried[best]["score"],
+        "chosen": as_config(rules[order[0]]),
+        "score": tried[order[0]]["score"],
         "without": tried[0]["score"],
         "protocol": cfg.protocol,
         "cases": list(scores),
-        "tried": sorted(tried, key=lambda row: -1.0 if row["score"] is None else row["score"], reverse=True),
+        "tried": [tried[index] for index in order],
     }
-    _report(result, [_write(model.path, result) for model in models])
+    files = [tuned_file(model.path) for model in models]
+    for file in files:
+        write_text(file, _HEADER + OmegaConf.to_yaml(OmegaConf.create(result)))
+    _report(result, files)
     return result
 
 
@@ -148,41 +149,38 @@ def _candidates(cfg: DictConfig, ensemble: "Ensemble") -> list["Postprocessing"]
     from brats_lightning.inference.postprocessing import Postprocessing
 
     steps = Postprocessing(build_part("postprocessing", cfg.postprocessing.steps, _convert_="all")).steps
-    grid = _grid(OmegaConf.to_container(cfg.grid))
-    if unknown := set(grid) - set(steps):
-        raise ValueError(f"grid.{min(unknown)} is none of the steps, postprocessing.steps: {', '.join(steps)}")
+    grid = _grid(OmegaConf.to_container(cfg.grid), steps)
     used = [own_postprocessing(model, tuple(cfg.trust)).decoding(ensemble.decode) for model in ensemble.models]
     versions = []
     for name, step in steps.items():
         own = [rules.steps.get(name) for rules in used]
         common = own[0] if all(other == own[0] for other in own) else None
-        versions.append(_versions(name, common or step, grid[name]) if name in grid else [common])
+        versions.append(_versions(common or step, grid[name]) if name in grid else [common])
     rules = [Postprocessing(decode=ensemble.decode)]
     for combined in itertools.product(*reversed(versions)):  # the first step varies fastest
         rules.append(Postprocessing(dict(zip(steps, reversed(combined), strict=True)), ensemble.decode))
     return list({str(rule): rule for rule in [*rules, *used]}.values())
 
 
-def _grid(node: Any) -> dict[str, dict[str, list[Any]]]:
+def _grid(node: Any, steps: Mapping[str, "Step"]) -> dict[str, dict[str, list[Any]]]:
     """Step → parameter, or "" for the step itself → the values to try; null is left out."""
+    known = [*steps, *(f"{name}.{key}" for name, step in steps.items() for key in vars(step))]
     grid: dict[str, dict[str, list[Any]]] = {}
     for name, varied in node.items():
         for key, values in (varied if isinstance(varied, dict) else {"": varied}).items():
-            if values is not None and not isinstance(values, list):
-                where = f"grid.{name}.{key}".rstrip(".")
-                raise ValueError(
-                    f"the values to try are lists, as in 'grid.core.threshold=[0.9]'; got {where}={values}"
-                )
-            if values is not None:
-                grid.setdefault(name, {})[key] = values
+            where = f"{name}.{key}".rstrip(".")
+            if values is None:
+                continue
+            if not isinstance(values, list):
+                raise ValueError(f"grid.{where}={values}: the values to try are a list, e.g. 'grid.{where}=[{values}]'")
+            if where not in known:
+                raise ValueError(f"grid.{where}: of the steps in postprocessing.steps there are {', '.join(known)}")
+            grid.setdefault(name, {})[key] = values
     return grid
 
 
-def _versions(name: str, step: "Step", values: dict[str, list[Any]]) -> list["Step | None"]:
+def _versions(step: "Step", values: dict[str, list[Any]]) -> list["Step | None"]:
     """What is tried of a step; None leaves it out."""
-    known = [field.name for field in fields(step)]
-    if unknown := set(values) - {"", *known}:
-        raise ValueError(f"grid.{name}.{min(unknown)} is no parameter of the step; it has {', '.join(known) or 'none'}")
     if "" in values:
         return [step if take else None for take in values[""]]
     combined = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
@@ -194,7 +192,10 @@ def _score_all(
 ) -> list[dict[str, float]]:
     """Scores of one case under each of the rules."""
     from brats_lightning.core.geometry import Placement
+    from brats_lightning.metrics.official import HEADLINES, score_case
+    from brats_lightning.metrics.voxel import mean_without_nan
 
+    column = next(iter(HEADLINES[protocol].values()))  # the lesion-wise Dice comes first
     mask = examination.mask
     assert mask is not None  # required
     whole = Placement.whole(mask.grid)
@@ -207,25 +208,13 @@ def _score_all(
         labels = rule(probabilities.values, placement.spacing, ensemble.scheme)
         same = hashlib.blake2b(labels.tobytes()).digest()  # many rules agree on many cases
         if same not in known:
-            known[same] = _score(reference, placement.restore(labels), mask.grid.spacing, ensemble.scheme, protocol)
+            prediction = placement.restore(labels)
+            table = score_case(reference, prediction, mask.grid.spacing, ensemble.scheme, protocol)
+            regions = {region: values[column] for region, values in table.items()}
+            mean = mean_without_nan([regions[name] for name in ensemble.scheme.headline_regions])
+            known[same] = {"score": mean, **regions}
         scores.append(known[same])
     return scores
-
-
-def _score(
-    reference: "np.ndarray",
-    prediction: "np.ndarray",
-    spacing: Sequence[float],
-    scheme: "LabelScheme",
-    protocol: str,
-) -> dict[str, float]:
-    from brats_lightning.metrics.official import HEADLINES, score_case
-    from brats_lightning.metrics.voxel import mean_without_nan
-
-    column = next(iter(HEADLINES[protocol].values()))  # the lesion-wise Dice comes first
-    table = score_case(reference, prediction, spacing, scheme, protocol)
-    regions = {region: values[column] for region, values in table.items()}
-    return {"score": mean_without_nan([regions[name] for name in scheme.headline_regions]), **regions}
 
 
 def _parameters(rules: "Postprocessing") -> dict[str, Any]:
@@ -237,18 +226,6 @@ def _parameters(rules: "Postprocessing") -> dict[str, Any]:
         }
         found |= values or {name: True}
     return found
-
-
-def _rounded(value: float) -> float | None:
-    return None if math.isnan(value) else round(value, 6)
-
-
-def _write(checkpoint: Path, result: dict[str, Any]) -> Path:
-    from brats_lightning.config.postprocessing import tuned_file
-
-    path = tuned_file(checkpoint)
-    write_text(path, _HEADER + OmegaConf.to_yaml(OmegaConf.create(result)))
-    return path
 
 
 def _report(result: dict[str, Any], files: Sequence[Path]) -> None:

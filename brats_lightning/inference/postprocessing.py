@@ -4,13 +4,13 @@ Labels are classes, so ET ⊂ TC ⊂ WT holds whatever a step does. Components a
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Integer, UInt8
+from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage
 
 from brats_lightning.core.components import NEIGHBOURS_26, label_components
@@ -20,7 +20,7 @@ from brats_lightning.core.targets import decode_regions
 
 Number = int | float
 
-# What a voxel that a region loses may become: what encloses this region, from inside out.
+# What encloses a region, from inside out: what the voxels that it loses become.
 _ENCLOSING = {"et": ("netc", "snfh"), "tc": ("snfh",)}
 
 
@@ -28,48 +28,45 @@ class PostprocessingError(ValueError):
     """Settings that cannot be applied."""
 
 
-class Region(NamedTuple):
-    """A region as the steps see it."""
-
-    classes: list[int]
-    around: list[int]  # the classes that enclose it, from inside out, the background last
-
-
 @dataclass(frozen=True)
 class Labelling:
-    """One case in work: its labels, which steps change, and what they look at."""
+    """One case in work: its labels, which the steps change, and what they look at."""
 
     labels: UInt8[np.ndarray, "z y x"]
     probabilities: Float[np.ndarray, "k z y x"]
     voxel_volume: float  # mm³
     scheme: LabelScheme
 
-    def regions(self, names: Sequence[str] | None, default: Sequence[str]) -> list[Region]:
-        """The named regions in this order; for None those of ``default`` that the scheme has.
+    def regions(self, names: Sequence[str] | None, default: Iterable[str]) -> Iterator[tuple[list[int], list[int]]]:
+        """Each region's classes, and those that enclose it from inside out, the background last.
+
+        Args:
+            names: of the regions, in their order; None for those of ``default`` that there are.
+            default: names.
 
         Raises:
             PostprocessingError: a region that the scheme lacks.
         """
         scheme, known = self.scheme, self.scheme.regions
-        if unknown := set(names or ()) - set(known):
-            raise PostprocessingError(
-                f"postprocessing: regions names {', '.join(sorted(unknown))}; those of these classes are "
-                + ", ".join(known)
-            )
-        chosen = [name for name in default if name in known] if names is None else names
-        around = {name: [scheme.index(c) for c in _ENCLOSING.get(name, ()) if c in scheme.names] for name in chosen}
-        return [Region(sorted(known[name]), [*around[name], 0]) for name in chosen]
+        for name in default if names is None else names:
+            if name in known:
+                around = [scheme.index(other) for other in _ENCLOSING.get(name, ()) if other in scheme.names]
+                yield sorted(known[name]), [*around, 0]
+            elif names is not None:
+                raise PostprocessingError(
+                    f"postprocessing: regions names {name}; those of these classes are {', '.join(known)}"
+                )
 
 
 @dataclass(frozen=True)
 class Step:
-    """One rule. ``regions`` are taken in the order given; None: those that the step is meant for."""
+    """One rule, with its settings."""
 
     def __call__(self, case: Labelling) -> None:
-        """Change ``case.labels``.
+        """Change the labels.
 
         Raises:
-            PostprocessingError: it needs a class or region that the scheme lacks.
+            PostprocessingError: the step needs a class or region that the scheme lacks.
         """
         raise NotImplementedError
 
@@ -93,6 +90,7 @@ class Postprocessing:
 
     def __post_init__(self) -> None:
         steps = {name: step for name, step in (self.steps or {}).items() if step is not None}
+        object.__setattr__(self, "steps", steps)
         for name, step in steps.items():
             if not isinstance(step, Step):
                 raise PostprocessingError(
@@ -102,7 +100,6 @@ class Postprocessing:
                 )
         if self.decode not in ("argmax", "regions", None):
             raise PostprocessingError(f"postprocessing.decode must be argmax, regions or null, got {self.decode!r}")
-        object.__setattr__(self, "steps", steps)
 
     def decoding(self, decode: str) -> "Postprocessing":
         """The same, with ``decode`` set where it was left open."""
@@ -114,7 +111,7 @@ class Postprocessing:
         """Class index of each voxel.
 
         Args:
-            probabilities: of the classes, the background first.
+            probabilities: of the classes, the background first; in each voxel they sum to 1.
             spacing: (z, y, x) in mm.
             scheme: the classes.
 
@@ -122,19 +119,15 @@ class Postprocessing:
             PostprocessingError: a step needs a class or region that the scheme lacks.
             ValueError: decoding by regions that do not tell the classes apart.
         """
-        case = Labelling(self._decode(probabilities, scheme), probabilities, math.prod(spacing), scheme)
-        for step in self.steps.values():
-            step(case)
-        return case.labels
-
-    def _decode(self, probabilities: Float[np.ndarray, "k z y x"], scheme: LabelScheme) -> UInt8[np.ndarray, "z y x"]:
         labels = np.zeros(probabilities.shape[1:], np.uint8)
-        inside = probabilities[0] < 0.6  # the rest can be nothing but background, as probabilities sum to 1
+        inside = probabilities[0] < 0.6  # above ½ nothing but background can be decoded; the rest is for rounding
         voxels = probabilities[:, inside]
         if self.decode == "regions":
             labels[inside] = decode_regions(torch.from_numpy(voxels[:, None, None]), scheme).numpy()[0, 0]
         else:
             labels[inside] = voxels.argmax(0)  # the first of equals
+        for step in self.steps.values():
+            step(Labelling(labels, probabilities, math.prod(spacing), scheme))
         return labels
 
 
@@ -142,20 +135,16 @@ class Postprocessing:
 class Hysteresis(Step):
     """The foreground is each component of the voxels above ``low`` that is above ``high`` somewhere.
 
-    What is compared is the foreground probability ``1 - p(background)``. Inside, a voxel decoded as background gets its
-    most probable foreground class. It keeps a small lesion that is seen faintly but with one clear peak, which a filter
-    of size or mean confidence would lose.
+    The probability is the foreground's, ``1 - p(background)``. Inside, a voxel decoded as background gets its most
+    probable foreground class. It keeps a small lesion that is seen faintly but with one clear peak, which a filter of
+    size or mean confidence would lose.
 
-    With ``regions``, the same of each region within what encloses it (TC within WT, ET within TC): what the region
-    loses becomes the enclosing class, what it gains its own most probable one. Name them from the outside in.
+    With ``regions``, from the outside in, the same of each within what encloses it (TC in WT, ET in TC): what a region
+    loses becomes the enclosing class, what it gains its own most probable one.
 
-    Args:
-        low: probability.
-        high: probability, at least ``low``.
-        keep_surest: whether the component with the highest probability stays whatever that is. On scans unlike those it
-            was trained on, a network is sure of nothing, and would else lose the whole tumour; for data where hardly a
-            case has no lesion.
-        regions: None is the foreground.
+    ``keep_surest`` lets the component with the highest probability stay whatever that is. On scans unlike those it was
+    trained on, a network is sure of nothing, and would else lose the whole tumour; for data where hardly a case has no
+    lesion.
     """
 
     low: Number
@@ -171,18 +160,16 @@ class Hysteresis(Step):
 
     def __call__(self, case: Labelling) -> None:
         """Keep the components with a peak."""
-        foreground = Region(list(range(1, case.scheme.num_classes)), [0])
-        for classes, (outside, *_) in [foreground] if self.regions is None else case.regions(self.regions, ()):
+        foreground = [(list(range(1, case.scheme.num_classes)), [0])]
+        for classes, (outside, *_) in foreground if self.regions is None else case.regions(self.regions, ()):
             p = 1 - case.probabilities[0] if self.regions is None else case.probabilities[classes].sum(0)
-            above = p > self.low
-            box = nonzero_box(above)
-            labels, lost = case.labels[box], in_classes(case.labels, classes)
-            allowed = lost[box] | (labels == outside)
-            components, n = label_components(above[box] & allowed)
-            kept = _sure(p[box], components, n, self.high, self.keep_surest)[components]
-            gained = kept & ~lost[box]
+            box = nonzero_box(p > self.low)
+            p, labels, lost = p[box], case.labels[box], in_classes(case.labels, classes)
+            before = lost[box].copy()
+            kept = _with_peak(p, (p > self.low) & (before | (labels == outside)), self.high, self.keep_surest)
             lost[box] &= ~kept
             case.labels[lost] = outside
+            gained = kept & ~before
             best = np.stack([case.probabilities[index][box][gained] for index in classes]).argmax(0)
             labels[gained] = np.array(classes, np.uint8)[best]
 
@@ -192,12 +179,9 @@ class ConfidentCore(Step):
     """A component of ET that exceeds the threshold nowhere becomes NETC; then likewise one of TC becomes SNFH.
 
     The probability is the region's. Lesion-wise scores count each speck of core that a network suspects in an oedema as
-    a lesion of its own, though the whole tumour around it is beyond doubt.
+    a lesion of its own, though the whole tumour around it is beyond doubt. Other ``regions`` go from the inside out.
 
-    Args:
-        threshold: probability.
-        keep_surest: as of `Hysteresis`, of each region; of TC, the component with the surest ET stays, too.
-        regions: others, from the inside out; one that has no enclosing class becomes background.
+    ``keep_surest`` is that of `Hysteresis` for each region; of TC, the component with the surest ET stays, too.
     """
 
     threshold: Number
@@ -214,14 +198,31 @@ class ConfidentCore(Step):
         for classes, (outside, *_) in case.regions(self.regions, ("et", "tc")):
             mask = in_classes(case.labels, classes)
             box = nonzero_box(mask)
-            labels = case.labels[box]
-            components, n = label_components(mask[box])
-            p = case.probabilities[(classes, *box)].sum(0)
-            sure = _sure(p, components, n, self.threshold, self.keep_surest)
-            sure[0] = True  # outside the region nothing changes
-            sure[components[in_classes(labels, judged)]] = True  # what has stayed of a region inside
-            labels[~sure[components]] = outside
+            p, labels, mask = case.probabilities[(classes, *box)].sum(0), case.labels[box], mask[box]
+            stayed = in_classes(labels, judged)  # of a region inside
+            labels[mask & ~_with_peak(p, mask, self.threshold, self.keep_surest, stayed)] = outside
             judged += classes
+
+
+def _with_peak(
+    p: Float[np.ndarray, "z y x"],
+    mask: Bool[np.ndarray, "z y x"],
+    least: Number,
+    keep_surest: bool,
+    stayed: Bool[np.ndarray, "z y x"] | None = None,
+) -> Bool[np.ndarray, "z y x"]:
+    """The components that exceed ``least`` somewhere, or are the surest and may stay for that, or have ``stayed``."""
+    components, n = label_components(mask)
+    if not n:
+        return mask
+    peaks = np.asarray(ndimage.maximum(p, components, np.arange(n + 1)))
+    sure = peaks > least
+    if keep_surest:
+        sure[1:] |= peaks[1:] == peaks[1:].max()
+    if stayed is not None:
+        sure[components[stayed]] = True
+    sure[0] = False
+    return sure[components]
 
 
 @dataclass(frozen=True)
@@ -270,14 +271,10 @@ class FillHoles(Step):
 
 @dataclass(frozen=True)
 class MinVolume(Step):
-    """A component of a region smaller than so many mm³ goes.
+    """A component of a region smaller than ``mm3`` goes; ``regions``: None is all, in the order ET, TC, WT, the rest.
 
     One of ET becomes NETC if it touches that, else SNFH if it touches that, else background; one of TC becomes SNFH or
     background; all others background.
-
-    Args:
-        mm3: the least volume that stays.
-        regions: None is all, in the order ET, TC, WT, then the rest.
     """
 
     mm3: Number
@@ -291,7 +288,7 @@ class MinVolume(Step):
         """Replace the small components."""
         least = self.mm3 / case.voxel_volume * (1 - 1e-6)  # spacings carry rounding errors
         part = case.labels[nonzero_box(case.labels)]
-        for classes, around in case.regions(self.regions, tuple(case.scheme.regions)):
+        for classes, around in case.regions(self.regions, case.scheme.regions):
             components, n = label_components(in_classes(part, classes))
             for number, box in enumerate(ndimage.find_objects(components) if n else [], 1):
                 wider = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)
@@ -305,11 +302,9 @@ class MinVolume(Step):
 class RequireCore(Step):
     """A component of all foreground that is nothing but oedema (SNFH) goes, all other classes being core here.
 
-    Oedema surrounds a metastasis or a cavity and is neither. Classes without SNFH have none to remove.
-
-    Args:
-        keep_surest: if all components are such, the one with the highest foreground probability stays, of equals the
-            largest.
+    Oedema surrounds a metastasis or a cavity and is neither. Classes without SNFH have none to remove. With
+    ``keep_surest``, if all components are such, the one with the highest foreground probability stays, of equals the
+    largest.
     """
 
     keep_surest: bool = False
@@ -328,21 +323,3 @@ class RequireCore(Step):
             sizes = np.bincount(components.reshape(-1))
             kept[max(range(1, n + 1), key=lambda number: (peaks[number], sizes[number]))] = True
         part[~kept[components]] = 0
-
-
-def _sure(
-    probabilities: Float[np.ndarray, "z y x"],
-    components: Integer[np.ndarray, "z y x"],
-    n: int,
-    least: Number,
-    keep_surest: bool,
-) -> Bool[np.ndarray, " m"]:
-    """Which of 0 … n components exceed ``least`` somewhere, or are the surest and may stay for that; 0 is False."""
-    if not n:
-        return np.zeros(1, bool)
-    peaks = np.asarray(ndimage.maximum(probabilities, components, np.arange(n + 1)))
-    sure = peaks > least
-    if keep_surest:
-        sure[1:] |= peaks[1:] == peaks[1:].max()
-    sure[0] = False
-    return sure
