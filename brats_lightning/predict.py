@@ -37,7 +37,8 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
         ForeignMasks: some cases have masks of other models or rules in the output, and ``overwrite`` is false.
         SplitError: a split file that cannot be used, or cases of it that are not there.
     """
-    from brats_lightning.config.checkpoint import affine_tolerance, load_ensemble, trained_postprocessing
+    from brats_lightning.config.checkpoint import affine_tolerance, load_ensemble
+    from brats_lightning.config.postprocessing import trained_postprocessing
     from brats_lightning.data.cases import CaseError, check_files, find_inputs
     from brats_lightning.inference.prediction import infer, region_sizes, write_mask, write_probabilities
     from brats_lightning.inference.provenance import check_existing, origin
@@ -48,7 +49,7 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
     rules = build_part("postprocessing", cfg.get("postprocessing"))
     cases = _chosen(find_inputs(cfg.input), cfg)
     ensemble = load_ensemble(cfg)
-    postprocess = (rules or trained_postprocessing(ensemble.models)).decoding(ensemble.decode)
+    postprocess = (rules or trained_postprocessing(ensemble.models, tuple(cfg.trust))).decoding(ensemble.decode)
     log.info("post-processing%s: %s", "" if rules else " as in training", postprocess)
     tolerance = affine_tolerance(cfg, ensemble)
     output = make_folder(Path(cfg.output))

@@ -12,6 +12,8 @@ import hydra
 from hydra.errors import InstantiationException
 from torch import nn
 
+from brats_lightning.inference.postprocessing import Step
+
 _NETWORKS = ("brats_lightning", "torch.nn", "monai.networks")  # whose networks any checkpoint may build
 # Networks that fetch or read weights whatever they are told, and arguments that make others do so.
 _FETCHING = ("monai.networks.nets.transchex", "monai.networks.nets.cell_sam_wrapper")
@@ -46,9 +48,10 @@ def build_saved(
     """What ``hydra.utils.instantiate`` makes of a saved config's node, in plain containers, if the node is harmless.
 
     All of it is judged before any of it is built. A ``_target_``, wherever it stands, must be a ``torch.nn.Module``
-    defined in ``brats_lightning``, ``torch.nn`` or ``monai.networks``, a class or function of ours that ``known``
-    names, or one defined in a package of ``trust``; nothing outside these packages is imported to find out. References
-    (``${…}``) may run code and are refused, as is ``???``, which Hydra takes for no value.
+    defined in ``brats_lightning``, ``torch.nn`` or ``monai.networks``, a step of post-processing or another class or
+    function of ours that ``known`` names, or one defined in a package of ``trust``; nothing outside these packages is
+    imported to find out. References (``${…}``) may run code and are refused, as is ``???``, which Hydra takes for no
+    value.
 
     Args:
         node: plain containers and values.
@@ -140,7 +143,7 @@ class _AllowList:
         home = found.__module__
         if self._trusts(found) or f"{home}.{found.__qualname__}" in self.known:
             return True
-        network = inspect.isclass(found) and issubclass(found, nn.Module)
+        network = inspect.isclass(found) and issubclass(found, nn.Module | Step)
         return network and _within(home, _NETWORKS) and not _within(home, _FETCHING)
 
     def _trusts(self, found: Callable[..., Any]) -> bool:

@@ -18,7 +18,6 @@ from brats_lightning.data.cases import Case
 from brats_lightning.data.normalisation import Normaliser
 from brats_lightning.data.preprocessing import Preprocessing
 from brats_lightning.inference.ensemble import CHECKPOINT_FORMAT, Ensemble, TrainedModel
-from brats_lightning.inference.postprocessing import Postprocessing, agreed
 from brats_lightning.inference.windows import SlidingWindow
 from brats_lightning.runtime.device import autocast_dtype, choose_device
 from brats_lightning.runtime.memory import keep_freed_memory
@@ -99,25 +98,6 @@ def trained_cases(model: TrainedModel, trust: Sequence[str] = ()) -> list[Case]:
     source = model.config["data"]["source"]
     source = source | {"_target_": SOURCES.get(str(source.get("_target_")), source.get("_target_"))}
     return build_saved(source, trust, str(model.path), tuple(SOURCES.values()))
-
-
-def trained_postprocessing(models: Sequence[TrainedModel]) -> Postprocessing:
-    """The rules that the validation and test scores of the models' own runs were made with.
-
-    Raises:
-        CheckpointError: rules that this version does not know.
-        PostprocessingError: models of an ensemble that have different ones.
-    """
-    return agreed(
-        {str(model.path): own_postprocessing(model) for model in models},
-        "the members were trained with different rules; choose: postprocessing=none, hysteresis, confident or tuned",
-    )
-
-
-def own_postprocessing(model: TrainedModel) -> Postprocessing:
-    """The rules in a run's config; none if there are none."""
-    settings = model.config.get("postprocessing")
-    return Postprocessing() if settings is None else build_saved(settings, (), str(model.path))
 
 
 def read_checkpoint(path: Path | str, key: str = "ckpt") -> dict[str, Any]:
