@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: help setup train test coverage lint format oracle bench tensorboard wheel clean
+.PHONY: help setup train test coverage lint format oracle bench docs tensorboard wheel clean
 
 help: ## list these targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -48,6 +48,15 @@ oracle: setup ## compare the brats2026 scores with the official program, in an e
 
 bench: .venv-bench/installed ## time data, training, inference and start against MONAI and nnU-Net; BENCH="patches --cases DIR"
 	.venv-bench/bin/python -m tests.benchmarks $(BENCH)
+
+$(VENV)/docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	@touch $@
+
+# Material for MkDocs announces its successor at each build.
+docs: $(VENV)/docs ## the documentation as a site, outputs/site/index.html; fails on a broken link
+	$(BIN)/python docs/config_page.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict -f .mkdocs.yml
 
 tensorboard: setup ## dashboards of all runs below outputs/
 	$(BIN)/tensorboard --logdir outputs
