@@ -37,7 +37,8 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
         ForeignMasks: some cases have masks of other models or rules in the output, and ``overwrite`` is false.
         SplitError: a split file that cannot be used, or cases of it that are not there.
     """
-    from brats_lightning.config.checkpoint import affine_tolerance, load_ensemble, trained_postprocessing
+    from brats_lightning.config.checkpoint import affine_tolerance, load_ensemble
+    from brats_lightning.config.postprocessing import trained_postprocessing
     from brats_lightning.data.cases import CaseError, check_files, find_inputs
     from brats_lightning.inference.prediction import infer, region_sizes, write_mask, write_probabilities
     from brats_lightning.inference.provenance import check_existing, origin
@@ -45,13 +46,11 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
 
     if cfg.on_bad_case not in ("error", "skip"):
         raise ValueError(f"on_bad_case must be error or skip, got {cfg.on_bad_case!r}")
-    chosen = cfg.get("postprocessing")
-    rules = build_part("postprocessing", chosen)
+    rules = build_part("postprocessing", cfg.get("postprocessing"))
     cases = _chosen(find_inputs(cfg.input), cfg)
     ensemble = load_ensemble(cfg)
-    rules = rules or trained_postprocessing(ensemble.models)
-    postprocess = rules.decoding(ensemble.decode)
-    log.info("post-processing%s: %s", " as in training" if chosen is None else "", postprocess)
+    postprocess = (rules or trained_postprocessing(ensemble.models, tuple(cfg.trust))).decoding(ensemble.decode)
+    log.info("post-processing%s: %s", "" if rules else " as in training", postprocess)
     tolerance = affine_tolerance(cfg, ensemble)
     output = make_folder(Path(cfg.output))
     ends = (".nii.gz", "_probabilities.nii.gz") if cfg.probabilities else (".nii.gz",)
@@ -60,34 +59,32 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
     if not cfg.overwrite:
         check_existing([file for files in wanted.values() for file in files], made_by)
 
-    done: dict[str, Any] = {}
-    existing: list[str] = []
+    summary: dict[str, Any] = {"cases": {}, "existing": []}
     problems: list[Problem] = []
     with progress_bar() as bar:
         task = bar.add_task("predicting", total=len(cases))
         for number, case in enumerate(cases, 1):
-            mask_file, *probability_files = wanted[case.id]
-            faults = check_files(case, ensemble.modalities, need_mask=False)
-            if faults:
+            if faults := check_files(case, ensemble.modalities, need_mask=False):
                 problems += faults
             elif not cfg.overwrite and all(file.exists() for file in wanted[case.id]):
-                existing.append(case.id)
+                summary["existing"].append(case.id)
             else:
                 started = time.monotonic()
                 found = infer(case, ensemble, tolerance, lambda share: bar.advance(task, share))
                 if isinstance(found, list):
                     problems += found
                 else:
-                    labels = postprocess(found.values, found.placement.spacing, ensemble.scheme)
+                    labels = postprocess(found.values, found.transform.spacing, ensemble.scheme)
                     header_of = case.images[ensemble.modalities[0]]
+                    mask_file, *probability_files = wanted[case.id]
                     for probability_file in probability_files:
                         write_probabilities(probability_file, found, header_of, str(made_by))
-                    write_mask(mask_file, found.placement.restore(labels), header_of, str(made_by))
-                    done[case.id] = region_sizes(labels, found.placement.spacing, ensemble.scheme)
-                    done[case.id]["seconds"] = round(time.monotonic() - started, 1)
+                    write_mask(mask_file, found.transform.restore(labels), header_of, str(made_by))
+                    sizes = region_sizes(labels, found.transform.spacing, ensemble.scheme)
+                    summary["cases"][case.id] = sizes | {"seconds": round(time.monotonic() - started, 1)}
             bar.update(task, completed=number)
 
-    summary = {"cases": done, "existing": existing, "problems": [problem.to_dict() for problem in problems]}
+    summary["problems"] = [problem.to_dict() for problem in problems]
     _report(summary, problems, cfg, ensemble.scheme)
     if problems and cfg.on_bad_case == "error":
         raise CaseError(problems)

@@ -3,12 +3,17 @@
 import json
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from brats_lightning.config.entry_point import entry_point
 from brats_lightning.runtime.files import make_folder, write_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from brats_lightning.data.cache.entry import CachedCase
 
 log = logging.getLogger(__name__)
 
@@ -23,14 +28,10 @@ def preprocess(cfg: DictConfig) -> dict[str, Any]:
         What is written to ``<cache>/<key>/report.json``: for each case whether it is accepted, and why not.
 
     Raises:
-        CaseError: there are faulty cases, and ``data.on_bad_case`` is ``error``. The report is written all the
-            same, and the sound cases are in the cache.
+        CaseError: of faulty cases, if ``data.on_bad_case`` is ``error``; the report is written all the same.
     """
-    from rich.table import Table
-
     from brats_lightning.config.build import build_data
-    from brats_lightning.data.cache.entry import CachedCase
-    from brats_lightning.data.cases import CaseError, Problem, masks_apart, without_mask
+    from brats_lightning.data.cases import CaseError, masks_apart, without_mask
     from brats_lightning.runtime.console import show
 
     data = build_data(cfg)
@@ -38,58 +39,54 @@ def preprocess(cfg: DictConfig) -> dict[str, Any]:
     found = data.source()
     for line in filter(None, (masks_apart(found), without_mask(found))):
         log.info(line)
-    faults: dict[str, list[dict[str, str]]] = {}
-    problems: list[Problem] = []
-    cached: dict[str, CachedCase] = {}
-    built = 0
-    for labelled in (True, False):
-        part = [case for case in found if (case.mask is not None) == labelled]
-        filled = data.cache.fill(part, data.standardiser.sources, need_mask=labelled, workers=data.cache_workers)
-        problems += filled.problems
-        cached |= {case.id: case for case in filled.cases}
-        built += len(filled.built)
-    for problem in problems:
-        faults.setdefault(problem.case, []).append(problem.to_dict())
-
-    rows = []
-    table = Table("case", "status", "lesions", "shape (z, y, x)", "spacing in mm", "why not, or remarks")
-    table.columns[0].no_wrap = True
-    for case in found:
-        entry = cached.get(case.id)
-        row: dict[str, Any] = {"case": case.id, "accepted": entry is not None, "problems": faults.get(case.id, [])}
-        if entry is not None:
-            row |= {
-                "mask": entry.has_mask,
-                "lesions": len(entry.lesions),
-                "shape": entry.shape,
-                "spacing": entry.spacing,
-                "remarks": entry.remarks,
-            }
-        rows.append(row)
-        why = "; ".join([*(f"{p['file']}: {p['found']}" for p in row["problems"]), *row.get("remarks", ())])
-        status = "rejected" if entry is None else "accepted" if entry.has_mask else "accepted, no mask"
-        lesions = str(len(entry.lesions)) if entry is not None and entry.has_mask else "–"
-        grid = ("", "") if entry is None else (_triple(entry.shape), _triple(entry.spacing))
-        table.add_row(case.id, status, lesions, *grid, why)
-    show(table)
-
+    parts = {labelled: [case for case in found if (case.mask is not None) == labelled] for labelled in (True, False)}
+    filled = [
+        data.cache.fill(part, data.normaliser.sources, labelled, data.cache_workers) for labelled, part in parts.items()
+    ]
+    cached = {case.id: case for part in filled for case in part.cases}
+    problems = [problem for part in filled for problem in part.problems]
+    rows = [
+        _row(case.id, cached.get(case.id), [problem.to_dict() for problem in problems if problem.case == case.id])
+        for case in found
+    ]
+    show(_table(rows))
     report = {
         "data": cfg.data.description,
         "accepted": len(cached),
-        "rejected": len(faults),
-        "built": built,
+        "rejected": len({problem.case for problem in problems}),
+        "built": sum(len(part.built) for part in filled),
         "cases": rows,
     }
     target = make_folder(data.cache.directory) / "report.json"
     write_text(target, json.dumps(report, indent=1) + "\n")
-    log.info("%d accepted (%d built now), %d rejected · %s", len(cached), built, len(faults), target)
+    log.info(
+        "%d accepted (%d built now), %d rejected · %s", *map(report.get, ("accepted", "built", "rejected")), target
+    )
     if problems and cfg.data.on_bad_case == "error":
         raise CaseError(problems)
     return report
 
 
-def _triple(values: Sequence[int | float]) -> str:
-    return " × ".join(f"{value:.4g}" for value in values)
+def _row(case: str, entry: "CachedCase | None", problems: list[dict[str, str]]) -> dict[str, Any]:
+    row: dict[str, Any] = {"case": case, "accepted": entry is not None, "problems": problems}
+    if entry is not None:
+        row |= {"mask": entry.has_mask, "lesions": len(entry.lesions), "shape": entry.shape, "spacing": entry.spacing}
+        row["remarks"] = entry.remarks
+    return row
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> "Table":
+    from rich.table import Table
+
+    table = Table("case", "status", "lesions", "shape (z, y, x)", "spacing in mm", "why not, or remarks")
+    table.columns[0].no_wrap = True
+    for row in rows:
+        status = "rejected" if not row["accepted"] else "accepted" if row["mask"] else "accepted, no mask"
+        lesions = str(row["lesions"]) if row.get("mask") else "–"
+        grid = (" × ".join(f"{value:.4g}" for value in row.get(name, ())) for name in ("shape", "spacing"))
+        faults = (f"{problem['file']}: {problem['found']}" for problem in row["problems"])
+        table.add_row(row["case"], status, lesions, *grid, "; ".join([*faults, *row.get("remarks", ())]))
+    return table
 
 
 def main() -> None:

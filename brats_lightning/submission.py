@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,6 @@ from brats_lightning.config.entry_point import entry_point
 
 if TYPE_CHECKING:
     from brats_lightning.data.cases import Case, Problem
-    from brats_lightning.data.nifti import Header
 
 _NAME = re.compile(r".*?(\d{5}-\d{3})\.nii\.gz")
 _TOLERANCE = 1e-3  # mm; headers hold float32
@@ -34,16 +33,16 @@ def submission(cfg: DictConfig) -> dict[str, Any]:
     from brats_lightning.data.cases import CaseError
     from brats_lightning.runtime.console import show
 
-    folder = Path(cfg.predictions).expanduser()
-    if problems := check_submission(folder, cfg.labels, None if cfg.input is None else Path(cfg.input).expanduser()):
+    folder, inputs = Path(cfg.predictions), None if cfg.input is None else Path(cfg.input)
+    if problems := check_submission(folder, cfg.labels, inputs):
         raise CaseError(problems)
     masks = sum(1 for _ in folder.iterdir())
-    show(f"{masks} masks, no problem found" + (" (not compared with any input)" if cfg.input is None else ""))
+    show(f"{masks} masks, no problem found" + (" (not compared with any input)" if inputs is None else ""))
     return {"masks": masks}
 
 
 def check_submission(folder: Path, labels: Sequence[int], inputs: Path | None = None) -> "list[Problem]":
-    """Everything that the challenge would refuse: all masks of all cases.
+    """Everything that the challenge would refuse: all faults of all masks.
 
     A submission is a flat folder with one ``….nii.gz`` per case and nothing else; each name ends with the five digits
     of the patient and three of the timepoint, ``00110-000.nii.gz``. Voxels are unscaled uint8 class indices, on the
@@ -58,73 +57,65 @@ def check_submission(folder: Path, labels: Sequence[int], inputs: Path | None = 
         FileNotFoundError: there is no such folder.
         ValueError: no case in ``inputs``.
     """
-    import numpy as np
-
     from brats_lightning.data.cases import Problem, find_cases
-    from brats_lightning.data.nifti import UnreadableFile, read_header, read_volume
 
     if not os.path.isdir(folder):  # noqa: PTH112  # Path's raises where a folder above may not be read
         raise FileNotFoundError(f"there is no folder {folder} to check")
-    cases = _by_number(find_cases(inputs)) if inputs is not None else {}
+    numbered = [(_NAME.fullmatch(f"{case.id}.nii.gz"), case) for case in (find_cases(inputs) if inputs else ())]
+    cases = {match[1] if match else case.id: case for match, case in numbered}
     problems: list[Problem] = []
     seen: dict[str, str] = {}
-
     for path in sorted(folder.iterdir()):
         match = _NAME.fullmatch(path.name)
-        case = match[1] if match else "-"
-
-        def problem(found: str, expected: str, remedy: str, case: str = case, file: str = path.name) -> None:
-            problems.append(Problem(case, file, found, expected, remedy))
-
+        number = match[1] if match else "-"
+        faults: list[tuple[str, str, str]] = []
         if not match or not path.is_file():
             found = "a folder" if path.is_dir() else "not the name of a mask"
-            problem(found, "only files named …ddddd-ddd.nii.gz, side by side", "move it elsewhere, or rename it")
-            continue
-        if case in seen:
-            problem(f"the same case as {seen[case]}", "one mask for each case", "remove one of them")
-            continue
-        seen[case] = path.name
-        if inputs is not None and case not in cases:
-            problem("no such case in the input", "masks of the input's cases only", "remove it")
-        try:
-            volume, header = read_volume(path), read_header(path)
-        except UnreadableFile as error:
-            problem(error.found, error.expected, "write it again")
-            continue
-        if not header.compressed:  # which we read, and others refuse
-            problem("not compressed, though its name ends with .gz", "a gzip file", "compress it with gzip")
-        scaled = f", scaled by {header.scaling[0]:g} and {header.scaling[1]:g}" if header.scaling else ""
-        if header.dtype != np.uint8 or scaled:
-            problem(f"voxels of type {header.dtype}{scaled}", "uint8, not scaled", "write class indices as uint8")
-        if unknown := sorted(set(np.unique(volume.values).tolist()) - {0, *labels}):
-            listed = ", ".join(f"{value:g}" for value in unknown[:10])
-            problem(f"label {listed}", f"0, {', '.join(map(str, labels))}", "map the labels; labels=[…] allows others")
-        if case in cases:
-            _compare(header, cases[case], problem)
-    for number, expected in cases.items():
-        if number not in seen:
-            problems.append(Problem(number, "-", "missing", f"a mask {expected.id}.nii.gz", "predict this case"))
-    return problems
+            faults += [(found, "only files named …ddddd-ddd.nii.gz, side by side", "move it elsewhere, or rename it")]
+        elif number in seen:
+            faults += [(f"the same case as {seen[number]}", "one mask for each case", "remove one of them")]
+        else:
+            seen[number] = path.name
+            if inputs and number not in cases:
+                faults += [("no such case in the input", "masks of the input's cases only", "remove it")]
+            faults += _faults(path, labels, cases.get(number))
+        problems += [Problem(number, path.name, *fault) for fault in faults]
+    missing = {number: case for number, case in cases.items() if number not in seen}
+    remedy = "predict this case"
+    return problems + [Problem(n, "-", "missing", f"a mask {case.id}.nii.gz", remedy) for n, case in missing.items()]
 
 
-def _by_number(cases: "Sequence[Case]") -> "dict[str, Case]":
-    numbered = ((_NAME.fullmatch(f"{case.id}.nii.gz"), case) for case in cases)
-    return {match[1] if match else case.id: case for match, case in numbered}
+def _faults(path: Path, labels: Sequence[int], case: "Case | None") -> Iterator[tuple[str, str, str]]:
+    """What is found wrong in a mask's file, what was expected, and what to do."""
+    import numpy as np
 
+    from brats_lightning.data.nifti import UnreadableFile, read_header, read_volume
 
-def _compare(header: "Header", case: "Case", problem: Any) -> None:
-    from brats_lightning.data.nifti import UnreadableFile, read_header
-
+    try:
+        volume, header = read_volume(path), read_header(path)
+    except UnreadableFile as error:
+        yield error.found, error.expected, "write it again"
+        return
+    if not header.compressed:  # which we read, and others refuse
+        yield "not compressed, though its name ends with .gz", "a gzip file", "compress it with gzip"
+    scaled = f", scaled by {header.scaling[0]:g} and {header.scaling[1]:g}" if header.scaling else ""
+    if header.dtype != np.uint8 or scaled:
+        yield f"voxels of type {header.dtype}{scaled}", "uint8, not scaled", "write class indices as uint8"
+    if unknown := sorted(set(np.unique(volume.values).tolist()) - {0, *labels}):
+        listed = ", ".join(f"{value:g}" for value in unknown[:10])
+        yield f"label {listed}", f"0, {', '.join(map(str, labels))}", "map the labels; labels=[…] allows others"
+    if case is None:
+        return
     name, image = next(iter(case.files.items()))
     try:
         wanted = read_header(image)
     except UnreadableFile:
-        problem(f"its {name} cannot be read", "a sound image to compare with", "check the input")
+        yield f"its {name} cannot be read", "a sound image to compare with", "check the input"
         return
     if header.shape != wanted.shape:
-        problem(f"shape {header.shape}", f"{wanted.shape}, as {name}", "write it on the grid of the input")
+        yield f"shape {header.shape}", f"{wanted.shape}, as {name}", "write it on the grid of the input"
     elif (distance := header.grid.distance(wanted.grid)) > _TOLERANCE:
-        problem(f"lies {distance:.3g} mm off {name}", "the input's affine", "write it with the header of the input")
+        yield f"lies {distance:.3g} mm off {name}", "the input's affine", "write it with the header of the input"
 
 
 def main() -> None:

@@ -7,30 +7,31 @@ import math
 import os
 import re
 import secrets
-import shutil
-import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.config.entry_point import entry_point
-from brats_lightning.runtime.files import make_folder, remove_leftovers, replace_file, write_text
+from brats_lightning.runtime.files import make_folder, remove_leftovers, write_text
 from brats_lightning.runtime.locks import claimed
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
     from brats_lightning.data.datamodule import CaseData
+    from brats_lightning.training.module import Segmentation
 
 log = logging.getLogger(__name__)
 
 _JOIN = "import sys; from brats_lightning.train import join; join(sys.argv[1])"
+# What of a config is shown beside the final scores, and which of these are printed, in this order.
+_GROUPS = "seed,target,data,sampling,augmentation,copy_paste,model,loss,optimizer,scheduler,trainer"
+_SCORES = ("dice_mean", "dice_(et|tc|wt)", "brats.*_mean", "iou_mean", "accuracy", "t1c_threshold_dice_mean")
 
 
 def train(cfg: DictConfig) -> dict[str, float]:
@@ -45,99 +46,38 @@ def train(cfg: DictConfig) -> dict[str, float]:
     """
     import pytorch_lightning as pl
 
-    from brats_lightning.config.build import build_data, build_segmentation, build_trainer
-    from brats_lightning.config.checkpoint import CheckpointError, read_checkpoint
-    from brats_lightning.data.splits import Split
+    from brats_lightning.config.build import build_segmentation, build_trainer
+    from brats_lightning.config.checkpoint import read_checkpoint
     from brats_lightning.runtime.memory import keep_freed_memory
     from brats_lightning.training import processes
 
     _check(cfg)
-    keep_freed_memory()
-    run_dir = make_folder(cfg.paths.run_dir)
-    config_file = run_dir / "config.yaml"
-    first = processes.is_first_process()
     saved = None if cfg.ckpt_path is None else read_checkpoint(cfg.ckpt_path, "ckpt_path")
     cfg = _with_seed(cfg, saved)
-    if saved is not None and "split" not in saved:
-        raise CheckpointError(
-            f"ckpt_path: {cfg.ckpt_path} was written by an earlier version, without its split; start a new run from "
-            f"its weights: weights={cfg.ckpt_path}"
-        )
-    if first and saved is not None:
-        _say_what_goes_on(cfg, saved)
+    keep_freed_memory()
+    run_dir = make_folder(cfg.paths.run_dir)
+    first = processes.is_first_process()
+    if first:
+        _begin(cfg, saved)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    if first:
-        write_text(config_file, OmegaConf.to_yaml(cfg))
-        log.info("run folder: %s · seed %d", run_dir, cfg.seed)
-        log.info("data: %s", cfg.data.description)
-
-    # Before other processes start, so that they find the cache filled.
-    data = build_data(cfg, None if saved is None else Split.from_dict(saved["split"]))
-    data.compare_checksums = first
-    data.prepare_data()
-    data.setup("fit")
-    if first:
-        data.split.save(run_dir / "split.json")
-        log.info("%s", data.summary())
+    data = _prepared_data(cfg, saved, first)  # before other processes start, so that they find the cache filled
     model = build_segmentation(cfg, data)
-    known = [f"val/{name}" for name in model.score_names]
-    if cfg.objective not in known:
-        near = difflib.get_close_matches(cfg.objective, known, n=3, cutoff=0.4)
-        raise ValueError(f"objective: there is no score {cfg.objective}; near are {', '.join(near) or known[0]}")
+    _check_objective(cfg.objective, model)
     trainer = build_trainer(cfg)
-    data.test_on = cfg.test_on or "test"
     if first:
         data.check_shared_memory(trainer.num_devices)
         count = sum(p.numel() for p in model.network.parameters()) / 1e6
         device = f"{trainer.world_size} × {trainer.strategy.root_device.type}"
         log.info("network: %s, %.2f M parameters, %s, %s", cfg.model._target_, count, device, trainer.precision)
-
-    # Resuming into a folder of its own is what a new run does; its best.ckpt is the best since then.
-    warnings.filterwarnings("ignore", message="The dirpath has changed")
-    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")  # no validation cases
-    with _exit_codes(), processes.other_processes(trainer, [sys.executable, "-c", _JOIN, str(config_file)]):
-        trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
-        scores: dict[str, SupportsFloat] = dict(trainer.callback_metrics)
-        best, best_score = _best_checkpoint(trainer, run_dir / "checkpoints")
-        if saved is not None and saved["global_step"] == trainer.global_step and data.split.val:
-            # The run was ended in its last validation, or later; with all steps done Lightning leaves it out.
-            trainer.validate(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True, verbose=False)
-            scores = dict(trainer.callback_metrics)
-            best, best_score = _better(cfg, scores, best, best_score)
-        if best_score is not None:
-            scores[f"best/{cfg.objective}"] = best_score
-        if cfg.test_on is not None:
-            trainer.test(model, datamodule=data, ckpt_path=str(best), weights_only=True, verbose=False)
-            scores |= trainer.callback_metrics
+    others = [sys.executable, "-c", _JOIN, str(run_dir / "config.yaml")]
+    with processes.exit_codes(), processes.other_processes(trainer, others):
+        scores = _fit_and_test(cfg, saved, trainer, model, data)
         results = {name: float(value) for name, value in sorted(scores.items()) if "/" in name}
         if first:
             if cfg.test_on is not None:
                 results |= _threshold_baseline(data)
             _report(results, cfg, trainer)
     return results
-
-
-@contextmanager
-def _exit_codes() -> Iterator[None]:
-    """Exit as a process does that a signal ends, and say in one line why batches stopped coming."""
-    from pytorch_lightning.utilities.exceptions import SIGTERMException
-
-    from brats_lightning.data.loading import LoaderError, loader_failure
-    from brats_lightning.runtime import signals
-
-    with signals.listening():
-        try:
-            yield
-        except (SIGTERMException, signals.Interrupted) as error:
-            signum = getattr(error, "signum", None) or signals.received() or signal.SIGTERM
-            raise SystemExit(128 + signum) from None
-        except (RuntimeError, LoaderError) as error:
-            failure = error if isinstance(error, LoaderError) else loader_failure(error)
-            if failure is None:
-                raise
-            if signum := signals.received():  # sent to the group: a reader just begun heard it before it was ready to
-                raise SystemExit(128 + signum) from None
-            raise failure from error
 
 
 def _check(cfg: DictConfig) -> None:
@@ -149,9 +89,8 @@ def _check(cfg: DictConfig) -> None:
     make_target(cfg.target, LabelScheme(tuple(cfg.data.labels)))
     if cfg.test_on not in ("test", "val", "train", None):
         raise ValueError(f"test_on must be test, val, train or null, got {cfg.test_on!r}")
-    for key in ("ckpt_path", "weights"):
-        if cfg[key] is not None:
-            read_checkpoint(cfg[key], key)
+    if cfg.weights is not None:
+        read_checkpoint(cfg.weights, "weights")
     if cfg.resume is not None and cfg.ckpt_path is None:
         raise ValueError("resume is a word of the command line, replaced before a config is composed; set ckpt_path")
     if cfg.seed is not None and not 0 <= cfg.seed < 2**32:
@@ -160,63 +99,73 @@ def _check(cfg: DictConfig) -> None:
         raise ValueError(f"objective_mode must be max or min, got {cfg.objective_mode!r}")
 
 
+def _check_objective(objective: str, model: "Segmentation") -> None:
+    known = [f"val/{name}" for name in model.score_names]
+    if objective not in known:
+        near = difflib.get_close_matches(objective, known, n=3, cutoff=0.4)
+        raise ValueError(f"objective: there is no score {objective}; near are {', '.join(near) or known[0]}")
+
+
 def _with_seed(cfg: DictConfig, saved: Mapping[str, Any] | None) -> DictConfig:
     from brats_lightning.training import processes
 
     if cfg.seed is not None:
         return cfg
-    if saved is not None:  # the batches to come depend on the seed the run began with
-        return OmegaConf.merge(cfg, {"seed": saved["config"]["seed"]})  # type: ignore[return-value]
-    if processes.started_from_outside():
+    if saved is None and processes.started_from_outside():
         raise ValueError("processes started one by one cannot agree on a random seed: set seed=…")
-    return OmegaConf.merge(cfg, {"seed": secrets.randbelow(2**31)})  # type: ignore[return-value]
+    # The batches to come depend on the seed a resumed run began with.
+    seed = secrets.randbelow(2**31) if saved is None else saved["config"]["seed"]
+    return OmegaConf.merge(cfg, {"seed": seed})  # type: ignore[return-value]
 
 
-def _say_what_goes_on(cfg: DictConfig, saved: Mapping[str, Any]) -> None:
-    """Refuse what a resumed run may not change, name what it does, and keep it for the next time."""
-    from hydra.core.hydra_config import HydraConfig
+def _begin(cfg: DictConfig, saved: Mapping[str, Any] | None) -> None:
+    from brats_lightning.config.resume import go_on
 
-    from brats_lightning.config.resume import compare, record
-
-    now: Any = OmegaConf.to_container(cfg)
-    changed = compare(saved["config"], now, Path(cfg.ckpt_path))
-    log.info("going on at step %d with %s", saved["global_step"], cfg.ckpt_path)
-    for line in changed:
-        log.info("from here on %s", line)
-    if cfg.resume is not None and HydraConfig.initialized():
-        record(Path(cfg.resume), list(HydraConfig.get().overrides.task))
+    if saved is not None:
+        go_on(cfg, saved)
+    write_text(Path(cfg.paths.run_dir) / "config.yaml", OmegaConf.to_yaml(cfg))
+    log.info("run folder: %s · seed %d", cfg.paths.run_dir, cfg.seed)
+    log.info("data: %s", cfg.data.description)
 
 
-def _best_checkpoint(trainer: "pl.Trainer", folder: Path) -> tuple[Path, float | None]:
-    """``best.ckpt`` and its score; the last weights and None where nothing was validated."""
-    callbacks: list[Any] = trainer.checkpoint_callbacks
-    callback = next((c for c in callbacks if getattr(c, "monitor", None) is not None), None)
-    if callback is not None and callback.best_model_score is not None:
-        return Path(callback.best_model_path), float(callback.best_model_score)
-    folder = Path(trainer.strategy.broadcast(str(folder)))
-    last, best = folder / "last.ckpt", folder / "best.ckpt"
-    trainer.save_checkpoint(last, weights_only=False)
-    if trainer.is_global_zero:
-        log.warning("nothing was validated: best.ckpt is the last one")
-        replace_file(best, lambda temporary: shutil.copyfile(last, temporary), durable=True)
-    trainer.strategy.barrier("best.ckpt")
-    return best, None
+def _prepared_data(cfg: DictConfig, saved: Mapping[str, Any] | None, first: bool) -> "CaseData":
+    from brats_lightning.config.build import build_data
+    from brats_lightning.data.splits import Split
+
+    split = None if saved is None else saved.get("split")  # of a module trained without our data there is none
+    data = build_data(cfg, split and Split.from_dict(split))
+    data.compare_checksums = first
+    data.prepare_data()
+    data.setup("fit")
+    data.test_on = cfg.test_on or "test"
+    if first:
+        data.split.save(Path(cfg.paths.run_dir) / "split.json")
+        log.info("%s", data.summary())
+    return data
 
 
-def _better(
-    cfg: DictConfig, scores: Mapping[str, SupportsFloat], best: Path, best_score: float | None
-) -> tuple[Path, float | None]:
-    """The best checkpoint and its score after a validation that came when the fit had ended."""
-    from brats_lightning.training import processes
+def _fit_and_test(
+    cfg: DictConfig, saved: Mapping[str, Any] | None, trainer: "pl.Trainer", model: "Segmentation", data: "CaseData"
+) -> dict[str, SupportsFloat]:
+    from brats_lightning.training.best import best_checkpoint, take_if_better
 
-    score = float(scores.get(cfg.objective, math.nan))
-    sign = 1 if cfg.objective_mode == "max" else -1
-    if math.isnan(score) or (best_score is not None and sign * best_score >= sign * score):
-        return best, best_score
-    target = best.with_name("best.ckpt")
-    if processes.is_first_process():
-        replace_file(target, lambda temporary: shutil.copyfile(cfg.ckpt_path, temporary), durable=True)
-    return target, score
+    # Resuming into a folder of its own is what a new run does; its best.ckpt is the best since then.
+    warnings.filterwarnings("ignore", message="The dirpath has changed")
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")  # no validation cases
+    trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+    scores: dict[str, SupportsFloat] = dict(trainer.callback_metrics)
+    best = best_checkpoint(trainer, Path(cfg.paths.run_dir) / "checkpoints")
+    if saved is not None and saved["global_step"] == trainer.global_step and data.split.val:
+        # The run was ended in its last validation, or later; with all steps done Lightning leaves it out.
+        trainer.validate(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True, verbose=False)
+        scores = dict(trainer.callback_metrics)
+        best = take_if_better(Path(cfg.ckpt_path), float(scores.get(cfg.objective, math.nan)), best, cfg.objective_mode)
+    if best.score is not None:
+        scores[f"best/{cfg.objective}"] = best.score
+    if cfg.test_on is not None:
+        trainer.test(model, datamodule=data, ckpt_path=str(best.path), weights_only=True, verbose=False)
+        scores |= trainer.callback_metrics
+    return scores
 
 
 def _threshold_baseline(data: "CaseData") -> dict[str, float]:
@@ -235,37 +184,13 @@ def _report(results: dict[str, float], cfg: DictConfig, trainer: "pl.Trainer") -
     if isinstance(trainer.logger, TensorBoardLogger):
         # Their own tags: a curve has no business ending in a point of another checkpoint.
         shown = {f"hparam/{n}": v for n, v in results.items() if n.startswith(("test/", "best/")) and math.isfinite(v)}
-        parts = (
-            "seed",
-            "target",
-            "data",
-            "sampling",
-            "augmentation",
-            "copy_paste",
-            "model",
-            "loss",
-            "optimizer",
-            "scheduler",
-            "trainer",
-        )
-        settings: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(parts)))
+        settings: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, _GROUPS.split(",")))
         trainer.logger.log_hyperparams(settings, shown, step=trainer.global_step)
         trainer.logger.save()
-    if f"best/{cfg.objective}" in results:
-        log.info("%-36s %.4f   (best.ckpt)", f"best/{cfg.objective}", results[f"best/{cfg.objective}"])
-    lesions = [name.removeprefix("test/") for name in results if re.fullmatch("test/brats.*_mean", name)]
-    for name in (
-        "dice_mean",
-        "dice_et",
-        "dice_tc",
-        "dice_wt",
-        *lesions,
-        "iou_mean",
-        "accuracy",
-        "t1c_threshold_dice_mean",
-    ):
-        if f"test/{name}" in results:
-            log.info("%-36s %.4f   (%s cases, best.ckpt)", f"test/{name}", results[f"test/{name}"], cfg.test_on)
+    printed = ["best/.*", *(f"test/{pattern}" for pattern in _SCORES)]
+    for name in (name for pattern in printed for name in results if re.fullmatch(pattern, name)):
+        cases = "" if name.startswith("best/") else f"{cfg.test_on} cases, "
+        log.info("%-36s %.4f   (%sbest.ckpt)", name, results[name], cases)
     log.info("all scores: %s · curves: tensorboard --logdir %s", run_dir / "metrics.json", run_dir)
 
 
@@ -304,11 +229,7 @@ def _run(cfg: DictConfig) -> float | None:
 
 
 def join(config: str) -> None:
-    """Train as one of the processes of a job that another one began.
-
-    Args:
-        config: YAML of the resolved config that every process trains.
-    """
+    """Train as one of the processes of a job that another one began, by the YAML of the config that they all share."""
     from brats_lightning.config.resolvers import register_resolvers
     from brats_lightning.training.processes import end_with
 

@@ -5,23 +5,21 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from brats_lightning.config.build import build_part
 from brats_lightning.config.entry_point import entry_point
 from brats_lightning.runtime.files import write_text
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from brats_lightning.core.labels import LabelScheme
     from brats_lightning.data.cases import Case, Examination
     from brats_lightning.inference.ensemble import Ensemble, TrainedModel
-    from brats_lightning.inference.postprocessing import Postprocessing
+    from brats_lightning.inference.postprocessing import Postprocessing, Step
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +47,7 @@ def tune(cfg: DictConfig) -> dict[str, Any]:
         CaseError: cases that cannot be read.
     """
     from brats_lightning.config.checkpoint import affine_tolerance, load_ensemble
+    from brats_lightning.config.postprocessing import as_config, tuned_file
     from brats_lightning.data.cases import CaseError, examine, required
     from brats_lightning.inference.ensemble import Ensemble
     from brats_lightning.metrics import PROTOCOLS
@@ -82,21 +81,25 @@ def tune(cfg: DictConfig) -> dict[str, Any]:
     if problems:
         raise CaseError(problems)
 
-    tried = []
+    tried: list[dict[str, Any]] = []
     for index, rule in enumerate(rules):
         per_case = [case[index] for case in scores.values()]
         means = {name: mean_without_nan([case[name] for case in per_case]) for name in per_case[0]}
-        tried.append({**asdict(rule), **{name: _rounded(value) for name, value in means.items()}})
-    best = max(range(len(rules)), key=lambda i: -1.0 if tried[i]["score"] is None else tried[i]["score"])
+        rounded = {name: None if math.isnan(value) else round(value, 6) for name, value in means.items()}
+        tried.append({"steps": _parameters(rule), **rounded})
+    order = sorted(range(len(rules)), key=lambda i: 1.0 if tried[i]["score"] is None else -tried[i]["score"])
     result = {
-        "chosen": asdict(rules[best]),
-        "score": tried[best]["score"],
+        "chosen": as_config(rules[order[0]]),
+        "score": tried[order[0]]["score"],
         "without": tried[0]["score"],
         "protocol": cfg.protocol,
         "cases": list(scores),
-        "tried": sorted(tried, key=lambda row: -1.0 if row["score"] is None else row["score"], reverse=True),
+        "tried": [tried[index] for index in order],
     }
-    _report(result, [_write(model.path, result) for model in models])
+    files = [tuned_file(model.path) for model in models]
+    for file in files:
+        write_text(file, _HEADER + OmegaConf.to_yaml(OmegaConf.create(result)))
+    _report(result, files)
     return result
 
 
@@ -142,83 +145,87 @@ def _find(cfg: DictConfig, models: Sequence["TrainedModel"], wanted: Sequence[st
 
 def _candidates(cfg: DictConfig, ensemble: "Ensemble") -> list["Postprocessing"]:
     """None, the grid's, the simplest first, then what the runs themselves were tested with."""
-    from brats_lightning.config.checkpoint import own_postprocessing
+    from brats_lightning.config.postprocessing import own_postprocessing
     from brats_lightning.inference.postprocessing import Postprocessing
 
-    if wrong := [f"{name}={values}" for name, values in cfg.grid.items() if not isinstance(values, ListConfig)]:
-        raise ValueError(f"the values to try are lists, as in 'grid.core=[0.9]'; got grid.{', grid.'.join(wrong)}")
-    pairs: list[tuple[float | None, float | None]] = [(None, None)]
-    pairs += [(low, high) for low, high in itertools.product(cfg.grid.low, cfg.grid.high) if low <= high]
-    cores, sizes = (sorted({0, *(value or 0 for value in cfg.grid[name])}) for name in ("core", "min_volume"))
-    used = [own_postprocessing(model).decoding(ensemble.decode) for model in ensemble.models]
-    common = {
-        name: all(getattr(rule, name) for rule in used) if cfg[name] is None else cfg[name]
-        for name in ("keep_surest", "require_core", "solid_core", "fill_holes")
-    }
-    rules = [
-        Postprocessing(
-            low=low,
-            high=high,
-            core=core or None,
-            **common,
-            min_volume=size or None,
-            decode=ensemble.decode,
-        )
-        for size, core, (low, high) in itertools.product(sizes, cores, pairs)
-    ]
-    rules = [Postprocessing(decode=ensemble.decode), *rules, *used]
-    return [rule for i, rule in enumerate(rules) if rule not in rules[:i]]
+    steps = Postprocessing(build_part("postprocessing", cfg.postprocessing.steps, _convert_="all")).steps
+    grid = _grid(OmegaConf.to_container(cfg.grid), steps)
+    used = [own_postprocessing(model, tuple(cfg.trust)).decoding(ensemble.decode) for model in ensemble.models]
+    versions = []
+    for name, step in steps.items():
+        own = [rules.steps.get(name) for rules in used]
+        common = own[0] if all(other == own[0] for other in own) else None
+        versions.append(_versions(common or step, grid[name]) if name in grid else [common])
+    rules = [Postprocessing(decode=ensemble.decode)]
+    for combined in itertools.product(*reversed(versions)):  # the first step varies fastest
+        rules.append(Postprocessing(dict(zip(steps, reversed(combined), strict=True)), ensemble.decode))
+    return list({str(rule): rule for rule in [*rules, *used]}.values())
+
+
+def _grid(node: Any, steps: Mapping[str, "Step"]) -> dict[str, dict[str, list[Any]]]:
+    """Step → parameter, or "" for the step itself → the values to try; null is left out."""
+    known = [*steps, *(f"{name}.{key}" for name, step in steps.items() for key in vars(step))]
+    grid: dict[str, dict[str, list[Any]]] = {}
+    for name, varied in node.items():
+        for key, values in (varied if isinstance(varied, dict) else {"": varied}).items():
+            where = f"{name}.{key}".rstrip(".")
+            if values is None:
+                continue
+            if not isinstance(values, list):
+                raise ValueError(f"grid.{where}={values}: the values to try are a list, e.g. 'grid.{where}=[{values}]'")
+            if where not in known:
+                raise ValueError(f"grid.{where}: of the steps in postprocessing.steps there are {', '.join(known)}")
+            grid.setdefault(name, {})[key] = values
+    return grid
+
+
+def _versions(step: "Step", values: dict[str, list[Any]]) -> list["Step | None"]:
+    """What is tried of a step; None leaves it out."""
+    if "" in values:
+        return [step if take else None for take in values[""]]
+    combined = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+    return [None, *(replace(step, **chosen) for chosen in combined if chosen.get("low", 0) <= chosen.get("high", 1))]
 
 
 def _score_all(
     examination: "Examination", ensemble: "Ensemble", rules: Sequence["Postprocessing"], protocol: str
 ) -> list[dict[str, float]]:
     """Scores of one case under each of the rules."""
-    from brats_lightning.core.geometry import Placement
-
-    mask = examination.mask
-    assert mask is not None  # required
-    whole = Placement.whole(mask.grid)
-    reference = whole.restore(whole.sample(mask.values, mask.start, order=0))
-    probabilities = ensemble(ensemble.prepare(examination.images))
-    placement = probabilities.placement
-    known: dict[bytes, dict[str, float]] = {}
-    scores = []
-    for rule in rules:
-        labels = rule(probabilities.values, placement.spacing, ensemble.scheme)
-        same = hashlib.blake2b(labels.tobytes()).digest()  # many rules agree on many cases
-        if same not in known:
-            known[same] = _score(reference, placement.restore(labels), mask.grid.spacing, ensemble.scheme, protocol)
-        scores.append(known[same])
-    return scores
-
-
-def _score(
-    reference: "np.ndarray",
-    prediction: "np.ndarray",
-    spacing: Sequence[float],
-    scheme: "LabelScheme",
-    protocol: str,
-) -> dict[str, float]:
+    from brats_lightning.core.geometry import GridTransform
     from brats_lightning.metrics.official import HEADLINES, score_case
     from brats_lightning.metrics.voxel import mean_without_nan
 
     column = next(iter(HEADLINES[protocol].values()))  # the lesion-wise Dice comes first
-    table = score_case(reference, prediction, spacing, scheme, protocol)
-    regions = {region: values[column] for region, values in table.items()}
-    return {"score": mean_without_nan([regions[name] for name in scheme.headline_regions]), **regions}
+    mask = examination.mask
+    assert mask is not None  # required
+    whole = GridTransform.whole(mask.grid)
+    reference = whole.restore(whole.sample(mask.values, mask.start, order=0))
+    probabilities = ensemble(ensemble.prepare(examination.images))
+    transform = probabilities.transform
+    known: dict[bytes, dict[str, float]] = {}
+    scores = []
+    for rule in rules:
+        labels = rule(probabilities.values, transform.spacing, ensemble.scheme)
+        same = hashlib.blake2b(labels.tobytes()).digest()  # many rules agree on many cases
+        if same not in known:
+            prediction = transform.restore(labels)
+            table = score_case(reference, prediction, mask.grid.spacing, ensemble.scheme, protocol)
+            regions = {region: values[column] for region, values in table.items()}
+            mean = mean_without_nan([regions[name] for name in ensemble.scheme.headline_regions])
+            known[same] = {"score": mean, **regions}
+        scores.append(known[same])
+    return scores
 
 
-def _rounded(value: float) -> float | None:
-    return None if math.isnan(value) else round(value, 6)
-
-
-def _write(checkpoint: Path, result: dict[str, Any]) -> Path:
-    from brats_lightning.inference.postprocessing import tuned_file
-
-    path = tuned_file(checkpoint)
-    write_text(path, _HEADER + OmegaConf.to_yaml(OmegaConf.create(result)))
-    return path
+def _parameters(rules: "Postprocessing") -> dict[str, Any]:
+    """Dotted name → value of what is set; a step with nothing to set is True."""
+    found: dict[str, Any] = {}
+    for name, step in rules.steps.items():
+        values = {
+            f"{name}.{key}": value for key, value in vars(step).items() if value is not None and value is not False
+        }
+        found |= values or {name: True}
+    return found
 
 
 def _report(result: dict[str, Any], files: Sequence[Path]) -> None:
@@ -227,11 +234,14 @@ def _report(result: dict[str, Any], files: Sequence[Path]) -> None:
     from brats_lightning.runtime.console import show
 
     rows = result["tried"]
-    table = Table(*rows[0], title=f"lesion-wise Dice, {result['protocol']}, {len(result['cases'])} validation cases")
+    parameters, scores = list(dict.fromkeys(name for row in rows for name in row["steps"])), list(rows[0])[1:]
+    title = f"lesion-wise Dice, {result['protocol']}, {len(result['cases'])} validation cases"
+    table = Table(*parameters, *scores, title=title)
     for row in rows[:10]:
-        table.add_row(*("–" if value is None else str(value) for value in row.values()))
+        values = [*map(row["steps"].get, parameters), *map(row.get, scores)]
+        table.add_row(*("–" if value is None else str(value) for value in values))
     show(table)
-    log.info("chosen: %s · score %s, without %s", result["chosen"], result["score"], result["without"])
+    log.info("chosen: %s · score %s, without %s", rows[0]["steps"], result["score"], result["without"])
     log.info("written: %s", ", ".join(map(str, files)))
 
 

@@ -19,7 +19,7 @@ from brats_lightning.data.augment import intensity
 from brats_lightning.data.augment.affine import RandomAffine
 from brats_lightning.data.augment.pipeline import Augmentation
 from brats_lightning.data.nifti import Volume
-from brats_lightning.data.normalisation import Standardiser
+from brats_lightning.data.normalisation import Normaliser
 from brats_lightning.data.preprocessing import Preprocessing
 from brats_lightning.inference.ensemble import Ensemble, TrainedModel
 from brats_lightning.inference.windows import SlidingWindow
@@ -107,8 +107,7 @@ def test_a_losss_passes_both_ways(composed, name, kind):
         for _ in range(steps):
             leaves = [level.clone().requires_grad_() for level in levels]
             encoded = target.encode(masks)
-            loss.prepare(encoded)
-            value = loss(leaves, encoded)
+            value = loss(leaves, encoded, loss.find_lesions(encoded))
             value = value["loss"] if isinstance(value, dict) else value
             value.backward()
         return value, [leaf.grad for leaf in leaves]
@@ -141,23 +140,23 @@ def codes_and_numbers(b=2, shape=(5, 6, 7)):
 @pytest.mark.parametrize("method", ["zscore", "minmax"])
 @pytest.mark.parametrize("channels", [["t1n", "t1c"], ["t1c-t1n", "t1n"]])
 def test_standardisation(channels, method, dtype):
-    standardiser, (codes, numbers) = Standardiser(channels, method), codes_and_numbers()
-    here = standardiser(codes, numbers)
+    normaliser, (codes, numbers) = Normaliser(channels, method), codes_and_numbers()
+    here = normaliser(codes, numbers)
     with elsewhere() as mode:
         moved = codes.view(dtype).to(DEVICE), numbers.to(DEVICE)
         mode.forget()
-        there = standardiser(*moved)
+        there = normaliser(*moved)
         assert not mode.waits
     equal(there, here)
 
 
 def test_standardisation_where_there_is_no_uint16(monkeypatch):
-    standardiser, (codes, numbers) = Standardiser(["t1n", "t1c"]), codes_and_numbers()
-    here = standardiser(codes, numbers)
+    normaliser, (codes, numbers) = Normaliser(["t1n", "t1c"]), codes_and_numbers()
+    here = normaliser(codes, numbers)
     assert devices.knows_uint16(DEVICE)
     assert not devices.knows_uint16(torch.device("mps"))
     monkeypatch.setattr("brats_lightning.data.normalisation.knows_uint16", lambda _: False)
-    assert torch.equal(standardiser(codes.view(torch.int16), numbers), here)
+    assert torch.equal(normaliser(codes.view(torch.int16), numbers), here)
 
 
 CHANGES = {
@@ -253,7 +252,7 @@ def trained(target, network):
     return TrainedModel(
         path=Path("a.ckpt"),
         network=network.eval(),
-        standardiser=Standardiser(["t1c", "t1n"]),
+        normaliser=Normaliser(["t1c", "t1n"]),
         preprocessing=Preprocessing(),
         target=target,
         inference=SlidingWindow((8, 8, 8), mirror_axes=[2], batch_size=2),

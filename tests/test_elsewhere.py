@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from brats_lightning.data.normalisation import Standardiser
+from brats_lightning.data.normalisation import Normaliser
 from brats_lightning.losses import WeightedDiceLoss
 from brats_lightning.models import UNet
 from tests.elsewhere import DEVICE, elsewhere
@@ -39,7 +39,7 @@ MIXTURES = {
     "a list as an index": lambda there: torch.zeros(3, 3).to(there)[:, [0, 1]],
     "a target": lambda there: WeightedDiceLoss()(torch.randn(1, 4, 2, 2, 2).to(there), target(1, 2, 2, 2)),
     "a network's image": lambda there: UNet(2, 4, (4, 8)).to(there)(torch.randn(1, 2, 4, 4, 4)),
-    "a standardiser's numbers": lambda there: Standardiser(["t1n", "t1c"])(
+    "a normaliser's numbers": lambda there: Normaliser(["t1n", "t1c"])(
         torch.ones(1, 2, 3, 3, 3, dtype=torch.int16).to(there), torch.ones(1, 2, 4)
     ),
 }

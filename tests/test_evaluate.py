@@ -14,8 +14,16 @@ import pytest
 import brats_lightning
 from brats_lightning.data.cases import CaseError
 from brats_lightning.data.splits import SplitError
-from brats_lightning.evaluate import method_names, scores_csv
-from brats_lightning.evaluation.pairing import EvaluationError, Pair, case_name, find_images, find_masks, pair_masks
+from brats_lightning.evaluation.pairing import (
+    EvaluationError,
+    Pair,
+    case_and_kind,
+    find_images,
+    find_masks,
+    method_names,
+    pair_masks,
+)
+from brats_lightning.evaluation.results import scores_csv
 from brats_lightning.evaluation.scoring import case_workers, over_cases
 from brats_lightning.runtime.workers import DeadWorker
 from tests.data.tiny_cases import LPS, RAS, brain, lesions, save, write_case
@@ -58,7 +66,7 @@ def folders(tmp_path):
     ],
 )
 def test_names(file, expected):
-    assert case_name(file) == expected
+    assert case_and_kind(file) == expected
 
 
 def test_only_cases_of_a_split_are_scored(folders):

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from brats_lightning.config.postprocessing import as_config, tuned_file
 from brats_lightning.data.cases import CaseError, find_inputs
 from brats_lightning.data.splits import SplitError
-from brats_lightning.inference.postprocessing import tuned_file
+from brats_lightning.inference.postprocessing import MinVolume, Postprocessing
 from brats_lightning.inference.prediction import infer
 from brats_lightning.inference.provenance import ForeignMasks
 from brats_lightning.inference.windows import SlidingWindow
@@ -54,6 +55,12 @@ def marked(shape=SHAPE, marks=MARKS):
     for mark in marks:
         image[mark], truth[mark] = 1000, 3
     return image, truth
+
+
+def min_volume(mm3):
+    """Overrides that remove smaller components of ET."""
+    step = "postprocessing.steps.min_volume"
+    return "postprocessing=none", "postprocessing/step=[min_volume]", f"{step}.mm3={mm3}", f"{step}.regions=[et]"
 
 
 def written(tmp_path, case="BraTS-MET-00001-000"):
@@ -324,8 +331,8 @@ def test_what_tells_models_and_rules_apart(run, tmp_path):
         made_by(ckpt=b),
         made_by(ckpt=both),
         made_by("inference.mirror_axes=[2]", ckpt=a),
-        made_by("postprocessing=none", "postprocessing.min_volume={et:3}", ckpt=a),
-        made_by("postprocessing=none", "postprocessing.min_volume={et:4}", ckpt=a),
+        made_by(*min_volume(3), ckpt=a),
+        made_by(*min_volume(4), ckpt=a),
     ]
     assert len({alone, *others}) == 6
 
@@ -414,7 +421,8 @@ def test_an_ensemble_takes_the_rules_its_members_share(run, tmp_path):
     write_case(tmp_path / "in", t1c=image, seg=None)
     for name in "ab":
         bright_is_et(tmp_path / f"{name}.ckpt")
-        tuned_file(tmp_path / f"{name}.ckpt").write_text("chosen: {min_volume: 2}")
+        content = {"chosen": as_config(Postprocessing({"min_volume": MinVolume(2)}))}
+        tuned_file(tmp_path / f"{name}.ckpt").write_text(json.dumps(content))
     run("postprocessing=tuned", ckpt=f"[{tmp_path}/a.ckpt,{tmp_path}/b.ckpt]")
     truth[3, 4, 2] = 0
     assert np.array_equal(np.asanyarray(written(tmp_path).dataobj), truth)
@@ -426,8 +434,7 @@ def test_rules_are_the_runs_own_unless_chosen(run, tmp_path):
     path = bright_is_et(tmp_path / "et.ckpt")
     other = bright_is_et(tmp_path / "other.ckpt")
     checkpoint = torch.load(path, weights_only=True)
-    rules = {"_target_": "brats_lightning.inference.postprocessing.Postprocessing", "min_volume": 2}
-    checkpoint["config"]["postprocessing"] = rules
+    checkpoint["config"]["postprocessing"] = as_config(Postprocessing({"min_volume": MinVolume(2)}))
     torch.save(checkpoint, path)
     run("postprocessing=none")
     assert np.array_equal(np.asanyarray(written(tmp_path).dataobj), truth)
@@ -455,7 +462,7 @@ def test_postprocessing_is_applied_in_mm_of_the_input(run, tmp_path):
     image, truth = marked(marks=[(3, 4, 2), (8, 9, 7), (8, 10, 7)])
     write_case(tmp_path / "in", affine=ROTATED, t1c=image, seg=None)  # voxels of 1.5 mm³
     bright_is_et(tmp_path / "et.ckpt")
-    run("postprocessing=none", "postprocessing.min_volume={et:2.9}")
+    run(*min_volume(2.9))
     truth[3, 4, 2] = 0
     assert np.array_equal(np.asanyarray(written(tmp_path).dataobj), truth)
 
@@ -513,7 +520,7 @@ def test_predicted_as_validated(composed, tmp_path):
     """A prediction equals what a validation step of the same network makes of the same case."""
     from brats_lightning.config.build import build_data, build_segmentation
     from brats_lightning.config.checkpoint import load_model
-    from brats_lightning.data.datamodule import Volumes
+    from brats_lightning.data.batches import WholeCases
     from brats_lightning.inference.ensemble import Ensemble
 
     cfg = composed("trainer.precision=32-true")
@@ -523,17 +530,16 @@ def test_predicted_as_validated(composed, tmp_path):
     module = build_segmentation(cfg, data).eval()
     path = tmp_path / "net.ckpt"
     config = dict(module.config)
-    torch.save(
-        {"state_dict": {f"network.{k}": v for k, v in module.network.state_dict().items()}, "config": config}, path
-    )
+    weights = {f"network.{k}": v for k, v in module.network.state_dict().items()}
+    torch.save({"state_dict": weights, "config": config, "format": 1}, path)
 
     case = data.scored_cases("val")[0]
-    volume = data.on_after_batch_transfer(Volumes([case], data.standardiser)[0], 0)
+    volume = data.on_after_batch_transfer(WholeCases([case], data.normaliser)[0], 0)
     with torch.no_grad():
         logits = module.inference(module.network, volume.image, background=module.target.background)
         expected = module.target.probabilities(logits)
     found = infer(next(c for c in data.source() if c.id == case.id), Ensemble([load_model(path)]), 0.1)
-    assert found.placement == case.placement
+    assert found.transform == case.transform
     np.testing.assert_allclose(found.values, expected.numpy(), atol=1e-5)
 
 

@@ -156,3 +156,11 @@ def test_the_command_says_it_in_one_line(tmp_path, monkeypatch, capsys):
         main()
     assert stop.value.code == 1
     assert capsys.readouterr().err == f"error: there is no folder {tmp_path}/nowhere to check\n"
+
+
+def test_a_folder_without_its_key_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["brats-submission", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == f"{tmp_path}: options are key=value; did you mean predictions={tmp_path}?\n"

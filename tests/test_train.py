@@ -89,6 +89,7 @@ def test_checkpoint_is_plain_data_and_carries_the_config(trained):
     _, run, cfg = trained
     checkpoint = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
     assert checkpoint["config"] == OmegaConf.to_container(cfg)
+    assert checkpoint["format"] == 1
     assert all(name.startswith("network.") for name in checkpoint["state_dict"])
 
 
@@ -164,7 +165,7 @@ def test_mistyped_settings_fail_before_training(composed, override):
 
 def test_overfitting_sees_the_same_batches_again(composed, monkeypatch):
     seen = []
-    from brats_lightning.data.datamodule import PatchBatches
+    from brats_lightning.data.batches import PatchBatches
 
     original = PatchBatches.__getitem__
     monkeypatch.setattr(PatchBatches, "__getitem__", lambda self, key: seen.append(key) or original(self, key))

@@ -1,5 +1,4 @@
 import json
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -7,8 +6,10 @@ import torch
 from omegaconf import OmegaConf
 
 from brats_lightning import tune as entry
+from brats_lightning.config.checkpoint import build
+from brats_lightning.config.postprocessing import as_config, tuned, tuned_file
 from brats_lightning.data.cases import CaseError
-from brats_lightning.inference.postprocessing import Postprocessing, tuned, tuned_file
+from brats_lightning.inference.postprocessing import Hysteresis, MinVolume, Postprocessing
 from brats_lightning.predict import predict
 from brats_lightning.tune import tune
 from tests.data.tiny_cases import LPS, SHAPE, write_case
@@ -59,8 +60,19 @@ def runs(tmp_path):
     return paths
 
 
-def rules_of(row):
-    return Postprocessing(**{field.name: row[field.name] for field in fields(Postprocessing)})
+BEST = Postprocessing({"hysteresis": Hysteresis(0.25, 0.9), "min_volume": MinVolume(2)}, "argmax")
+
+
+def with_own_steps(checkpoint, **steps):
+    """Have a run tested with these steps."""
+    content = torch.load(checkpoint, weights_only=True)
+    steps = {
+        name: {"_target_": f"brats_lightning.inference.postprocessing.{step.pop('step')}"} | step
+        for name, step in steps.items()
+    }
+    target = "brats_lightning.inference.postprocessing.Postprocessing"
+    content["config"]["postprocessing"] = {"_target_": target, "steps": steps}
+    torch.save(content, checkpoint)
 
 
 @pytest.fixture
@@ -68,7 +80,8 @@ def run(composed):
     def make(ckpt, *overrides):
         ckpt = str(ckpt) if not isinstance(ckpt, list) else f"[{','.join(map(str, ckpt))}]"
         common = [f"ckpt={ckpt}", "device=cpu", "precision=32"]
-        grid = ["grid.low=[0.25]", "grid.high=[0.7,0.9]", "grid.core=[0]", "grid.min_volume=[0,2]"]
+        grid = ["grid.hysteresis.low=[0.25]", "grid.hysteresis.high=[0.7,0.9]", "grid.core.threshold=[]"]
+        common.append("grid.min_volume.mm3=[2]")
         return tune(composed(*common, *grid, *overrides, name="tune"))
 
     return make
@@ -77,10 +90,11 @@ def run(composed):
 def test_the_rules_that_score_best_are_chosen(run, runs):
     result = run(runs[0], "protocol=brats2023")
     # Only hysteresis finds the whole lesion; only its peak tells it from the look-alike, and its size from the speck.
-    assert Postprocessing(**result["chosen"]) == Postprocessing(0.25, 0.9, min_volume=2, decode="argmax")
+    assert build(result["chosen"]) == BEST
     assert result["score"] == 1
     assert result["cases"] == NAMES[1:3]
-    tried = {(row["low"], row["high"], row["min_volume"]): row["score"] for row in result["tried"]}
+    names = ("hysteresis.low", "hysteresis.high", "min_volume.mm3")
+    tried = {tuple(map(row["steps"].get, names)): row["score"] for row in result["tried"]}
     assert tried == pytest.approx(
         {
             (None, None, None): 2 / 28 / 3,  # the peak alone, and two that are no lesions
@@ -100,63 +114,92 @@ def test_the_rules_that_score_best_are_chosen(run, runs):
 def test_of_equals_the_simplest_is_chosen(run, runs):
     result = run(runs[0], "protocol=brats2024")
     # this protocol ignores specks itself
-    assert result["chosen"]["min_volume"] is None
+    assert list(result["chosen"]["steps"]) == ["hysteresis"]
 
 
 def test_the_runs_own_rules_are_tried_too(run, runs):
-    checkpoint = torch.load(runs[0], weights_only=True)
-    own = {
-        "_target_": "brats_lightning.inference.postprocessing.Postprocessing",
-        "low": 0.125,
-        "high": 0.5,
-        "min_volume": {"et": 9},
-    }
-    checkpoint["config"]["postprocessing"] = own
-    torch.save(checkpoint, runs[0])
-    result = run(runs[0], "protocol=brats2023", "grid.high=[0.9]", "grid.min_volume=[]")
+    hysteresis = {"step": "Hysteresis", "low": 0.125, "high": 0.5}
+    with_own_steps(runs[0], hysteresis=hysteresis, small={"step": "MinVolume", "mm3": 9, "regions": ["et"]})
+    result = run(runs[0], "protocol=brats2023", "grid.hysteresis.high=[0.9]", "grid.min_volume.mm3=[]")
     # Alone in the grid, hysteresis keeps the speck as well; the run's own rules keep the lesion and nothing else.
     assert [row["score"] for row in result["tried"]] == pytest.approx([1, 1 / 2, 2 / 28 / 3], abs=1e-6)
-    assert result["chosen"]["min_volume"] == {"et": 9}
+    assert build(result["chosen"]).steps["small"] == MinVolume(9, ["et"])
 
 
-def test_switches_are_the_runs_own_unless_given(run, runs):
-    checkpoint = torch.load(runs[0], weights_only=True)
-    checkpoint["config"]["postprocessing"] = {
-        "_target_": "brats_lightning.inference.postprocessing.Postprocessing",
-        "keep_surest": True,
-        "require_core": True,
-        "solid_core": True,
-    }
-    torch.save(checkpoint, runs[0])
+def test_what_does_not_vary_is_the_runs_own(run, runs):
+    with_own_steps(
+        runs[0],
+        hysteresis={"step": "Hysteresis", "low": 0.125, "high": 0.5, "keep_surest": True},
+        solid_core={"step": "SolidCore"},
+        require_core={"step": "RequireCore", "keep_surest": True},
+    )
 
     def switches(ckpt, *overrides):
-        names = ("keep_surest", "require_core", "solid_core", "fill_holes")
+        """What is tried besides nothing: whether hysteresis keeps the surest, and the steps that do not vary."""
         result = run(ckpt, *overrides)
-        without = [row["score"] for row in result["tried"] if Postprocessing(decode="argmax") == rules_of(row)]
-        assert [result["without"]] == without
-        return {tuple(row[name] for name in names) for row in result["tried"]} - {(False,) * 4}
+        assert [result["without"]] == [row["score"] for row in result["tried"] if row["steps"] == {}]
+        found = set()
+        for row in result["tried"]:
+            steps = row["steps"]
+            surest = steps.get("hysteresis.keep_surest", False if "hysteresis.low" in steps else None)
+            names = {name.split(".")[0] for name in steps} - {"hysteresis", "core", "min_volume"}
+            found |= {(surest, *sorted(names))} if steps else set()
+        return found
 
-    own = (True, True, True, False)
-    assert switches(runs[0]) == {own}
+    own = ("require_core", "solid_core")
+    assert switches(runs[0]) == {(None, *own), (True, *own)}
     # what the run was tested with is tried as it was
-    given = ["keep_surest=false", "solid_core=false", "fill_holes=true"]
-    assert switches(runs[0], *given) == {(False, True, False, True), own}
-    assert switches(runs) == {own}  # the other run has none of them: only what this was tested with
+    given = ["grid.hysteresis.keep_surest=[false]", "grid.solid_core=[false]", "grid.fill_holes=[true]"]
+    assert switches(runs[0], *given) == {
+        (None, "fill_holes", "require_core"),
+        (False, "fill_holes", "require_core"),
+        (True, *own),
+    }
+    both = ["grid.solid_core=[false,true]", "grid.hysteresis.low=[]"]
+    assert switches(runs[0], *both) == {(None, "require_core"), (None, *own), (True, *own)}
+    # the other run has none of them: only what this was tested with, and what varies
+    assert switches(runs) == {(None,), (False,), (True, *own)}
 
 
-def test_a_grid_is_of_lists(run, runs):
-    with pytest.raises(ValueError, match=r"lists, as in 'grid.core=\[0.9\]'; got grid.core=0.5"):
-        run(runs[0], "grid.core=0.5")
+def test_what_is_null_does_not_vary(run, runs):
+    result = run(runs[0], "grid.hysteresis.low=null", "grid.hysteresis.high=null", "grid.min_volume.mm3=null")
+    assert [row["steps"] for row in result["tried"]] == [{}]
+
+
+def test_steps_of_ones_own_vary(run, runs):
+    mine = "{_target_:brats_lightning.inference.postprocessing.MinVolume,mm3:1,regions:[tc]}"
+    own = [f"+postprocessing.steps.mine={mine}", "+grid.mine.mm3=[4]", "grid.hysteresis=null", "grid.min_volume=null"]
+    tried = [row["steps"] for row in run(runs[0], *own)["tried"]]
+    assert {} in tried
+    assert {"mine.mm3": 4, "mine.regions": ["tc"]} in tried
+    assert len(tried) == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("grid.core.threshold=0.5", r"grid.core.threshold=0.5: .* a list, e.g. 'grid.core.threshold=\[0.5\]'"),
+        ("grid.solid_core=true", r"grid.solid_core=True: .* a list"),
+        ("+grid.core.high=[1]", "grid.core.high: .* there are .*, core.threshold, "),
+        ("+grid.size.mm3=[1]", "grid.size.mm3: .* there are hysteresis, core, solid_core, "),
+        ("grid.core.threshold=[1.5]", "threshold < 1"),
+    ],
+)
+def test_a_grid_that_makes_no_sense(run, runs, override, message):
+    with pytest.raises(ValueError, match=message):
+        run(runs[0], override)
 
 
 def test_the_core_is_tried_with_and_without(run, runs):
-    result = run(runs[0], "protocol=brats2023", "grid.core=[0.99,0]", "grid.high=[0.9]", "grid.min_volume=[0]")
-    tried = {(row["low"], row["core"]): row["et"] for row in result["tried"]}
+    values = ["grid.core.threshold=[0.99]", "grid.hysteresis.high=[0.9]", "grid.min_volume.mm3=[]"]
+    result = run(runs[0], "protocol=brats2023", *values)
+    names = ("hysteresis.low", "core.threshold")
+    tried = {tuple(map(row["steps"].get, names)): row["et"] for row in result["tried"]}
     # the lesion's peak is 0.98: sure enough for the foreground, not for this core
     assert tried == pytest.approx(
         {(None, None): 2 / 28 / 3, (0.25, None): 1 / 2, (None, 0.99): 0, (0.25, 0.99): 0}, abs=1e-6
     )
-    assert result["chosen"]["core"] is None
+    assert list(result["chosen"]["steps"]) == ["hysteresis"]
 
 
 def test_the_choice_is_written_beside_the_checkpoint_and_used(run, runs, composed, tmp_path):
@@ -165,7 +208,8 @@ def test_the_choice_is_written_beside_the_checkpoint_and_used(run, runs, compose
     content = OmegaConf.to_container(OmegaConf.load(file))
     assert content == result
     assert sorted(path.name for path in runs[0].parent.iterdir()) == ["best.ckpt", "best_postprocessing.yaml"]
-    assert tuned(runs[0]) == Postprocessing(0.25, 0.9, min_volume=2, decode="argmax")
+    assert tuned(runs[0]) == BEST
+    assert content["chosen"] == as_config(BEST)
     common = ["device=cpu", "precision=32", f"input={tmp_path}/in/{NAMES[5]}", f"output={tmp_path}/out"]
     predict(composed(f"ckpt={runs[0]}", "postprocessing=tuned", *common, name="predict"))
     import nibabel as nib
@@ -216,14 +260,14 @@ def test_folds_are_tuned_together_each_case_by_the_models_it_validates(run, runs
     result = run(runs)
     assert result["cases"] == NAMES[1:4]
     assert members == [[runs[0]], [*runs], [runs[1]]]
-    assert tuned([*runs]) == Postprocessing(**result["chosen"])
+    assert tuned([*runs]) == build(result["chosen"])
 
 
 @pytest.mark.parametrize("protocol", ["brats2023", "brats2025", "brats2026"])
 def test_other_protocols(run, runs, protocol):
     result = run(runs[0], f"protocol={protocol}")
     assert result["protocol"] == protocol
-    assert (result["chosen"]["low"], result["chosen"]["high"]) == (0.25, 0.9)
+    assert build(result["chosen"]).steps["hysteresis"] == Hysteresis(0.25, 0.9)
     assert result["score"] == 1
 
 
@@ -266,7 +310,7 @@ def test_a_source_that_is_no_list_of_cases_is_refused(run, runs):
 def test_a_checkpoint_fills_no_folder(run, runs, tmp_path, target):
     checkpoint = torch.load(runs[0], weights_only=True)
     more = {"background": str(tmp_path / "in")} if "implant" in target else {}
-    source = {"_target_": f"brats_lightning.data.{target}", "parent": str(tmp_path / "there"), "cases": 5, **more}
+    source = {"_target_": f"brats_lightning.synthetic.{target}", "parent": str(tmp_path / "there"), "cases": 5, **more}
     checkpoint["config"]["data"]["source"] = source
     torch.save(checkpoint, runs[0])
     with pytest.raises(ValueError, match=r"its cases are not there; tell where: input=DIR"):

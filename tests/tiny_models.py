@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from brats_lightning.core.labels import LabelScheme
+from brats_lightning.inference.ensemble import CHECKPOINT_FORMAT
 
 
 class Ours(nn.Conv3d):
@@ -33,7 +34,8 @@ def save_checkpoint(
         "data": data | {name: v for name, v in settings.items() if name not in window} | {"labels": list(labels)},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"state_dict": {f"network.{k}": v for k, v in network.state_dict().items()}, "config": config}, path)
+    weights = {f"network.{k}": v for k, v in network.state_dict().items()}
+    torch.save({"state_dict": weights, "config": config, "format": CHECKPOINT_FORMAT}, path)
     return path
 
 

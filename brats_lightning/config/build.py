@@ -4,8 +4,9 @@ Nothing heavy is imported before a config is complete, so that ``--help`` and a 
 """
 
 import json
-import sys
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,43 +26,40 @@ if TYPE_CHECKING:
 _REFUSALS = (ValueError, TypeError, ArithmeticError, RuntimeError, ImportError, InstantiationException)
 
 
-def build_part(key: str, node: Any, **more: Any) -> Any:
-    """What the node of a config describes, with further arguments; None if it is null.
-
-    Args:
-        key: where the node stands, for messages.
-        node: with ``_target_``.
-        more: arguments besides those of the node.
+@contextmanager
+def settings_of(key: str) -> Iterator[None]:
+    """Say of which part of a config an error within the block is: where a class does not take its settings.
 
     Raises:
-        ValueError: its class does not take the settings.
+        ValueError: its message begins with the key.
     """
     try:
+        yield
+    except Exception as error:
+        cause = error.__cause__ or error if isinstance(error, InstantiationException) else error
+        # Lightning's own error is of no common kind, and not imported for this.
+        if not isinstance(cause, _REFUSALS) and type(cause).__name__ != "MisconfigurationException":
+            raise cause from None
+        message = str(cause)
+        raise ValueError(message if message.startswith(f"{key}.") else f"{key}: {message}") from error
+
+
+def build_part(key: str, node: Any, **more: Any) -> Any:
+    """What Hydra makes of a node with ``_target_`` at ``key`` and further arguments, within `settings_of`."""
+    with settings_of(key):
         return hydra.utils.instantiate(node, **more)
-    except InstantiationException as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, _REFUSALS):
-            raise _refusal(key, cause) from error
-        raise cause from None
-
-
-def _refusal(key: str, error: BaseException) -> ValueError:
-    message = str(error)
-    return ValueError(message if message.startswith(f"{key}.") else f"{key}: {message}")
 
 
 def build_data(cfg: DictConfig, split: "Split | None" = None) -> "CaseData":
     """The data module of a config; without the groups ``sampling`` and ``augmentation`` it can only fill the cache.
 
-    Args:
-        cfg: the config.
-        split: of the run that is gone on with; None splits as the config says.
+    The split is that of a run that is gone on with, else made as the config says.
     """
     from brats_lightning.core.labels import LabelScheme
     from brats_lightning.data.cache.store import Cache
     from brats_lightning.data.datamodule import CaseData
     from brats_lightning.data.loading import LoaderSettings
-    from brats_lightning.data.normalisation import Standardiser
+    from brats_lightning.data.normalisation import Normaliser
     from brats_lightning.data.preprocessing import Preprocessing
     from brats_lightning.data.splits import SplitSettings
 
@@ -76,22 +74,14 @@ def build_data(cfg: DictConfig, split: "Split | None" = None) -> "CaseData":
         verify=data.verify,
         tolerance=float(data.affine_tolerance),
     )
+    shares = (data.val_share, data.test_share, data.folds, data.fold)
+    lenient = data.on_bad_case == "skip"
     return CaseData(
         source=build_part("data.source", data.source, _partial_=True),
         cache=cache,
-        standardiser=Standardiser(data.modalities, **data.normalisation),
+        normaliser=Normaliser(data.modalities, **data.normalisation),
         scheme=scheme,
-        split=split
-        or SplitSettings(
-            data.val_share,
-            data.test_share,
-            data.folds,
-            data.fold,
-            data.split_file,
-            data.split_seed,
-            data.split_from,
-            data.on_bad_case == "skip",
-        ),
+        split=split or SplitSettings(*shares, data.split_file, data.split_seed, data.split_from, lenient),
         on_bad_case=data.on_bad_case,
         loader=LoaderSettings(data.batch_size, data.patches_per_case, data.workers, data.loader_timeout),
         sampler=build_part("sampling", cfg.get("sampling")),
@@ -102,16 +92,16 @@ def build_data(cfg: DictConfig, split: "Split | None" = None) -> "CaseData":
     )
 
 
-def _source_identity(data: DictConfig) -> Path:
+def _source_identity(data: DictConfig) -> str:
     """What tells one data set's cache from another's: its root, and whatever else its source is told."""
-    root = Path(data.root).absolute()
-    told = {name: str(root) if value == data.root else value for name, value in data.source.items()}
-    return root / json.dumps(told, sort_keys=True, default=str)
+    root = os.path.abspath(data.root)  # noqa: PTH100
+    told = {name: root if value == data.root else value for name, value in data.source.items()}
+    return json.dumps([root, told], sort_keys=True, default=str)
 
 
 def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
     """Network, loss, optimiser and schedule of a config, for the classes or regions of ``data``."""
-    from brats_lightning.config.checkpoint import CheckpointError, read_checkpoint
+    from brats_lightning.config.checkpoint import load_weights, read_checkpoint
     from brats_lightning.core.targets import make_target
     from brats_lightning.losses import DeepSupervision
     from brats_lightning.training.module import Segmentation
@@ -145,50 +135,32 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
         config=OmegaConf.to_container(cfg),  # type: ignore[arg-type]
     )
     if cfg.weights is not None:
-        saved = read_checkpoint(cfg.weights, "weights")["state_dict"]
-        try:
-            module.network.load_state_dict({k.removeprefix("network."): v for k, v in saved.items()})
-        except RuntimeError as error:
-            raise CheckpointError(f"weights={cfg.weights} are of another network than model: {error}") from error
+        saved = read_checkpoint(cfg.weights, "weights")
+        load_weights(module.network, saved, f"weights={cfg.weights} are of another network than model")
     return module
 
 
 def _rehearse(make_optimizer: Callable[..., Any], make_scheduler: Callable[..., Any]) -> None:
-    """Begin, middle and end of a run with one weight; what is refused would else show after the cache is filled.
-
-    Raises:
-        ValueError: settings of one of the two.
-    """
+    # Begin, middle and end of a run with one weight: what is refused is named here, and not by torch amid a fit.
     import torch
 
-    key = "optimizer"
-    try:
+    with settings_of("optimizer"):
         optimizer = make_optimizer([torch.nn.Parameter(torch.zeros(1))])
-        key = "scheduler"
+    with settings_of("scheduler"):
         schedule = make_scheduler(optimizer, lambda step: min(1.0, step / 2))
         for _ in range(3):
-            optimizer.step()
+            optimizer.step()  # does nothing: there is no gradient
             schedule.step()
-    except _REFUSALS as error:
-        raise _refusal(key, error) from error
 
 
-_POSITIVE = sys.float_info.min
 # Lightning takes less, and divides by it in the first step or follows the gradients uphill.
-_TRAINER_NUMBERS = {
-    "val_check_interval": _POSITIVE,
-    "check_val_every_n_epoch": 1,
-    "accumulate_grad_batches": 1,
-    "gradient_clip_val": 0,
-    "log_every_n_steps": 0,
-}
+_LEAST = {"check_val_every_n_epoch": 1, "accumulate_grad_batches": 1, "gradient_clip_val": 0, "log_every_n_steps": 0}
 
 
 def build_trainer(cfg: DictConfig) -> "pl.Trainer":
     """Lightning's trainer with the configured callbacks and logger."""
     import torch
     from pytorch_lightning.plugins.io import CheckpointIO
-    from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     from brats_lightning.training.checkpoint_files import WholeCheckpoints
     from brats_lightning.training.processes import check_processes, cluster_environment
@@ -196,27 +168,19 @@ def build_trainer(cfg: DictConfig) -> "pl.Trainer":
     # Deterministic algorithms need no NaN in every new tensor, which torch would spend a pass over memory on.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     settings: Any = OmegaConf.merge(cfg.trainer, {"precision": _precision(cfg)})
-    for name, value in settings.items():
-        if name in _TRAINER_NUMBERS and isinstance(value, int | float) and value < _TRAINER_NUMBERS[name]:
-            least = "positive" if _TRAINER_NUMBERS[name] == _POSITIVE else f"{_TRAINER_NUMBERS[name]} or more"
-            raise ValueError(f"trainer.{name} must be {least}, got {value}")
-
-    def part(key: str, node: Any, **more: Any) -> Any:
-        try:
-            return build_part(key, node, **more)
-        except MisconfigurationException as error:
-            raise _refusal(key, error) from error
-
-    callbacks = [part(f"callbacks.{name}", node) for name, node in (cfg.callbacks or {}).items() if node]
-    logger = part("logger", cfg.logger) if cfg.logger else False
-    plugins = [part("trainer.plugins", node) for node in settings.pop("plugins", None) or ()]
-    try:
+    if isinstance(interval := settings.get("val_check_interval"), int | float) and interval <= 0:
+        raise ValueError(f"trainer.val_check_interval must be positive, got {interval}")
+    for name, least in _LEAST.items():
+        if isinstance(value := settings.get(name), int | float) and value < least:
+            raise ValueError(f"trainer.{name} must be {least} or more, got {value}")
+    callbacks = [build_part(f"callbacks.{name}", node) for name, node in (cfg.callbacks or {}).items() if node]
+    logger = build_part("logger", cfg.logger) if cfg.logger else False
+    plugins = [build_part("trainer.plugins", node) for node in settings.pop("plugins", None) or ()]
+    with settings_of("trainer"):
         plugins += [environment] if (environment := cluster_environment()) else []
-    except RuntimeError as error:
-        raise _refusal("trainer", error) from error
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         plugins.append(WholeCheckpoints())
-    trainer = part("trainer", settings, callbacks=callbacks, logger=logger, plugins=plugins)
+    trainer = build_part("trainer", settings, callbacks=callbacks, logger=logger, plugins=plugins)
     check_processes(trainer)
     return trainer
 

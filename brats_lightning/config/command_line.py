@@ -29,12 +29,19 @@ def expanded(path: str) -> str:
 
 
 def with_quoted_paths(arguments: Sequence[str]) -> list[str]:
-    """A command line on which Hydra accepts every path, and a leading ``~`` is the home folder.
+    """A command line on which Hydra accepts every path, and a leading ``~``, which shells leave, is the home folder.
 
-    Shells expand few of the ``~`` in ``key=~/x``. Quotes are added to a value that Hydra refuses and that can only be a
-    path (`needs_quotes` tells of the others); nothing that Hydra accepts changes its meaning.
+    Quotes are added to a value that Hydra refuses and that can only be a path (`needs_quotes` tells of the others);
+    nothing that Hydra accepts changes its meaning.
     """
     return [_with_home(argument) for argument in map(_quoted_if_path, arguments)]
+
+
+def bare_words(arguments: Sequence[str]) -> list[str]:
+    """Arguments that are neither key=value nor a flag nor a flag's value; Hydra takes none."""
+    takes_value = re.compile("-(?!m$|-multirun$)[^=]*").fullmatch
+    pairs = zip(("", *arguments), arguments, strict=False)
+    return [word for before, word in pairs if re.fullmatch("(?![-~])[^=]*|~/[^=]*", word) and not takes_value(before)]
 
 
 def needs_quotes(argument: str) -> str | None:

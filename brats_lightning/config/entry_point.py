@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from brats_lightning.config.command_line import with_quoted_paths
+from brats_lightning.config.command_line import bare_words, with_quoted_paths
 from brats_lightning.config.resolvers import config_dir, register_resolvers, resolved
 from brats_lightning.config.sweep import record_failure
 
@@ -25,12 +25,7 @@ def entry_point(
     """A command: compose ``conf/<config_name>.yaml`` with the command line and call ``function`` with the result.
 
     An error that says all there is to know is one line on stderr, and exit code 1. A job of a multirun leaves it in its
-    folder and the others go on; the exit code is 1 in the end.
-
-    Args:
-        config_name: of the command's config.
-        function: what the command does.
-        failed: what a sweeper is told of a job that failed.
+    folder, a sweeper is told the value of ``failed``, and the others go on; the exit code is 1 in the end.
     """
     register_resolvers()
     composed = False
@@ -49,31 +44,33 @@ def entry_point(
             return function(resolved(cfg))
         except Exception as error:
             message = _message(error)
-            if job.mode == RunMode.MULTIRUN:
-                if message is None:
-                    logging.getLogger(__name__).exception("job %s failed", job.job.num)
-                    message = f"{type(error).__name__}: {error}"
-                else:
-                    print(f"error: {message}", file=sys.stderr)
-                failures.append(message)
-                record_failure(Path(job.runtime.output_dir), message)
-                return failed(cfg)
-            if message is None or os.environ.get("HYDRA_FULL_ERROR"):
+            multirun = job.mode == RunMode.MULTIRUN
+            if not multirun and (message is None or os.environ.get("HYDRA_FULL_ERROR")):
                 raise
-            print(f"error: {message}", file=sys.stderr)
-            raise SystemExit(1) from None
+            if message is None:
+                logging.getLogger(__name__).exception("job %s failed", job.job.num)
+                message = f"{type(error).__name__}: {error}"
+            else:
+                print(f"error: {message}", file=sys.stderr)
+            if not multirun:
+                raise SystemExit(1) from None
+            failures.append(message)
+            record_failure(Path(job.runtime.output_dir), message)
+            return failed(cfg)
 
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)
 
     def command() -> None:
-        sys.argv[1:] = with_quoted_paths(sys.argv[1:])
+        sys.argv[1:] = arguments = with_quoted_paths(sys.argv[1:])
         try:
+            if bare_words(arguments):  # of which Hydra's message says nothing that helps
+                raise SystemExit(1)
             main()
         except SystemExit as stop:
             if stop.code == 1 and not composed:
                 from brats_lightning.config.hints import print_hints
 
-                print_hints(config_dir(), config_name, sys.argv[1:])
+                print_hints(config_dir(), config_name, arguments)
             raise
         except KeyboardInterrupt:  # where nothing is to be saved
             print("interrupted", file=sys.stderr)
@@ -87,17 +84,16 @@ def entry_point(
 def _message(error: Exception) -> str | None:
     """What to tell of an error that concerns a user's data, settings or disk; None of one that may be a fault of ours.
 
-    A traceback would only hide it. Ours are those raised by this package, and those of files.
+    A traceback would only hide it. A user's are those raised by this package, and those of files.
     """
-    ours = isinstance(error, ValueError | RuntimeError | OSError) and _raised_here(error)
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    return str(error) if ours else None
+    return str(error) if isinstance(error, ValueError | RuntimeError | OSError) and _raised_here(error) else None
 
 
 def _raised_here(error: BaseException) -> bool:
     """Whether an error was raised by this package's own code."""
     trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
+    while trace and trace.tb_next:
         trace = trace.tb_next
-    return trace is not None and Path(trace.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parents[1])
+    return bool(trace and Path(trace.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parents[1]))

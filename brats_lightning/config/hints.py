@@ -1,26 +1,26 @@
-"""What a refused option may have meant; looked up only after Hydra has refused it."""
+"""What a refused command line may have meant; looked up only where it is refused."""
 
 import difflib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from brats_lightning.config.command_line import needs_quotes
+from brats_lightning.config.command_line import bare_words, needs_quotes
+from brats_lightning.config.resolvers import leaves, missing
 
 
 def print_hints(conf: Path, config_name: str, arguments: Sequence[str]) -> None:
-    """Print to stderr which values lack quotes, and which known options are near those that a command does not know.
-
-    Args:
-        conf: folder of the configs.
-        config_name: of the command's.
-        arguments: of its command line.
-    """
+    """Say on stderr which arguments lack a key, which values quotes, and which known options are near unknown ones."""
+    for word in bare_words(arguments):
+        cfg = _composed(conf, config_name, arguments)
+        wanted = [f"{key}={word}" for key in (missing(cfg) if cfg else ()) if key not in _options(arguments)]
+        meant = f"; did you mean {' or '.join(wanted)}?" if wanted else ""
+        print(f"{word}: options are key=value{meant}", file=sys.stderr)
     for argument in arguments:
         if (quoted := needs_quotes(argument)) is not None:
             print(f"{argument}: quote the value, inside the shell's quotes: {quoted}", file=sys.stderr)
@@ -30,25 +30,30 @@ def print_hints(conf: Path, config_name: str, arguments: Sequence[str]) -> None:
 
 def near_misses(conf: Path, config_name: str, arguments: Sequence[str]) -> list[tuple[str, str]]:
     """Unknown options with the nearest known ones."""
-    groups = {folder.relative_to(conf).as_posix() for folder in conf.rglob("*") if folder.is_dir()}
-    told = [argument for argument in arguments if "=" in argument and not argument.startswith(("-", "+", "~", "hydra"))]
-    names = [argument.split("=", 1)[0] for argument in told]
-    chosen = [argument for argument, name in zip(told, names, strict=True) if name in groups]
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(conf), version_base="1.3"):
-            config: Any = OmegaConf.to_container(compose(config_name, chosen))
-    except Exception:  # Hydra has said what is wrong with a choice
+    if (cfg := _composed(conf, config_name, arguments)) is None:
         return []
-    known = {*groups, *_keys(config)}
-    unknown = [name for name in names if name not in known]
-    near = ((name, difflib.get_close_matches(name, known, n=1)) for name in unknown)
+    paths = (accumulate(key.split("."), "{}.{}".format) for key, _ in leaves(OmegaConf.to_container(cfg)))
+    known = {*_groups(conf), *(key for path in paths for key in path)}
+    near = ((name, difflib.get_close_matches(name, known, n=1)) for name in _options(arguments) if name not in known)
     return [(name, found[0]) for name, found in near if found]
 
 
-def _keys(node: Any, path: str = "") -> Iterator[str]:
-    if isinstance(node, dict):
-        for name, value in node.items():
-            key = f"{path}.{name}" if path else str(name)
-            yield key
-            yield from _keys(value, key)
+def _composed(conf: Path, config_name: str, arguments: Sequence[str]) -> DictConfig | None:
+    """The config with the choices of groups that are told; None where Hydra cannot, and says what is wrong with one."""
+    groups = _groups(conf)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf), version_base="1.3"):
+            return compose(config_name, [text for name, text in _options(arguments).items() if name in groups])
+    except Exception:
+        return None
+
+
+def _groups(conf: Path) -> set[str]:
+    return {folder.relative_to(conf).as_posix() for folder in conf.rglob("*") if folder.is_dir()}
+
+
+def _options(arguments: Sequence[str]) -> dict[str, str]:
+    """Those that set what there is, by their names."""
+    told = (argument for argument in arguments if "=" in argument and not argument.startswith(("-", "+", "~", "hydra")))
+    return {argument.split("=", 1)[0]: argument for argument in told}

@@ -3,7 +3,7 @@
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -82,9 +82,8 @@ def resolved(cfg: DictConfig) -> DictConfig:
     Raises:
         ValueError: a mandatory value was not given, or there is no home folder.
     """
-    missing = sorted(_missing(OmegaConf.to_container(cfg)))
-    if missing:
-        raise ValueError("these values must be given on the command line: " + " ".join(f"{key}=…" for key in missing))
+    if absent := missing(cfg):
+        raise ValueError("these values must be given on the command line: " + " ".join(f"{key}=…" for key in absent))
     return OmegaConf.create(_with_home(OmegaConf.to_container(cfg, resolve=True)))
 
 
@@ -96,10 +95,15 @@ def _with_home(node: Any) -> Any:
     return expanded(node) if isinstance(node, str) else node
 
 
-def _missing(node: Any, path: str = "") -> Iterator[str]:
-    """Keys of a plain container whose mandatory value was not given; references to them are not listed again."""
-    if isinstance(node, dict):
+def missing(cfg: DictConfig) -> list[str]:
+    """Keys of the mandatory values that were not given; what refers to them is not listed again."""
+    return [key for key, value in leaves(OmegaConf.to_container(cfg)) if value == "???"]
+
+
+def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of all in a plain container that is no mapping, or an empty one."""
+    if isinstance(node, Mapping) and node:
         for name, value in node.items():
-            yield from _missing(value, f"{path}.{name}" if path else str(name))
-    elif node == "???":
-        yield path
+            yield from leaves(value, f"{path}.{name}" if path else str(name))
+    elif path:
+        yield path, node

@@ -1,14 +1,20 @@
 """Going on with a run: its own settings and newest checkpoint, and what may differ from then."""
 
+import logging
 import os
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.config.command_line import quote
+from brats_lightning.config.resolvers import leaves
+from brats_lightning.runtime.files import write_text
+
+log = logging.getLogger(__name__)
 
 _WORD = "resume="
 _RECORD = "resumed.yaml"  # the overrides a run went on with; those it began with are in .hydra
@@ -34,9 +40,6 @@ def expand(arguments: Sequence[str]) -> list[str]:
     Overrides beside it replace the run's own of the same name. Relative paths are meant from where the run was started,
     and the process goes there.
 
-    Args:
-        arguments: of the command, without its name.
-
     Raises:
         ResumeError: a folder that is no run's, or one without any readable checkpoint.
     """
@@ -50,15 +53,12 @@ def expand(arguments: Sequence[str]) -> list[str]:
         what = "is no run folder" if run.is_dir() else "does not exist" if not run.exists() else "is a file"
         raise ResumeError(f"{told[-1]}: {run} {what}; give the folder that holds checkpoints/ and .hydra/")
     checkpoint = newest_checkpoint(run)
-    record = run / _RECORD
-    before: Any = OmegaConf.to_container(OmegaConf.load(record if record.is_file() else run / ".hydra/overrides.yaml"))
-    hydra: Any = OmegaConf.to_container(OmegaConf.load(run / ".hydra/hydra.yaml")).get("hydra")  # type: ignore[union-attr]
-
-    flags: list[str] = []
-    beside: list[str] = []
-    for argument in arguments:
-        if argument not in told:
-            (beside if "=" in argument and not argument.startswith("-") else flags).append(argument)
+    last_time = run / _RECORD
+    before = _loaded(last_time if last_time.is_file() else run / ".hydra/overrides.yaml")
+    hydra = _loaded(run / ".hydra/hydra.yaml")["hydra"]
+    mine = [argument for argument in arguments if argument not in told]
+    beside = [argument for argument in mine if "=" in argument and not argument.startswith("-")]
+    flags = [argument for argument in mine if argument not in beside]
     if not any(flag.startswith(("--config-dir", "-cd")) for flag in flags):
         sources = hydra["runtime"]["config_sources"]
         flags += [f"--config-dir={source['path']}" for source in sources if source["provider"] == "command-line"]
@@ -71,21 +71,27 @@ def expand(arguments: Sequence[str]) -> list[str]:
         os.chdir(started)
     here = [f"ckpt_path={quote(str(checkpoint))}", f"resume={quote(str(run))}", f"hydra.run.dir={quote(str(run))}"]
     added = {_key(override) for override in before if override.startswith("+")}
-    beside = [
-        f"++{override}" if _key(override) in added and override[0] not in "+~" else override for override in beside
-    ]
+    beside = [f"++{text}" if _key(text) in added and text[0] not in "+~" else text for text in beside]
     return [*flags, *kept, *beside, *here, "hydra.output_subdir=null"]
 
 
-def record(run: Path, overrides: Sequence[str]) -> None:
-    """Keep what a run goes on with, for the next time.
+def go_on(cfg: DictConfig, saved: Mapping[str, Any]) -> None:
+    """Name what a resumed run does otherwise than the checkpoint it goes on from, and keep it for the next time.
 
-    Args:
-        run: its folder.
-        overrides: all of them, as Hydra was given them.
+    Raises:
+        ResumeError: settings differ that both must share.
     """
-    from brats_lightning.runtime.files import write_text
+    now: Any = OmegaConf.to_container(cfg)
+    changed = compare(saved["config"], now, Path(cfg.ckpt_path))
+    log.info("going on at step %d with %s", saved["global_step"], cfg.ckpt_path)
+    for line in changed:
+        log.info("from here on %s", line)
+    if cfg.resume is not None and HydraConfig.initialized():
+        record(Path(cfg.resume), list(HydraConfig.get().overrides.task))
 
+
+def record(run: Path, overrides: Sequence[str]) -> None:
+    """Keep what a run goes on with, all overrides as Hydra was given them, for the next time."""
     lasting = [override for override in overrides if _key(override) not in ("ckpt_path", "resume")]
     write_text(run / _RECORD, OmegaConf.to_yaml(OmegaConf.create(lasting)))
 
@@ -119,19 +125,19 @@ def compare(saved: Mapping[str, Any], now: Mapping[str, Any], origin: Path) -> l
     """What a resumed run does otherwise than the one it goes on with, where it may: lines ``key: before → now``.
 
     Args:
-        saved: the checkpoint's config, plain containers.
+        saved: the config of the checkpoint ``origin``.
         now: this run's.
-        origin: of the checkpoint, for messages.
+        origin: for messages.
 
     Raises:
         ResumeError: settings differ that both must share; all of them.
     """
-    old, new = dict(_values(saved)), dict(_values(now))
-    missing = "(not there)"
+    old, new = dict(leaves(saved)), dict(leaves(now))
     # A setting that is not there means what null does: nothing.
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    lines = {key: f"{key}: {old.get(key, missing)} → {new.get(key, missing)}" for key in changed}
-    if refused := [line for key, line in lines.items() if not _may_change(key)]:
+    absent = "(not there)"
+    lines = {key: f"{key}: {old.get(key, absent)} → {new.get(key, absent)}" for key in changed}
+    if refused := [line for key, line in lines.items() if not _below(key, _FREE) or _below(key, _NOT_FREE)]:
         raise ResumeError(
             f"a resumed run must share these settings with {origin}:\n  "
             + "\n  ".join(refused)
@@ -142,21 +148,12 @@ def compare(saved: Mapping[str, Any], now: Mapping[str, Any], origin: Path) -> l
     return [line for key, line in lines.items() if not _below(key, quiet)]
 
 
-def _may_change(key: str) -> bool:
-    return _below(key, _FREE) and not _below(key, _NOT_FREE)
-
-
 def _below(key: str, names: Sequence[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
-def _values(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of all that is no mapping."""
-    if isinstance(node, Mapping) and node:
-        for name, value in node.items():
-            yield from _values(value, f"{path}.{name}" if path else str(name))
-    elif path:
-        yield path, node
+def _loaded(path: Path) -> Any:
+    return OmegaConf.to_container(OmegaConf.load(path))  # without resolving what refers to other values
 
 
 def _key(override: str) -> str:

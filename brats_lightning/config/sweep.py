@@ -2,14 +2,16 @@
 
 import csv
 import io
+import itertools
 import json
 import logging
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.runtime.files import write_text
 
@@ -21,13 +23,7 @@ OUTCOMES = ("metrics.json", _ERROR, _DIVERGED)  # a job leaves one of them
 
 
 def record_failure(job: Path, message: str, diverged: bool = False) -> None:
-    """Leave in a job's folder why it has no scores, instead of what an earlier one left there.
-
-    Args:
-        job: its folder.
-        message: why.
-        diverged: its loss did, which for a sweep is a result like others and no failure.
-    """
+    """Leave in a job's folder why it has no scores; that its loss ``diverged`` is for a sweep a result, no failure."""
     with suppress(OSError):  # the disk may be what is full; the message was printed
         forget_outcome(job)
         write_text(job / (_DIVERGED if diverged else _ERROR), message + "\n")
@@ -60,8 +56,7 @@ class SweepTable(Callback):
         writer.writerows(rows)
         write_text(folder / FILE, text.getvalue())
         best = f"best/{config.objective}"
-        shown = [name for name in scores if name == best or (name.startswith("test/") and name.endswith("dice_mean"))]
-        _print(rows, settings, shown)
+        _print(rows, settings, [name for name in scores if name == best or re.fullmatch("test/.*dice_mean", name)])
         log.info("all scores of all jobs: %s", folder / FILE)
         if broken := [row for row in failed if not (folder / row["job"] / _DIVERGED).is_file()]:
             log.error("%d of %d jobs failed", len(broken), len(rows))
@@ -76,20 +71,16 @@ def collect(folder: Path, objective: str, mode: str) -> tuple[list[str], list[di
 
     Args:
         folder: of the multirun.
-        objective: the score by which rows are sorted, best first; those without it come last.
+        objective: the score by which rows are sorted, best first; those without it come last. One of a job without
+            scores has ``failed`` instead: the reason.
         mode: whether ``max`` or ``min`` is best.
-
-    Returns:
-        The names of the overrides, and the rows. That of a job without scores has ``failed`` instead: the reason.
     """
-    from omegaconf import OmegaConf
-
-    overrides: dict[str, dict[str, str]] = {}
+    overrides = {}
     for file in sorted(folder.glob("*/.hydra/overrides.yaml")):
         told: Any = OmegaConf.to_container(OmegaConf.load(file))
-        job = file.parent.parent.name
-        overrides[job] = dict(override.lstrip("+").split("=", 1) for override in told if "=" in override)
-    keys = dict.fromkeys(key for job in overrides.values() for key in job)
+        pairs = (override.lstrip("+").split("=", 1) for override in told if "=" in override)
+        overrides[file.parent.parent.name] = dict(pairs)
+    keys = dict.fromkeys(itertools.chain(*overrides.values()))
     varied = [key for key in keys if len({job.get(key) for job in overrides.values()}) > 1]
     rows = [
         {"job": name} | {key: job.get(key, "") for key in varied} | _outcome(folder / name)
@@ -113,15 +104,13 @@ def _outcome(job: Path) -> dict[str, Any]:
 
 
 def _print(rows: list[dict[str, Any]], settings: list[str], scores: list[str]) -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from brats_lightning.runtime.console import show
 
-    table = Table()
-    for column in settings:
-        table.add_column(column, overflow="fold")
-    for column in scores:
-        table.add_column(column, justify="right", overflow="fold")
+    table = Table(*(Column(name, overflow="fold") for name in settings))
+    for name in scores:
+        table.add_column(name, justify="right", overflow="fold")
     for row in rows:
         values = (row.get(column) for column in (*settings, *scores))
         table.add_row(*("" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in values))

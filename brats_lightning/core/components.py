@@ -1,5 +1,7 @@
 """Connected components of masks: what a lesion is."""
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Bool, Int32, UInt8
 from scipy import ndimage
@@ -44,6 +46,15 @@ def label_components(mask: Bool[np.ndarray, "a b c"]) -> tuple[Int32[np.ndarray,
     n, numbers = connected_components(graph, directed=False)
     labels[box][inside] = np.repeat(numbers + 1, ends - starts)
     return labels, n
+
+
+def components_at(mask: Bool[np.ndarray, "z y x"], places: Any) -> Bool[np.ndarray, "z y x"]:
+    """The components of a mask that have a voxel in ``places``: a mask, or the indices of voxels."""
+    components, n = label_components(mask)
+    wanted = np.zeros(n + 1, dtype=bool)
+    wanted[components[places]] = True
+    wanted[0] = False
+    return wanted[components]
 
 
 def lesion_components(mask: UInt8[np.ndarray, "z y x"], scheme: LabelScheme) -> tuple[Int32[np.ndarray, "z y x"], int]:

@@ -15,15 +15,10 @@ Slices = tuple[slice, slice, slice]
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """A voxel grid as nibabel describes it.
+    """A voxel grid as nibabel describes it."""
 
-    Attributes:
-        shape: voxels along the array's own three axes.
-        affine: 4×4, voxel index → RAS millimetres.
-    """
-
-    shape: Ints
-    affine: np.ndarray
+    shape: Ints  # voxels along the array's own three axes
+    affine: np.ndarray  # 4×4, voxel index → RAS millimetres
 
     def __post_init__(self) -> None:
         affine = np.array(self.affine, dtype=np.float64)
@@ -62,32 +57,24 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Placement:
+class GridTransform:
     """Where a working array (z, y, x), axis-aligned with LPS, lies in the grid it was made from.
 
     The original array is first *oriented*: its axes permuted to (z, y, x) and reversed where they run against LPS (an
     oblique affine goes to the closest axes). Then, along each axis, the centre of working voxel ``w`` lies at oriented
     index ``origin + (w + 0.5) · step − 0.5``: one formula for cropping, padding, resampling and resizing. With step 1
     everywhere (and so a whole origin) both ways only copy voxels.
-
-    Attributes:
-        original: the grid the array comes from.
-        axes: the original axis that becomes working axis z, y, x.
-        flips: whether that axis is reversed.
-        origin: first working voxel's leading edge, in oriented voxels.
-        step: working voxel size in oriented voxels.
-        shape: of the working array.
     """
 
-    original: Grid
-    axes: Ints
-    flips: tuple[bool, bool, bool]
-    origin: Triple
-    step: Triple
-    shape: Ints
+    original: Grid  # that the array comes from
+    axes: Ints  # the original axis that becomes working axis z, y, x
+    flips: tuple[bool, bool, bool]  # whether that axis is reversed
+    origin: Triple  # first working voxel's leading edge, in oriented voxels
+    step: Triple  # working voxel size in oriented voxels
+    shape: Ints  # of the working array
 
     @classmethod
-    def whole(cls, original: Grid) -> "Placement":
+    def whole(cls, original: Grid) -> "GridTransform":
         """The whole grid, oriented to LPS, voxel for voxel."""
         to_lps = nib.orientations.ornt_transform(
             nib.orientations.io_orientation(original.affine), nib.orientations.axcodes2ornt("LPS")
@@ -113,16 +100,16 @@ class Placement:
         """Whether working voxels are original voxels, so that nothing is interpolated."""
         return self.step == (1.0, 1.0, 1.0) and all(float(o).is_integer() for o in self.origin)
 
-    def crop(self, start: Sequence[int], shape: Sequence[int]) -> "Placement":
+    def crop(self, start: Sequence[int], shape: Sequence[int]) -> "GridTransform":
         """The box of ``shape`` voxels from working voxel ``start`` on; it may reach beyond the array."""
         origin = _floats(o + s * step for o, s, step in zip(self.origin, start, self.step, strict=True))
         return replace(self, origin=origin, shape=_ints(shape))
 
-    def centred(self, shape: Sequence[int]) -> "Placement":
+    def centred(self, shape: Sequence[int]) -> "GridTransform":
         """Cropped or padded to ``shape``, evenly on both sides (an odd voxel goes to the end)."""
         return self.crop([(have - want) // 2 for have, want in zip(self.shape, shape, strict=True)], shape)
 
-    def resample(self, spacing: Sequence[int | float]) -> "Placement":
+    def resample(self, spacing: Sequence[int | float]) -> "GridTransform":
         """The same box at voxel size ``spacing`` (z, y, x) in mm, centred on it; the shape is rounded."""
         shape = _ints(max(1, round(n * a / b)) for n, a, b in zip(self.shape, self.spacing, spacing, strict=True))
         # An axis that has the wanted spacing already (affines carry rounding errors) keeps its voxels.
@@ -130,12 +117,12 @@ class Placement:
         step = _floats(s * f for s, f in zip(self.step, scale, strict=True))
         return self._stretched(step, shape)
 
-    def resize(self, shape: Sequence[int]) -> "Placement":
+    def resize(self, shape: Sequence[int]) -> "GridTransform":
         """The same box in exactly ``shape`` voxels."""
         step = _floats(s * have / want for s, have, want in zip(self.step, self.shape, shape, strict=True))
         return self._stretched(step, _ints(shape))
 
-    def _stretched(self, step: Triple, shape: Ints) -> "Placement":
+    def _stretched(self, step: Triple, shape: Ints) -> "GridTransform":
         parts = zip(self.origin, self.shape, self.step, shape, step, strict=True)
         origin = _floats(o + (n_old * old - n_new * new) / 2 for o, n_old, old, n_new, new in parts)
         return replace(self, origin=origin, step=step, shape=shape)
@@ -144,7 +131,7 @@ class Placement:
         """View of an array on the original grid with its axes in (z, y, x) LPS order."""
         if array.shape != self.original.shape:
             raise ValueError(f"the array has shape {array.shape}, its grid {self.original.shape}")
-        return array.transpose(self.axes)[self._flip_slices()]
+        return array.transpose(self.axes)[tuple(slice(None, None, -1 if flip else None) for flip in self.flips)]
 
     def apply(self, array: Shaped[np.ndarray, "i j k"], order: int = 0) -> Shaped[np.ndarray, "z y x"]:
         """Original grid → working array; 0 beyond the original.
@@ -158,7 +145,7 @@ class Placement:
     def sample(self, box: Shaped[np.ndarray, "a b c"], start: Sequence[int], order: int) -> Shaped[np.ndarray, "z y x"]:
         """As `apply`, from a box of the oriented array that begins at voxel ``start``, everything else being 0."""
         if self.exact:
-            return _shifted(box, [int(o) - s for o, s in zip(self.origin, start, strict=True)], self.shape)
+            return read_box(box, [int(o) - s for o, s in zip(self.origin, start, strict=True)], self.shape)
         for axis in range(3):
             centres = self.origin[axis] + (np.arange(self.shape[axis]) + 0.5) * self.step[axis] - 0.5
             box = _interpolate(box, axis, centres, self.oriented_shape[axis], start[axis], order)
@@ -167,9 +154,7 @@ class Placement:
     def restore(self, labels: Shaped[np.ndarray, "z y x"], fill: int = 0) -> Shaped[np.ndarray, "i j k"]:
         """Working labels → original grid, by the working voxel that holds each original voxel's centre.
 
-        Args:
-            labels: a mask on the working grid.
-            fill: label of original voxels the working array doesn't cover.
+        Original voxels that the working array doesn't cover get the label ``fill``.
         """
         out = self._blank(labels.dtype, fill)
         self._restore_into(self.orient(out), labels, order=0)
@@ -188,14 +173,10 @@ class Placement:
         return {"original": self.original.to_dict(), **parts}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Placement":
+    def from_dict(cls, values: dict[str, Any]) -> "GridTransform":
         """Inverse of `to_dict`."""
         parts = {name: tuple(values[name]) for name in ("axes", "flips", "origin", "step", "shape")}
         return cls(original=Grid.from_dict(values["original"]), **parts)
-
-    def _flip_slices(self) -> Slices:
-        z, y, x = (slice(None, None, -1) if flip else slice(None) for flip in self.flips)
-        return z, y, x
 
     def _blank(self, dtype: np.dtype, fill: int, *channels: int) -> np.ndarray:
         """An array on the original grid, in memory as the oriented one, since copying across the grain is slow."""
@@ -204,7 +185,7 @@ class Placement:
 
     def _restore_into(self, oriented: np.ndarray, working: np.ndarray, order: int) -> None:
         if working.shape != self.shape:
-            raise ValueError(f"the working array has shape {working.shape}, its placement {self.shape}")
+            raise ValueError(f"the working array has shape {working.shape}, its grid transform {self.shape}")
         covered = []
         for axis, length in enumerate(self.shape):
             at = (np.arange(self.oriented_shape[axis]) + 0.5 - self.origin[axis]) / self.step[axis] - 0.5
@@ -216,14 +197,14 @@ class Placement:
                 working = _interpolate(working, axis, at[covered[-1]], length, 0, order)
             else:
                 nearest = np.floor(at[covered[-1]] + 0.5 + 1e-9).astype(int)
-                working = working[_along(axis, _as_slice(nearest))]
+                working = working[(slice(None),) * axis + (_as_slice(nearest),)]
         oriented[tuple(covered)] = working
 
 
 def nonzero_box(array: Shaped[np.ndarray, "a b c"]) -> Slices:
     """Smallest box with every voxel that isn't 0; empty slices if there is none."""
     # OR over the bits of whole rows is several times faster than comparing voxels; floats know a negative zero.
-    bits = array if array.dtype.kind in "iu" else array != 0
+    bits = array if array.dtype.kind in "biu" else array != 0
     plane = np.bitwise_or.reduce(bits, axis=0)
     rows = np.flatnonzero(plane.any(axis=1))
     if not len(rows):
@@ -233,6 +214,46 @@ def nonzero_box(array: Shaped[np.ndarray, "a b c"]) -> Slices:
     first = next(i for i in range(len(bits)) if bits[i, b, c].any())
     last = next(i for i in reversed(range(len(bits))) if bits[i, b, c].any())
     return slice(first, last + 1), b, c
+
+
+def read_box(
+    array: Shaped[np.ndarray, "*c z y x"],
+    start: Sequence[int],
+    shape: Sequence[int],
+    out: Shaped[np.ndarray, "*k bz by bx"] | None = None,
+    channels: Sequence[int] | None = None,
+) -> Shaped[np.ndarray, "*k bz by bx"]:
+    """Copy of a box, zero where it passes the array; of a memory map only the box is read.
+
+    Args:
+        array: image (C, Z, Y, X) or mask (Z, Y, X), never written.
+        start: first voxel (z, y, x); may be negative.
+        shape: (z, y, x) of the box.
+        out: array of the box's shape and the array's type to fill; a reused buffer saves the page faults of a new one,
+            which cost several times the copy.
+        channels: indices of the channels to read, in the order wanted; None reads all of them.
+
+    Raises:
+        ValueError: channels of an array without channels, or an ``out`` of another shape or type.
+    """
+    if channels is not None and array.ndim != 4:
+        raise ValueError(f"channels {list(channels)} asked of a volume without channels, shape {array.shape}")
+    source, target = [], []
+    for first, length, extent in zip(start, shape, array.shape[-3:], strict=True):
+        low = min(max(first, 0), extent)
+        high = max(min(first + length, extent), low)
+        source.append(slice(low, high))
+        target.append(slice(low - first, high - first))
+    full = (*(array.shape[:-3] if channels is None else (len(channels),)), *shape)
+    if out is None:
+        out = np.empty(full, array.dtype)
+    elif out.shape != full or out.dtype != array.dtype:
+        raise ValueError(f"out is {out.dtype} {out.shape}, the box is {array.dtype} {full}")
+    if any(part.stop - part.start < length for part, length in zip(source, shape, strict=True)):
+        out[...] = 0
+    for into, channel in [(..., ...)] if channels is None else enumerate(channels):
+        out[into, *target] = array[channel, *source]
+    return out
 
 
 def _ints(values: Any) -> Ints:
@@ -245,27 +266,11 @@ def _floats(values: Any) -> Triple:
     return a, b, c
 
 
-def _along(axis: int, index: Any) -> tuple[Any, ...]:
-    return (slice(None),) * axis + (index,)
-
-
 def _as_slice(indices: np.ndarray) -> Any:
     """Consecutive indices as a slice, which copies nothing."""
     if np.array_equal(indices, np.arange(indices[0], indices[0] + len(indices))):
         return slice(int(indices[0]), int(indices[0]) + len(indices))
     return indices
-
-
-def _shifted(array: np.ndarray, start: Sequence[int], shape: Sequence[int]) -> np.ndarray:
-    """``array[start : start + shape]`` with zeros beyond its ends."""
-    out = np.zeros(tuple(shape), dtype=array.dtype)
-    low = [max(0, s) for s in start]
-    high = [max(a, min(n, s + m)) for a, n, s, m in zip(low, array.shape, start, shape, strict=True)]
-    source = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    target = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))
-    if all(b > a for a, b in zip(low, high, strict=True)):
-        out[target] = array[source]
-    return out
 
 
 def _interpolate(box: np.ndarray, axis: int, at: np.ndarray, length: int, start: int, order: int) -> np.ndarray:

@@ -70,7 +70,7 @@ BRATS_METS = LabelScheme(("netc", "snfh", "et"))
 def apply_label_map(
     mask: Integer[np.ndarray, "*shape"], label_map: Mapping[int, int] | None
 ) -> UInt8[np.ndarray, "*shape"]:
-    """Copy of a mask with each label replaced by ``label_map``'s; labels it does not name stay.
+    """Copy of a multi-label mask with each label replaced by ``label_map``'s; labels it does not name stay.
 
     Args:
         mask: labels in 0 … 255.

@@ -101,9 +101,9 @@ class RegionTarget:
                 # One by one: a list as an index would be copied to a GPU, which then waits.
                 if parts := [inside[child] for child in region.children]:
                     total = reduce(torch.add, parts).clamp_min(torch.finfo(p.dtype).tiny)
-                    share = (p / total).clamp_max_(1)
+                    scale = (p / total).clamp_max_(1)
                     for part in parts:
-                        part.mul_(share)
+                        part.mul_(scale)
                     p = (p - reduce(torch.add, parts)).clamp_min_(0)
                 classes[region.own] = p
         return result
@@ -152,31 +152,23 @@ def nested_regions(scheme: LabelScheme) -> list[NestedRegion]:
         own = classes.difference(*(members for _, members in children))
         crossing = any(classes & other and not (classes <= other or other <= classes) for _, other in regions)
         if len(own) != 1 or crossing:
-            raise ValueError(_not_nested(scheme))
+            listed = ", ".join(
+                f"{region.upper()} = {' ∪ '.join(scheme.class_names[index] for index in members)}"
+                for region, members in scheme.regions.items()
+            )
+            raise ValueError(
+                f"target=regions needs regions, nested or apart, that tell the classes apart; data.labels="
+                f"[{','.join(scheme.names)}] has {listed or 'none'}. Use target=classes, or labels like [netc,snfh,et]"
+            )
         nested.append(NestedRegion(channel, classes, min(own), tuple(number for number, _ in children)))
     return nested
 
 
-def _not_nested(scheme: LabelScheme) -> str:
-    regions = ", ".join(
-        f"{region.upper()} = {' ∪ '.join(scheme.class_names[index] for index in classes)}"
-        for region, classes in scheme.regions.items()
-    )
-    return (
-        f"target=regions needs regions, nested or apart, that tell the classes apart; data.labels="
-        f"[{','.join(scheme.names)}] has {regions or 'none'}. Use target=classes, or labels like [netc,snfh,et]"
-    )
-
-
 def decode_regions(probabilities: Float[Tensor, "k z y x"], scheme: LabelScheme) -> UInt8[Tensor, "z y x"]:
-    """The class of each voxel: that of the innermost region whose probability is at least ½, else the background.
+    """The class of each voxel from the probabilities of all: that of the innermost region with at least ½, else 0.
 
     The probability of a region is the sum over its classes, so that a voxel of TC is one of WT. Unlike the most
     probable class, it finds the tumour where several classes share what the background lacks.
-
-    Args:
-        probabilities: of the classes, the background first.
-        scheme: the classes.
 
     Raises:
         ValueError: as `nested_regions`.

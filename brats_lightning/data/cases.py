@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from brats_lightning.core.geometry import nonzero_box
-from brats_lightning.core.labels import BRATS_METS, MODALITIES, LabelScheme, apply_label_map
+from brats_lightning.core.labels import MODALITIES, LabelScheme, apply_label_map
 from brats_lightning.data.folders import Found, likely_files, masks_in, nifti_files
 from brats_lightning.data.nifti import UnreadableFile, Volume, read_volume
 from brats_lightning.runtime.console import as_text
@@ -22,27 +22,16 @@ _TIMEPOINT = re.compile(r"(?P<patient>.+-\d+)-(?P<timepoint>\d{3})")
 
 @dataclass(frozen=True)
 class Case:
-    """One examination of one patient: its files, none of which has been opened.
+    """One examination of one patient: its files, none of which has been opened."""
 
-    Attributes:
-        id: the files' common name, ``BraTS-MET-00110-000``.
-        patient: the id without the timepoint; the whole of an older name. Cases of one patient belong in one split.
-        timepoint: ``"000"``, or None in an older name.
-        images: modality → file, of the modalities that exist.
-        mask: the reference segmentation, if there is one.
-        clashes: further files that claim to be one of those above.
-        masks_from: the searched folder that has ``mask``, if that doesn't lie with the images.
-        others: NIfTI files that by place or name may be the case's, but are named as nothing known.
-    """
-
-    id: str
-    patient: str
-    timepoint: str | None
-    images: dict[str, Path]
-    mask: Path | None = None
-    clashes: tuple[Path, ...] = ()
-    masks_from: Path | None = None
-    others: tuple[Path, ...] = ()
+    id: str  # the files' common name, ``BraTS-MET-00110-000``
+    patient: str  # the id without the timepoint; the whole of an older name. Cases of one patient belong in one split
+    timepoint: str | None  # ``"000"``, or None in an older name
+    images: dict[str, Path]  # modality → file, of the modalities that exist
+    mask: Path | None = None  # the reference segmentation, if there is one
+    clashes: tuple[Path, ...] = ()  # further files that claim to be one of those above
+    masks_from: Path | None = None  # the searched folder that has ``mask``, if that doesn't lie with the images
+    others: tuple[Path, ...] = ()  # NIfTI files that by place or name may be the case's, but are named as nothing known
 
     @property
     def files(self) -> dict[str, Path]:
@@ -168,19 +157,12 @@ def check_files(case: Case, modalities: Sequence[str], need_mask: bool) -> list[
 
 @dataclass
 class Examination:
-    """What reading a case gave: the sound volumes and the problems of the others.
+    """What reading a case gave: the sound volumes and the problems of the others."""
 
-    Attributes:
-        images: by modality.
-        mask: uint8 class indices.
-        problems: of the files that are left out.
-        distance: largest in mm between the places that a sound file and most of the case give to a voxel.
-    """
-
-    images: dict[str, Volume] = field(default_factory=dict)
-    mask: Volume | None = None
-    problems: list[Problem] = field(default_factory=list)
-    distance: float = 0.0
+    images: dict[str, Volume] = field(default_factory=dict)  # by modality
+    mask: Volume | None = None  # uint8 class indices
+    problems: list[Problem] = field(default_factory=list)  # of the files that are left out
+    distance: float = 0.0  # the largest in mm between the places that a sound file and most of the case give to a voxel
 
     @property
     def remarks(self) -> list[str]:
@@ -231,31 +213,6 @@ def examine(case: Case, scheme: LabelScheme, label_map: Mapping[int, int] | None
         problem("-", "all intensities are 0", "a brain", "leave the case out")
         result.images.clear()
     return result
-
-
-def check_case(
-    case: Case,
-    modalities: Sequence[str] = MODALITIES,
-    scheme: LabelScheme = BRATS_METS,
-    label_map: Mapping[int, int] | None = None,
-    need_mask: bool = True,
-    tolerance: float = 0.1,
-) -> list[Problem]:
-    """Everything that keeps a case from being used with these modalities; reads every file. See `examine`."""
-    problems = check_files(case, modalities, need_mask)
-    return problems + required(examine(case, scheme, label_map, tolerance).problems, modalities, need_mask)
-
-
-def check_cases(
-    cases: Iterable[Case],
-    modalities: Sequence[str] = MODALITIES,
-    scheme: LabelScheme = BRATS_METS,
-    label_map: Mapping[int, int] | None = None,
-    need_mask: bool = True,
-    tolerance: float = 0.1,
-) -> list[Problem]:
-    """`check_case` over many cases: one report."""
-    return [p for case in cases for p in check_case(case, modalities, scheme, label_map, need_mask, tolerance)]
 
 
 def required(problems: Iterable[Problem], modalities: Sequence[str], need_mask: bool) -> list[Problem]:

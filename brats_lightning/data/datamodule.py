@@ -3,193 +3,28 @@
 import logging
 import math
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Float, Shaped, UInt8
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from brats_lightning.core.labels import LabelScheme
 from brats_lightning.data.augment.copy_paste import CopyPaste
 from brats_lightning.data.augment.pipeline import Augmentation
-from brats_lightning.data.cache.store import Cache, CachedCase
+from brats_lightning.data.batches import AUGMENTATION, PatchBatch, PatchBatches, WholeCase, WholeCases
+from brats_lightning.data.cache.entry import CachedCase
+from brats_lightning.data.cache.store import Cache
 from brats_lightning.data.cases import Case, CaseError, Problem, masks_apart, without_mask
-from brats_lightning.data.loading import BatchKeys, Key, Loader, LoaderError, LoaderSettings, PatchLoader
-from brats_lightning.data.normalisation import Standardiser
-from brats_lightning.data.sampling.patches import PatchSampler, read_patch
+from brats_lightning.data.loading import BatchKeys, Loader, LoaderError, LoaderSettings, PatchLoader
+from brats_lightning.data.normalisation import Normaliser
+from brats_lightning.data.sampling.patches import PatchSampler
 from brats_lightning.data.splits import Split, SplitError, SplitSettings
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PatchBatch:
-    """Patches of one training step. As read, ``image`` holds uint16 codes of the source modalities, which halves what
-    travels; after the transfer it is the standardised, augmented network input.
-    """
-
-    image: Shaped[Tensor, "b c z y x"]
-    mask: UInt8[Tensor, "b z y x"]
-    numbers: Float[Tensor, "b m 4"]  # see Standardiser
-    spacing: list[tuple[float, float, float]]  # (z, y, x) in mm of each patch
-    cases: list[str]  # whose patches these are
-    seed: tuple[int, ...]  # of this batch's augmentation
-
-    def to(self, device: torch.device, **kwargs: Any) -> "PatchBatch":
-        """On another device; copies need not be waited for from pinned memory."""
-        kwargs = {"non_blocking": True, **kwargs}
-        return replace(
-            self,
-            image=self.image.to(device, **kwargs),
-            mask=self.mask.to(device, **kwargs),
-            numbers=self.numbers.to(device, **kwargs),
-        )
-
-    def pin_memory(self) -> "PatchBatch":
-        """In page-locked memory, for DataLoader."""
-        return _page_locked(self)
-
-
-@dataclass(frozen=True)
-class Volume:
-    """One whole case for validation or test, on the working grid.
-
-    ``counted`` is False for a repetition that only fills up a process's share, so that all take equally many steps.
-    """
-
-    image: Shaped[Tensor, "c z y x"]
-    mask: UInt8[Tensor, "z y x"]
-    numbers: Float[Tensor, "m 4"]
-    case: CachedCase
-    counted: bool
-
-    def to(self, device: torch.device, **kwargs: Any) -> "Volume":
-        """On another device."""
-        return replace(
-            self,
-            image=self.image.to(device, **kwargs),
-            mask=self.mask.to(device, **kwargs),
-            numbers=self.numbers.to(device, **kwargs),
-        )
-
-    def pin_memory(self) -> "Volume":
-        """In page-locked memory, for DataLoader."""
-        return _page_locked(self)
-
-
-Pinned = TypeVar("Pinned", PatchBatch, Volume)
-
-
-def _page_locked(batch: Pinned) -> Pinned:
-    return replace(batch, **{name: getattr(batch, name).pin_memory() for name in ("image", "mask", "numbers")})
-
-
-class PatchBatches(Dataset[PatchBatch]):
-    """Batch number ``b`` of epoch ``e``, the same whichever worker reads it and whenever.
-
-    An epoch goes ``patches_per_case`` times through the shuffled cases (or draws as many by the sampler's weights);
-    batches that cannot be filled at its end are dropped, unless there is not even one.
-    """
-
-    def __init__(
-        self,
-        cases: Sequence[CachedCase],
-        sampler: PatchSampler,
-        standardiser: Standardiser,
-        loader: LoaderSettings,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        copy_paste: CopyPaste | None = None,
-    ) -> None:
-        self.cases, self.sampler, self.standardiser, self.loader = cases, sampler, standardiser, loader
-        self.copy_paste = copy_paste
-        self.seed, self.rank, self.world_size = seed, rank, world_size
-        self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, dtype=np.int64))
-
-    def __len__(self) -> int:
-        patches = len(self.cases) * self.loader.patches_per_case
-        return max(1, patches // (self.loader.batch_size * self.world_size))
-
-    def __getitem__(self, key: Key | int) -> PatchBatch:
-        # Lightning's overfit_batches asks by number alone: the same batches in every epoch.
-        epoch, batch = key if isinstance(key, tuple) else (0, key)
-        size = self.loader.batch_size
-        order = self._cases_of(epoch)
-        first = (batch * self.world_size + self.rank) * size
-        chosen = [self.cases[order[(first + i) % len(order)]] for i in range(size)]
-        # All processes draw the same size, each its own places.
-        shape = self.sampler.draw_size(np.random.default_rng((self.seed, epoch, batch)))
-        seed = (self.seed, epoch, batch, self.rank)
-        rng = np.random.default_rng((*seed, 0))
-
-        images = np.empty((size, len(self.standardiser.sources), *shape), dtype=np.uint16)
-        masks = np.empty((size, *shape), dtype=np.uint8)
-        for case, image, mask in zip(chosen, images, masks, strict=True):
-            start = self.sampler.draw_start(case, shape, rng)
-            read_patch(case.image(), start, shape, out=image, channels=case.channels(self.standardiser.sources))
-            read_patch(case.mask(), start, shape, out=mask)
-        if self.copy_paste is not None:  # draws of its own: the patches are the same with and without it
-            rng = np.random.default_rng((*seed, 2))
-            for case, image, mask in zip(chosen, images, masks, strict=True):
-                self.copy_paste(image, mask, case, self.standardiser.sources, rng)
-        numbers = np.stack([self.standardiser.numbers(case.intensities) for case in chosen])
-        return PatchBatch(
-            torch.from_numpy(images),
-            torch.from_numpy(masks),
-            torch.from_numpy(numbers),
-            [case.spacing for case in chosen],
-            [case.id for case in chosen],
-            seed,
-        )
-
-    def _cases_of(self, epoch: int) -> np.ndarray:
-        if self._order[0] != epoch:
-            rng = np.random.default_rng((self.seed, epoch))
-            weights = self.sampler.case_weights(self.cases)
-            n = len(self.cases)
-            if weights is None:
-                order = np.concatenate([rng.permutation(n) for _ in range(self.loader.patches_per_case)])
-            else:
-                order = rng.choice(n, size=n * self.loader.patches_per_case, p=weights)
-            self._order = epoch, order
-        return self._order[1]
-
-
-def mixed_seed(*numbers: int) -> int:
-    """One well-mixed 63-bit seed from several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
-class Volumes(Dataset[Volume]):
-    """Whole cases, every ``world_size``-th one from ``rank`` on; each is counted once over all processes."""
-
-    def __init__(
-        self, cases: Sequence[CachedCase], standardiser: Standardiser, rank: int = 0, world_size: int = 1
-    ) -> None:
-        self.cases, self.standardiser = cases, standardiser
-        self.rank, self.world_size = rank, world_size
-
-    def __len__(self) -> int:
-        return -(-len(self.cases) // self.world_size)
-
-    def __getitem__(self, index: int) -> Volume:
-        position = index * self.world_size + self.rank
-        case = self.cases[position % len(self.cases)]
-        channels = case.channels(self.standardiser.sources)
-        return Volume(
-            torch.from_numpy(read_patch(case.image(), (0, 0, 0), case.shape, channels=channels)),
-            torch.from_numpy(read_patch(case.mask(), (0, 0, 0), case.shape)),
-            torch.from_numpy(self.standardiser.numbers(case.intensities)),
-            case,
-            counted=position < len(self.cases),
-        )
 
 
 class CaseData(pl.LightningDataModule):
@@ -198,7 +33,7 @@ class CaseData(pl.LightningDataModule):
     Args:
         source: lists the cases.
         cache: where they are kept preprocessed.
-        standardiser: codes to network input.
+        normaliser: quantised intensities to network input.
         scheme: the classes.
         split: who trains, validates and tests; a `Split` is that of the run that is gone on with.
         on_bad_case: ``error`` lists all faults and stops, ``skip`` leaves faulty cases out.
@@ -214,7 +49,7 @@ class CaseData(pl.LightningDataModule):
         self,
         source: Callable[[], list[Case]],
         cache: Cache,
-        standardiser: Standardiser,
+        normaliser: Normaliser,
         scheme: LabelScheme,
         split: SplitSettings | Split,
         on_bad_case: str = "error",
@@ -228,7 +63,7 @@ class CaseData(pl.LightningDataModule):
         super().__init__()
         if on_bad_case not in ("error", "skip"):
             raise ValueError(f"data.on_bad_case must be error or skip, got {on_bad_case!r}")
-        self.source, self.cache, self.standardiser, self.scheme = source, cache, standardiser, scheme
+        self.source, self.cache, self.normaliser, self.scheme = source, cache, normaliser, scheme
         self.split_settings, self.on_bad_case = split, on_bad_case
         self.loader = loader or LoaderSettings()
         self.sampler, self.augmentation, self.copy_paste, self.seed = sampler, augmentation, copy_paste, seed
@@ -254,7 +89,7 @@ class CaseData(pl.LightningDataModule):
             return
         labelled = [case for case in self.source() if case.mask is not None]
         filled = self.cache.fill(
-            labelled, self.standardiser.sources, workers=self.cache_workers, check=self.compare_checksums
+            labelled, self.normaliser.sources, workers=self.cache_workers, check=self.compare_checksums
         )
         self.problems = filled.problems
         remarks = [f"{case.id}: {remark}" for case in filled.cases for remark in case.remarks]
@@ -265,13 +100,12 @@ class CaseData(pl.LightningDataModule):
         self._prepared = True
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
-        """Open the cache and share the cases out; every process."""
+        """Open the cache and split the cases; every process."""
         if self.cases:
             return
         self._found = self.source()
         labelled = [case for case in self._found if case.mask is not None]
-        wanted = self.standardiser.sources
-        cached = [self.cache.read(case, wanted, need_mask=True) for case in labelled]
+        cached = (self.cache.read(case, self.normaliser.sources, need_mask=True) for case in labelled)
         self.cases = {case.id: case for case in cached if case is not None}
         if not self.cases:
             bare = without_mask(self._found)
@@ -279,11 +113,10 @@ class CaseData(pl.LightningDataModule):
                 f"none of the {len(self._found)} cases has a usable reference mask: there is nothing to train on"
                 + (f"; {bare}; name them <case>-seg.nii.gz, or give their folder: data.masks=DIR" if bare else "")
             )
-        usable = list(self.cases.values())
         if isinstance(self.split_settings, Split):
-            self.split, self.newcomers = self.split_settings.of(usable)
+            self.split, self.newcomers = self.split_settings.of(self.cases)
         else:
-            self.split = self.split_settings.split(usable)
+            self.split = self.split_settings.split({case.id: case.patient for case in self.cases.values()})
         for part in (self.sampler, self.copy_paste):
             if part is not None:
                 part.prepare(self._train_cases)
@@ -310,7 +143,7 @@ class CaseData(pl.LightningDataModule):
         return [self.cases[name] for name in getattr(self.split, part)]
 
     def balanced_class_weights(self) -> list[float]:
-        """Weight of each class, the background first: 1/√(share of the training voxels), summing to 1.
+        """Weight of each class, the background first: 1/√(fraction of the training voxels), summing to 1.
 
         The root tempers what would otherwise be a ratio of thousands between a rare class and the background.
         """
@@ -324,21 +157,19 @@ class CaseData(pl.LightningDataModule):
         """Batches of patches, the same for the same seed however many workers read them."""
         if self.sampler is None:
             raise ValueError("this data module was built without a sampler and cannot train")
-        trainer = self.trainer
-        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         batches = PatchBatches(
             self._train_cases,
             self.sampler,
-            self.standardiser,
+            self.normaliser,
             self.loader,
             self.seed,
-            rank=rank,
-            world_size=world_size,
+            *self._process,
             copy_paste=self.copy_paste,
         )
 
         def done() -> int:
             # Of those begun the last may not have come to its end.
+            trainer = self.trainer
             return trainer.fit_loop.epoch_loop.batch_progress.total.processed if trainer else 0  # type: ignore[attr-defined]
 
         keys = BatchKeys(len(batches), done)
@@ -353,11 +184,14 @@ class CaseData(pl.LightningDataModule):
         return self._whole_cases("test")
 
     def _whole_cases(self, stage: str) -> DataLoader | list:
-        cases = self.scored_cases(stage)
-        if not cases:
+        if not (cases := self.scored_cases(stage)):
             return []
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return Loader(Volumes(cases, self.standardiser, rank, world_size), self.loader, self._pinned)
+        return Loader(WholeCases(cases, self.normaliser, *self._process), self.loader, self._pinned)
+
+    @property
+    def _process(self) -> tuple[int, int]:
+        """Its number, and how many there are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     @property
     def _pinned(self) -> bool:
@@ -376,7 +210,7 @@ class CaseData(pl.LightningDataModule):
         """
         if not self.loader.workers or self.sampler is None or not shm.is_dir():
             return
-        channels = len(self.standardiser.sources)
+        channels = len(self.normaliser.sources)
         voxels = math.prod(self.sampler.largest) * self.loader.batch_size
         scored = {*self.split.val, *getattr(self.split, self.test_on)}
         largest = max((math.prod(self.cases[name].shape) for name in scored), default=0)
@@ -388,13 +222,12 @@ class CaseData(pl.LightningDataModule):
                 f"{free / 2**20:.0f} MiB free: give it more (docker run --shm-size=2g), or set data.workers=0"
             )
 
-    def on_after_batch_transfer(self, batch: PatchBatch | Volume, dataloader_idx: int) -> PatchBatch | Volume:  # noqa: ARG002
-        """Codes to network input and, in training, augmentation; on the device."""
-        if isinstance(batch, Volume):
-            image = self.standardiser(batch.image[None], batch.numbers[None])[0]
-            return replace(batch, image=image)
-        image, mask = self.standardiser(batch.image, batch.numbers), batch.mask
+    def on_after_batch_transfer(self, batch: PatchBatch | WholeCase, dataloader_idx: int) -> PatchBatch | WholeCase:  # noqa: ARG002
+        """Quantised intensities to network input and, in training, augmentation; on the device."""
+        if isinstance(batch, WholeCase):
+            return replace(batch, image=self.normaliser(batch.image[None], batch.normalisation[None])[0])
+        image, mask = self.normaliser(batch.image, batch.normalisation), batch.mask
         if self.augmentation is not None and self.trainer is not None and self.trainer.training:
-            draws = torch.Generator().manual_seed(mixed_seed(*batch.seed, 1))
+            draws = torch.Generator().manual_seed(batch.seed_for(AUGMENTATION))
             image, mask = self.augmentation(image, mask, draws, batch.spacing)
         return replace(batch, image=image, mask=mask)

@@ -63,10 +63,6 @@ def files_in(folder: Path, root: Path) -> tuple[list[Found], list[Path]]:
 
     A folder named like a NIfTI file that holds just one, as some downloads have it
     (``X_flair.nii/00000377_brain_flair.nii``), is that file, under the folder's name.
-
-    Args:
-        folder: which.
-        root: the folder that is searched.
     """
     names, folders = _listed(folder)
     files, others = [Found(name, folder / name, folder, root) for name in names], []

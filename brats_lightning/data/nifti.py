@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 from jaxtyping import Shaped
 
-from brats_lightning.core.geometry import Grid, Ints, Placement, nonzero_box
+from brats_lightning.core.geometry import Grid, GridTransform, Ints, nonzero_box
 from brats_lightning.runtime.files import write_bytes
 
 _decompress = zlib.decompress
@@ -40,23 +40,14 @@ class UnreadableFile(ValueError):
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its voxels, all of it checked.
+    """What a file says of its voxels, all of it checked."""
 
-    Attributes:
-        nifti: nibabel's view of it, a NIfTI-1 or NIfTI-2 header.
-        compressed: whether the file is gzipped, whatever its name.
-        grid: the voxel grid; trailing axes of one voxel are left out.
-        dtype: of the stored voxels.
-        offset: where they begin, in bytes.
-        scaling: (slope, intercept) from stored to meant values; None for no scaling.
-    """
-
-    nifti: nib.Nifti1Header
-    compressed: bool
-    grid: Grid
-    dtype: np.dtype
-    offset: int
-    scaling: tuple[float, float] | None
+    nifti: nib.Nifti1Header  # nibabel's view of it, NIfTI-1 or NIfTI-2
+    compressed: bool  # gzipped, whatever its name
+    grid: Grid  # trailing axes of one voxel are left out
+    dtype: np.dtype  # of the stored voxels
+    offset: int  # where they begin, in bytes
+    scaling: tuple[float, float] | None  # (slope, intercept) from stored to meant values
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -66,19 +57,12 @@ class Header:
 
 @dataclass(frozen=True)
 class Volume:
-    """The non-zero box of one image in (z, y, x) LPS order; everything outside it is 0.
+    """The non-zero box of one image in (z, y, x) LPS order; everything outside it is 0."""
 
-    Attributes:
-        grid: the file's own voxel grid.
-        values: the box: the stored integers or floats, or float32 if the header scales them.
-        start: first voxel (z, y, x) of the box in the oriented image.
-        remark: what is unusual about the background of an image, or "".
-    """
-
-    grid: Grid
-    values: np.ndarray
-    start: Ints
-    remark: str = ""
+    grid: Grid  # the file's own
+    values: np.ndarray  # the box: the stored integers or floats, or float32 if the header scales them
+    start: Ints  # first voxel (z, y, x) of the box in the oriented image
+    remark: str = ""  # what is unusual about the background of an image
 
 
 def read_volume(path: Path) -> Volume:
@@ -106,7 +90,7 @@ def read_volume(path: Path) -> Volume:
         voxels, background = _scaled(voxels, *header.scaling)
         if background:
             remark = f"the header's scaling gives the background {background:.2g}, taken as 0"
-    oriented = Placement.whole(header.grid).orient(voxels)
+    oriented = GridTransform.whole(header.grid).orient(voxels)
     box = nonzero_box(oriented)
     values = oriented[box].astype(voxels.dtype.newbyteorder("="))
     if values.shape == oriented.shape:
@@ -167,12 +151,7 @@ def image_like(header: Header, values: np.ndarray, slope: float = 1.0, descripti
 
 
 def write_nifti(path: Path, image: nib.Nifti1Image, level: int = 6) -> None:
-    """Write ``.nii.gz`` whole or not at all, to the same bytes every time.
-
-    Args:
-        path: of the file.
-        image: its content.
-        level: of compression, 1 … 9.
+    """Write ``.nii.gz`` whole or not at all, compressed at ``level`` 1 … 9, to the same bytes every time.
 
     Raises:
         UnwritableFile: for want of space or permission.

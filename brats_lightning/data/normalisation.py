@@ -1,4 +1,4 @@
-"""16-bit codes to network input, on any device."""
+"""Quantised intensities to network input, on any device."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,17 +8,43 @@ from jaxtyping import Float, Float32, Int16, UInt16
 from torch import Tensor
 
 from brats_lightning.core.labels import parse_channel, source_modalities
-from brats_lightning.data.preprocessing import Intensities, normalisation
+from brats_lightning.data.preprocessing import Intensities
 from brats_lightning.runtime.device import chunk_size, knows_uint16, take
 from brats_lightning.runtime.memory import empty_float32
 
 
-class Standardiser:
-    """Intensity standardisation per case and modality, then the differences of modalities that a channel may name.
+def normalisation_parameters(
+    intensities: Intensities, method: str = "zscore", low: float | int = 0.5, high: float | int = 99.5
+) -> Float32[np.ndarray, "4"]:
+    """(scale, offset, lowest, highest) of a modality, for ``clip(quantised · scale + offset, lowest, highest)``.
 
     Args:
-        channels: of the network's input: modalities, or differences like ``t1c-t1n`` of the standardised modalities.
-        method: see `normalisation`.
+        intensities: of the modality.
+        method: ``zscore`` (value − mean) / std; ``minmax`` (value − min) / (max − min), in 0 … 1; ``percentile`` the
+            same between two quantiles, values beyond clipped. All over the brain. A constant brain becomes 0.
+        low: lower percentile, in %.
+        high: upper percentile, in %.
+    """
+    bounds = {
+        "zscore": (intensities.mean, intensities.mean + intensities.std, -np.inf, np.inf),
+        "minmax": (intensities.minimum, intensities.maximum, 0.0, 1.0),
+        "percentile": (intensities.quantile(low), intensities.quantile(high), 0.0, 1.0),
+    }
+    if method not in bounds:
+        raise ValueError(f"the normalisation is {method!r}; expected one of {', '.join(bounds)}")
+    if not 0 <= low < high <= 100:
+        raise ValueError(f"percentiles {low} … {high}; expected 0 ≤ low < high ≤ 100")
+    zero, one, lowest, highest = bounds[method]
+    gain = 1 / (one - zero) if one > zero else 0.0
+    return np.array([intensities.scale * gain, (intensities.offset - zero) * gain, lowest, highest], dtype=np.float32)
+
+
+class Normaliser:
+    """Intensity normalisation per case and modality, then the differences of modalities that a channel may name.
+
+    Args:
+        channels: of the network's input: modalities, or differences like ``t1c-t1n`` of the normalised modalities.
+        method: see `normalisation_parameters`.
         low: lower percentile, in %, of ``percentile``.
         high: upper percentile.
     """
@@ -34,40 +60,36 @@ class Standardiser:
         self._minuends = [self.sources.index(a) for a, _ in pairs]
         self._subtrahends = [(i, self.sources.index(b)) for i, (_, b) in enumerate(pairs) if b]
 
-    def numbers(self, intensities: Mapping[str, Intensities]) -> Float32[np.ndarray, "m 4"]:
-        """(scale, offset, lowest, highest) for each of ``sources``, to be shipped with the codes of that case.
-
-        Args:
-            intensities: of a cached or prepared case.
-        """
-        return np.stack([normalisation(intensities[modality], *self._options) for modality in self.sources])
+    def parameters(self, intensities: Mapping[str, Intensities]) -> Float32[np.ndarray, "m 4"]:
+        """`normalisation_parameters` of each of ``sources``, to be shipped with the image of that case."""
+        return np.stack([normalisation_parameters(intensities[modality], *self._options) for modality in self.sources])
 
     def __call__(
-        self, codes: UInt16[Tensor, "b m z y x"] | Int16[Tensor, "b m z y x"], numbers: Float[Tensor, "b m 4"]
+        self, image: UInt16[Tensor, "b m z y x"] | Int16[Tensor, "b m z y x"], parameters: Float[Tensor, "b m 4"]
     ) -> Float32[Tensor, "b c z y x"]:
-        """Network input on the codes' device; 0 outside the brain.
+        """Network input on the image's device; 0 outside the brain.
 
         Args:
-            codes: of ``sources``; int16 are the bits of uint16, with which torch can do more.
-            numbers: from `numbers`, one row of the batch per case.
+            image: quantised intensities of ``sources``; int16 are the bits of uint16, with which torch can do more.
+            parameters: from `parameters`, one row of the batch per case.
         """
-        scale, offset, lowest, highest = numbers.float()[..., None, None, None].unbind(2)
-        if codes.dtype == torch.int16 and knows_uint16(codes.device):
-            codes = codes.view(torch.uint16)
-        values = empty_float32(codes.shape, codes.device)
-        step = max(1, chunk_size(codes.device) // max(1, codes[:, :, 0].numel()))
-        for first in range(0, codes.shape[2], step):
-            piece = values[:, :, first : first + step].copy_(codes[:, :, first : first + step])
-            if codes.dtype == torch.int16:
+        scale, offset, lowest, highest = parameters.float()[..., None, None, None].unbind(2)
+        if image.dtype == torch.int16 and knows_uint16(image.device):
+            image = image.view(torch.uint16)
+        values = empty_float32(image.shape, image.device)
+        step = max(1, chunk_size(image.device) // max(1, image[:, :, 0].numel()))
+        for first in range(0, image.shape[2], step):
+            piece = values[:, :, first : first + step].copy_(image[:, :, first : first + step])
+            if image.dtype == torch.int16:
                 piece.remainder_(1 << 16)
-            brain = piece.clamp(max=1)  # codes are whole numbers; made and applied faster than a bool mask or the sign
+            brain = piece.clamp(max=1)  # of whole numbers; made and applied faster than a bool mask or the sign
             if self._bounded:
                 piece.mul_(scale).add_(offset).clamp_(lowest, highest).mul_(brain)
             else:
                 piece.mul_(scale).addcmul_(brain, offset)
         if not self._subtrahends and self._minuends == list(range(len(self.sources))):
             return values
-        image = take(values, self._minuends)
+        channels = take(values, self._minuends)
         for channel, subtrahend in self._subtrahends:
-            image[:, channel] -= values[:, subtrahend]
-        return image
+            channels[:, channel] -= values[:, subtrahend]
+        return channels

@@ -6,25 +6,14 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import yaml
 
 from brats_lightning.runtime.files import write_text
 
-
-@runtime_checkable
-class Identified(Protocol):
-    """Anything with a case id and a patient id."""
-
-    @property
-    def id(self) -> str:
-        """The case."""
-
-    @property
-    def patient(self) -> str:
-        """Its patient."""
+PARTS = ("train", "val", "test")
 
 
 class SplitError(ValueError):
@@ -48,15 +37,15 @@ class Split:
         """Write a JSON that `SplitSettings.file` reads."""
         write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
-    def of(self, cases: Sequence[Identified]) -> tuple["Split", list[str]]:
+    def of(self, cases: Collection[str]) -> tuple["Split", list[str]]:
         """The very same split, for a run that goes on, and the ids of the cases that came since, which it leaves out.
 
         Raises:
             SplitError: cases of the split that are not among those given.
         """
-        have, mine = {case.id for case in cases}, (*self.train, *self.val, *self.test)
-        newcomers = sorted(have.difference(mine))
-        if missing := [name for name in mine if name not in have]:
+        mine = (*self.train, *self.val, *self.test)
+        newcomers = sorted(set(cases).difference(mine))
+        if missing := [name for name in mine if name not in cases]:
             raise SplitError(
                 f"{_missing(missing, newcomers)}; a resumed run needs the very cases it began with. Put them back, or "
                 "start a new run: weights=RUN/checkpoints/last.ckpt data.split_from=RUN data.on_bad_case=skip"
@@ -66,11 +55,11 @@ class Split:
 
 @dataclass(frozen=True)
 class SplitSettings:
-    """How patients are shared out.
+    """How patients are dealt out.
 
     Args:
-        val_share: share of the patients that validate; ignored with folds.
-        test_share: share of the patients that test.
+        val_share: fraction of the patients that validate; ignored with folds.
+        test_share: fraction of the patients that test.
         folds: K, the folds the other patients are dealt into; null for one split by ``val_share``.
         fold: which fold validates, 0 … K-1.
         file: JSON or YAML ``{train: [case, …], val: […], test: […]}``; the other settings are then ignored.
@@ -105,16 +94,19 @@ class SplitSettings:
                 f"data.split_file={self.file} and data.split_from={self.extends} are two splits; give one of them"
             )
 
-    def split(self, cases: Sequence[Identified]) -> Split:
-        """Share the cases out; all timepoints of a patient go the same way.
+    def split(self, patient_of: Mapping[str, str]) -> Split:
+        """Deal the cases out; all timepoints of a patient go the same way.
+
+        Args:
+            patient_of: case → patient, in the order the cases are to have.
 
         Raises:
-            SplitError: too few patients for the shares or folds, or a faulty split file.
+            SplitError: too few patients for the fractions or folds, or a faulty split file.
         """
         if self.file is not None:
-            return _from_file(Path(self.file), cases)
-        known: dict[str, str] = {} if self.extends is None else self._known(cases)
-        patients = sorted({case.patient for case in cases})
+            return _from_file(Path(self.file), patient_of)
+        known: dict[str, str] = {} if self.extends is None else self._known(patient_of)
+        patients = sorted(set(patient_of.values()))
         new = [patient for patient in patients if patient not in known]
         shuffled = [new[i] for i in np.random.default_rng(self.seed).permutation(len(new))]
         n_test = self._more("test", self.test_share, patients, known)
@@ -129,7 +121,7 @@ class SplitSettings:
         else:
             val = rest[: self._more("val", self.val_share, patients, known)]
         part_of = dict.fromkeys(rest, "train") | dict.fromkeys(val, "val") | dict.fromkeys(test, "test") | known
-        split = Split(*(tuple(case.id for case in cases if part_of[case.patient] == part) for part in PARTS))
+        split = Split(*(tuple(case for case, p in patient_of.items() if part_of[p] == part) for part in PARTS))
         if not split.train:
             raise SplitError(
                 f"{len(patients)} labelled patient(s) cannot be shared out with data.val_share={self.val_share} and "
@@ -138,18 +130,17 @@ class SplitSettings:
             )
         return split
 
-    def _more(self, part: str, share: float | int, patients: Sequence[str], known: Mapping[str, str]) -> int:
-        """How many new patients a part gets, so that it has its share of all, of a share above 0 at least one."""
-        wanted = max(1, round(share * len(patients))) if share else 0
+    def _more(self, part: str, fraction: float | int, patients: Sequence[str], known: Mapping[str, str]) -> int:
+        """How many new patients a part gets, so that it has its fraction of all, at least one for any above 0."""
+        wanted = max(1, round(fraction * len(patients))) if fraction else 0
         return max(0, wanted - sum(known.get(patient) == part for patient in patients))
 
-    def _known(self, cases: Sequence[Identified]) -> dict[str, str]:
+    def _known(self, patient_of: Mapping[str, str]) -> dict[str, str]:
         """Which part each patient has in the split that is extended."""
         path = Path(str(self.extends)).expanduser()
         split = _read(path / "split.json" if path.is_dir() else path, "data.split_from")
-        patients = {case.id: case.patient for case in cases}
-        if missing := [name for names in split.values() for name in names if name not in patients]:
-            what = _missing(missing, patients.keys() - {name for names in split.values() for name in names})
+        if missing := [name for names in split.values() for name in names if name not in patient_of]:
+            what = _missing(missing, patient_of.keys() - {name for names in split.values() for name in names})
             if not self.lenient:
                 raise SplitError(
                     f"data.split_from={self.extends}: {what}. Put them back, or leave them out: data.on_bad_case=skip"
@@ -158,7 +149,7 @@ class SplitSettings:
         part_of: dict[str, str] = {}
         for part, names in split.items():
             for name in names:
-                patient = patients.get(name)
+                patient = patient_of.get(name)
                 if patient is not None and part_of.setdefault(patient, part) != part:
                     raise SplitError(
                         f"data.split_from={self.extends}: patient {patient} is in {part_of[patient]} and {part} there"
@@ -178,9 +169,6 @@ def _missing(names: Sequence[str], new: Collection[str]) -> str:
         f"{len(names)} case{'' if one else 's'} of the split {'is' if one else 'are'} not there, faulty or without mask"
         f": {', '.join(hints)}{more}"
     )
-
-
-PARTS = ("train", "val", "test")
 
 
 def cases_of_part(file: str | Path, part: str) -> tuple[str, ...]:
@@ -210,30 +198,29 @@ def _read(path: Path, setting: str) -> dict[str, list[str]]:
     return {part: [str(case) for case in content.get(part) or []] for part in PARTS}
 
 
-def _from_file(path: Path, cases: Sequence[Identified]) -> Split:
+def _from_file(path: Path, patient_of: Mapping[str, str]) -> Split:
     split = _read(path, "data.split_file")
     if not split["train"]:
         raise SplitError(f"data.split_file: {path} lists no case under 'train'")
-    patients = {case.id: case.patient for case in cases}
     faults = []
     for part, names in split.items():
         for name in names:
-            if name not in patients:
-                near = difflib.get_close_matches(name, patients, n=1)
+            if name not in patient_of:
+                near = difflib.get_close_matches(name, patient_of, n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 faults.append(f"{part}: there is no labelled case {name}{hint}")
         faults += [f"{part}: {name} stands there twice" for name in sorted({n for n in names if names.count(n) > 1})]
-    seen = {patients[name]: name for part in ("train", "val") for name in split[part] if name in patients}
+    seen = {patient_of[name]: name for part in ("train", "val") for name in split[part] if name in patient_of}
     faults += [
-        f"test: {name} is of a patient that also trains or validates ({seen[patients[name]]}); its score would be no "
+        f"test: {name} is of a patient that also trains or validates ({seen[patient_of[name]]}); its score would be no "
         "test. Use test_on=train or test_on=val to score those"
         for name in split["test"]
-        if patients.get(name) in seen
+        if patient_of.get(name) in seen
     ]
     if faults:
         raise SplitError(f"data.split_file: {path}\n  " + "\n  ".join(faults))
-    trained = {patients[name] for name in split["train"]}
-    shared = [name for name in split["val"] if patients[name] in trained]
+    trained = {patient_of[name] for name in split["train"]}
+    shared = [name for name in split["val"] if patient_of[name] in trained]
     if shared:
         warnings.warn(
             f"{path}: these validation cases are of patients that also train, so val/… is no estimate of unseen cases: "

@@ -11,7 +11,8 @@ from scipy.stats import rankdata, wilcoxon
 
 from brats_lightning.evaluation.pairing import EvaluationError
 from brats_lightning.evaluation.scoring import Evaluation
-from brats_lightning.evaluation.summary import HEADLINE, bootstrap_interval, lower_is_better
+from brats_lightning.evaluation.summary import bootstrap_interval, lower_is_better
+from brats_lightning.metrics.official import headline_columns
 
 FEWEST = 6  # with fewer differences not even five of one sign give p < 0.05
 PERMUTATIONS = 10_000
@@ -51,20 +52,10 @@ def paired_differences(scores: Scores, methods: Sequence[str], resamples: int, s
             counts = has.astype(np.float64)[:, None]
             low, high = bootstrap_interval(np.where(has, differences, 0.0)[:, None], counts, resamples, seed)
             p, note = signed_rank(differences)
-            rows.append(
-                {
-                    "first": methods[a],
-                    "second": methods[b],
-                    "region": region,
-                    "column": column,
-                    "n": int(has.sum()),
-                    "mean": float(differences[has].mean()) if has.any() else math.nan,
-                    "low": float(low[0]),
-                    "high": float(high[0]),
-                    "p": p,
-                    "note": note,
-                }
-            )
+            mean = float(differences[has].mean()) if has.any() else math.nan
+            row = {"first": methods[a], "second": methods[b], "region": region, "column": column, "n": int(has.sum())}
+            row |= {"mean": mean, "low": float(low[0]), "high": float(high[0]), "p": p, "note": note}
+            rows.append(row)
     return rows
 
 
@@ -123,48 +114,39 @@ def common_cases(evaluations: Sequence[Evaluation]) -> list[str]:
     return sorted(common)
 
 
-def headline_scores(evaluations: Sequence[Evaluation], cases: Sequence[str], protocol: str) -> Scores:
+def paired_scores(evaluations: Sequence[Evaluation], cases: Sequence[str], protocol: str) -> Scores:
     """The headline scores of the given cases, all methods side by side."""
     tables = [{case.case: case.official[protocol] for case in evaluation.cases} for evaluation in evaluations]
     return {
         (region, column): np.array([[table[case][region][column] for table in tables] for case in cases])
         for region in evaluations[0].scoring.scheme.regions
-        for column in HEADLINE[protocol]
+        for column in headline_columns(protocol)
     }
 
 
-def compare(evaluations: Sequence[Evaluation], resamples: int, seed: int) -> dict[str, Any]:
-    """What is written to ``comparison.json``: by protocol the paired differences and the ranks.
+def compare(evaluations: Sequence[Evaluation], resamples: int, seed: int) -> tuple[dict[str, Any], dict[str, Scores]]:
+    """What is written to ``comparison.json``, and the paired scores by protocol.
 
-    Args:
-        evaluations: at least two, of the same protocols.
-        resamples: of the bootstrap.
-        seed: of the bootstrap and the permutation test.
+    The evaluations are at least two, of the same protocols; the seed is the bootstrap's and the permutation test's.
     """
     methods = [evaluation.name for evaluation in evaluations]
     cases = common_cases(evaluations)
-    protocols = {}
-    for protocol in evaluations[0].scoring.protocols:
-        scores = headline_scores(evaluations, cases, protocol)
-        protocols[protocol] = {
-            "differences": paired_differences(scores, methods, resamples, seed),
-            "ranks": rank_table(case_ranks(scores), methods, seed),
+    scores = {each: paired_scores(evaluations, cases, each) for each in evaluations[0].scoring.protocols}
+    protocols = {
+        protocol: {
+            "differences": paired_differences(table, methods, resamples, seed),
+            "ranks": rank_table(case_ranks(table), methods, seed),
         }
-    return {
-        "methods": methods,
-        "cases": cases,
-        "bootstrap": {"resamples": resamples, "seed": seed},
-        "protocols": protocols,
+        for protocol, table in scores.items()
     }
+    bootstrap = {"resamples": resamples, "seed": seed}
+    return {"methods": methods, "cases": cases, "bootstrap": bootstrap, "protocols": protocols}, scores
 
 
 def difference_rows(scores: Mapping[str, Scores], cases: Sequence[str], methods: Sequence[str]) -> list[list[Any]]:
-    """The table of ``comparison.csv`` with its head: every paired difference, second minus first; None where undefined.
+    """The table of ``comparison.csv`` with its head: every paired difference, second minus first.
 
-    Args:
-        scores: by protocol, as `headline_scores` gives them.
-        cases: their rows.
-        methods: their columns.
+    ``scores`` are by protocol, as `paired_scores` gives them of these cases and methods.
     """
     head = ["protocol", "case", "region", "column", "first", "second", "first_score", "second_score", "difference"]
     rows: list[list[Any]] = [head]
@@ -173,6 +155,5 @@ def difference_rows(scores: Mapping[str, Scores], cases: Sequence[str], methods:
             for (region, column), values in table.items():
                 for a, b in combinations(range(len(methods)), 2):
                     one, two = float(values[i, a]), float(values[i, b])
-                    numbers = [None if math.isnan(value) else value for value in (one, two, two - one)]
-                    rows.append([protocol, case, region, column, methods[a], methods[b], *numbers])
+                    rows.append([protocol, case, region, column, methods[a], methods[b], one, two, two - one])
     return rows

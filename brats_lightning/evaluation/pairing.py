@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -29,7 +29,30 @@ class Pair:
     prediction: Path | None
 
 
-def case_name(file: str) -> tuple[str, str | None]:
+def method_names(folders: Sequence[Path], given: Sequence[str] | None) -> list[str]:
+    """A name for each method that can be a folder's: those given, else as much of the paths as tells them apart.
+
+    Raises:
+        EvaluationError: names that are too few, not distinct, or no folder names.
+    """
+    if given is None:
+        paths = [folder.resolve().parts for folder in folders]
+        for depth in range(1, max(map(len, paths)) + 1):
+            names = ["_".join(part.strip("/") for part in path[-depth:]) for path in paths]
+            if len(set(names)) == len(names):
+                break
+        else:
+            raise EvaluationError(f"predictions names a folder twice: {', '.join(map(str, folders))}")
+        return [name.replace("=", "_").replace(",", "_") or "predictions" for name in names]
+    bad = [name for name in given if not name.strip(".") or Path(name).name != name or set(name) & set("=,\\")]
+    if len(given) != len(folders) or len(set(given)) < len(given) or bad:
+        raise EvaluationError(
+            f"names={list(given)} must be {len(folders)} distinct folder names without '=', ',' and '/'"
+        )
+    return list(given)
+
+
+def case_and_kind(file: str) -> tuple[str, str | None]:
     """``BraTS-MET-00110-000-t1c.nii.gz`` → ``("00110-000", "t1c")``; an older ``BraTS2021_00000_seg.nii`` → its stem.
 
     The second value is a modality, ``"seg"``, ``"probabilities"`` (which prediction can write beside its masks), or
@@ -58,7 +81,7 @@ def find_masks(folder: Path, role: str) -> dict[str, list[Path]]:
         raise EvaluationError(f"{role}={folder} is no folder; expected one with NIfTI masks")
     found: dict[str, list[Path]] = {}
     for _, files in groupby(nifti_files(folder), key=lambda file: file.folder):
-        named = [(file.path, *case_name(file.name)) for file in files]
+        named = [(file.path, *case_and_kind(file.name)) for file in files]
         kinds = {kind for _, _, kind in named}
         # Beside images and masks named so lies whatever else was made of them: brain masks, subtractions.
         masks = {"seg"} if "seg" in kinds and kinds & set(MODALITIES) else {"seg", None}
@@ -77,10 +100,10 @@ def find_images(reference: Path) -> dict[str, Path]:
     """The images of a reference's case, modality → file: those of its name in its folder."""
     folder = reference.parent.parent if is_nifti(reference.parent.name) else reference.parent
     files, _ = files_in(folder, folder)
-    case = next((case_name(file.name)[0] for file in files if file.path == reference), None)
+    case = next((case_and_kind(file.name)[0] for file in files if file.path == reference), None)
     images: dict[str, Path] = {}
     for file in files:
-        name, kind = case_name(file.name)
+        name, kind = case_and_kind(file.name)
         if name == case and kind in MODALITIES:
             images.setdefault(kind, file.path)
     return images
@@ -100,7 +123,7 @@ def pair_masks(
     predicted, known = find_masks(predictions, "predictions"), find_masks(references, "references")
     pairs, problems = [], []
     if chosen is not None:
-        ids = {case_name(f"{case}.nii.gz")[0]: case for case in chosen}
+        ids = {case_and_kind(f"{case}.nii.gz")[0]: case for case in chosen}
         predicted, known = ({c: files for c, files in found.items() if c in ids} for found in (predicted, known))
         remedy = "add it, or correct the split"
         for absent in ids.keys() - known.keys():

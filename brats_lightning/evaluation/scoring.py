@@ -1,8 +1,9 @@
 """Pairs of masks to scores: what is wrong with them, and all that a report says of one case."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from multiprocessing import get_all_start_methods, get_context
@@ -13,41 +14,35 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import UInt8
 
-from brats_lightning.core.geometry import Placement
-from brats_lightning.core.labels import BRATS_METS, LabelScheme
+from brats_lightning.core.components import label_components
+from brats_lightning.core.geometry import GridTransform, Triple
+from brats_lightning.core.labels import BRATS_METS, LabelScheme, in_classes
 from brats_lightning.data.cases import Case, CaseError, Problem, examine
 from brats_lightning.data.nifti import Volume, read_header
-from brats_lightning.evaluation.pairing import EvaluationError, Pair, case_name
+from brats_lightning.evaluation.pairing import EvaluationError, Pair, case_and_kind, pair_masks
 from brats_lightning.metrics.brats2026 import THRESHOLDS
-from brats_lightning.metrics.lesions import (
-    LesionRow,
-    bounding_box,
-    label_runs,
-    lesion_sizes,
-    lesion_table,
-    match_one_to_one,
-    region_mask,
-)
+from brats_lightning.metrics.lesions import LesionRow, bounding_box, lesion_sizes, lesion_table, match_one_to_one
 from brats_lightning.metrics.official import DEFAULT_PROTOCOL, PROTOCOLS, score_case
 from brats_lightning.runtime.console import progress_bar
 from brats_lightning.runtime.workers import each_result, process_pool
 
+log = logging.getLogger(__name__)
+
 # Predicted lesions below each of these volumes (mm³) are left out in turn: the points of the detection curve.
 SIZE_FILTERS = (0, 3, 5, 10, 20, 27, 50, 100, 200, 500, 1000)
-
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class CaseScores:
+class ScoredCase:
     """All that is known of one case.
 
     Attributes:
         case: its number, or the stem of an older name.
         missing: there is no prediction.
         official: protocol → region → column → value.
-        plain: region or class → ``dice``, ``iou``, ``hd95`` (mm), ``nsd``, ``volume_error`` (ml); under ``all`` the
+        voxelwise: region or class → ``dice``, ``iou``, ``hd95`` (mm), ``nsd``, ``volume_error`` (ml); under ``all`` the
             accuracy over all voxels, the mean Dice of the regions and the mean IoU of the classes.
         lesions: region → the reference's lesions, then the false positives.
         operating: region → for each of `SIZE_FILTERS` (lesions detected, false positives).
@@ -56,7 +51,7 @@ class CaseScores:
     case: str
     missing: bool
     official: dict[str, dict[str, dict[str, float]]]
-    plain: dict[str, dict[str, float]]
+    voxelwise: dict[str, dict[str, float]]
     lesions: dict[str, list[LesionRow]]
     operating: dict[str, list[tuple[int, int]]]
 
@@ -85,12 +80,11 @@ class Scoring:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "protocols", tuple(dict.fromkeys(self.protocols)))
-        choices: list[tuple[str, str, Iterable[str]]] = [
-            ("thresholds", self.thresholds, THRESHOLDS),
+        for name, value, known in (
+            ("thresholds", self.thresholds, tuple(THRESHOLDS)),
             ("spacing", self.spacing, ("official", "correct")),
             *(("protocol", protocol, PROTOCOLS) for protocol in self.protocols),
-        ]
-        for name, value, known in choices:
+        ):
             if value not in known:
                 raise EvaluationError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         if not self.protocols:
@@ -113,9 +107,9 @@ class Scoring:
 
     def check(self, pair: Pair) -> list[Problem]:
         """All that keeps a pair from being scored; reads both files."""
-        return self._read(pair)[1]
+        return self._read(pair)[2]
 
-    def score(self, pair: Pair) -> CaseScores:
+    def score(self, pair: Pair) -> ScoredCase:
         """Scores of a pair.
 
         Raises:
@@ -124,60 +118,41 @@ class Scoring:
         # Their import brings torch, whose seconds a process that only reads masks can spare.
         import torch
 
-        from brats_lightning.metrics.plain import plain_scores
-        from brats_lightning.metrics.voxel import confusion_matrix, score_names, voxel_scores
+        from brats_lightning.metrics.voxel import confusion_matrix, score_names, surface_scores, voxel_scores
 
-        (reference_volume, prediction_volume), problems = self._read(pair)
+        reference_volume, prediction_volume, problems = self._read(pair)
         if reference_volume is None or problems:
             raise CaseError(problems)
         reference = np.ascontiguousarray(on_original_grid(reference_volume))
-        prediction = np.zeros_like(reference)
-        if prediction_volume is not None:
-            prediction[:] = on_original_grid(prediction_volume)
+        given = None if prediction_volume is None else np.ascontiguousarray(on_original_grid(prediction_volume))
+        prediction = np.zeros_like(reference) if given is None else given
         box = bounding_box(reference, prediction)
         # The header's own numbers, as the official programs take them.
         x, y, z = (float(size) for size in read_header(pair.reference).nifti.get_zooms()[:3])
         spacing = (x, y, z)
 
         official = {
-            protocol: score_case(
-                reference,
-                None if prediction_volume is None else prediction,
-                spacing,
-                self.scheme,
-                protocol,
-                self.thresholds,
-                self.spacing,
-            )
+            protocol: score_case(reference, given, spacing, self.scheme, protocol, self.thresholds, self.spacing)
             for protocol in self.protocols
         }
         matrix = confusion_matrix(torch.from_numpy(reference), torch.from_numpy(prediction), self.scheme.num_classes)
         voxels = voxel_scores(matrix, self.scheme)
-        surfaces = plain_scores(reference, prediction, spacing, self.scheme)
-        plain = {
+        surfaces = surface_scores(reference, prediction, spacing, self.scheme)
+        voxelwise = {
             name: {"dice": voxels[f"dice_{name}"], "iou": voxels[f"iou_{name}"], **surfaces[name]}
             for name in score_names(self.scheme)
         }
-        plain["all"] = {"accuracy": voxels["accuracy"], "dice": voxels["dice_mean"], "iou": voxels["iou_mean"]}
-        return CaseScores(
-            pair.case,
-            prediction_volume is None,
-            official,
-            plain,
-            {
-                region: lesion_table(reference, prediction, spacing, self.scheme, region, self.overlap)
-                for region in self.scheme.regions
-            },
-            {
-                region: operating_points(reference[box], prediction[box], spacing, classes, self.overlap)
-                for region, classes in self.scheme.regions.items()
-            },
-        )
+        voxelwise["all"] = {"accuracy": voxels["accuracy"], "dice": voxels["dice_mean"], "iou": voxels["iou_mean"]}
+        lesions, operating = {}, {}
+        for region, classes in self.scheme.regions.items():
+            lesions[region] = lesion_table(reference, prediction, spacing, classes, self.overlap)
+            operating[region] = operating_points(reference[box], prediction[box], spacing, classes, self.overlap)
+        return ScoredCase(pair.case, given is None, official, voxelwise, lesions, operating)
 
     def read_mask(self, path: Path, predicted: bool) -> tuple[Volume | None, list[Problem]]:
         """A mask as class indices, or what is wrong with it."""
         label_map = self.prediction_label_map if predicted else self.label_map
-        case, _ = case_name(path.name)
+        case, _ = case_and_kind(path.name)
         examined = examine(Case(case, case, None, {}, path), self.scheme, label_map, float(self.tolerance))
         file = f"{'prediction' if predicted else 'reference'} {path.name}"
         own = "prediction_label_map" if predicted else "data.label_map"
@@ -187,14 +162,15 @@ class Scoring:
         ]
         return examined.mask, problems
 
-    def _read(self, pair: Pair) -> tuple[tuple[Volume | None, Volume | None], list[Problem]]:
+    def _read(self, pair: Pair) -> tuple[Volume | None, Volume | None, list[Problem]]:
+        """Reference and prediction, and all that is wrong with them."""
         reference, problems = self.read_mask(pair.reference, predicted=False)
         if pair.prediction is None:
-            return (reference, None), problems
+            return reference, None, problems
         prediction, more = self.read_mask(pair.prediction, predicted=True)
         problems += more
         if reference is None or prediction is None:
-            return (reference, prediction), problems
+            return reference, prediction, problems
         file = f"prediction {pair.prediction.name}"
         remedy = "write predictions in the geometry of their input"
         if prediction.grid.shape != reference.grid.shape:
@@ -204,18 +180,18 @@ class Scoring:
             found, expected = f"lies {distance:.3g} mm off its reference", f"≤ {self.tolerance:g} mm"
             remedy += ", or raise data.affine_tolerance if the voxels match"
             problems.append(Problem(pair.case, file, found, expected, remedy))
-        return (reference, prediction), problems
+        return reference, prediction, problems
 
 
 def on_original_grid(mask: Volume) -> UInt8[np.ndarray, "x y z"]:
     """The whole mask in its file's axis order, which decides how the official programs number lesions."""
-    return Placement.whole(mask.grid).crop(mask.start, mask.values.shape).restore(mask.values)
+    return GridTransform.whole(mask.grid).crop(mask.start, mask.values.shape).restore(mask.values)
 
 
 def operating_points(
     reference: UInt8[np.ndarray, "x y z"],
     prediction: UInt8[np.ndarray, "x y z"],
-    spacing: tuple[float, float, float],
+    spacing: Triple,
     classes: tuple[int, ...],
     overlap: float,
 ) -> list[tuple[int, int]]:
@@ -223,8 +199,8 @@ def operating_points(
 
     Lesions are matched anew each time, one to one as in brats2026; detected are those of at least ``overlap`` Dice.
     """
-    labels, n = label_runs(region_mask(reference, classes))
-    predicted, n_predicted = label_runs(region_mask(prediction, classes))
+    labels, n = label_components(in_classes(reference, classes))
+    predicted, n_predicted = label_components(in_classes(prediction, classes))
     used = (labels > 0) | (predicted > 0)  # the matching counts voxels; where they lie is no matter
     labels, predicted = labels[used].reshape(-1, 1, 1), predicted[used].reshape(-1, 1, 1)
     volumes = lesion_sizes(predicted, n_predicted) * float(np.prod(spacing))
@@ -255,7 +231,7 @@ class Evaluation:
     references: Path
     scoring: Scoring
     pairs: tuple[Pair, ...]
-    cases: tuple[CaseScores, ...]
+    cases: tuple[ScoredCase, ...]
     left_out: tuple[Problem, ...] = ()
 
     @property
@@ -264,20 +240,43 @@ class Evaluation:
         return [case.case for case in self.cases if case.missing]
 
 
-def _context() -> BaseContext:
-    """Not forked from this process, which may have threads; from a server that has imported all there is to import."""
-    if "forkserver" not in get_all_start_methods():
-        return get_context("spawn")
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__, "brats_lightning.metrics.plain"])
-    return context
+def prepare_evaluation(
+    name: str,
+    predictions: Path,
+    references: Path,
+    scoring: Scoring,
+    missing: str,
+    chosen: Collection[str] | None,
+    pool: ProcessPoolExecutor | None,
+) -> Evaluation:
+    """The pairs to score, none scored yet, and what is wrong with the rest; the arguments are those of `pair_masks`."""
+    pairs, problems = pair_masks(predictions, references, missing, chosen)
+    if same := sum(pair.prediction is not None and pair.prediction.samefile(pair.reference) for pair in pairs):
+        log.warning("%s: %d predictions are the reference's own file", name, same)
+    faults = over_cases(scoring.check, pairs, pool, f"checking {name}")
+    problems += [fault for found in faults for fault in found]
+    sound = tuple(pair for pair, found in zip(pairs, faults, strict=True) if not found)
+    return Evaluation(name, predictions, references, scoring, sound, (), tuple(problems))
 
 
-@contextmanager
-def case_workers(processes: int) -> Iterator[ProcessPoolExecutor | None]:
+def score_pairs(evaluation: Evaluation, pool: ProcessPoolExecutor | None) -> Evaluation:
+    """A prepared evaluation with its scores."""
+    cases = over_cases(evaluation.scoring.score, evaluation.pairs, pool, f"scoring {evaluation.name}")
+    scored = replace(evaluation, cases=tuple(cases))
+    if scored.missing:
+        log.warning("%s: %d of %d predictions are missing", scored.name, len(scored.missing), len(cases))
+    return scored
+
+
+def case_workers(processes: int) -> AbstractContextManager[ProcessPoolExecutor | None]:
     """Processes to check and score with; None for none but this one."""
-    with process_pool(processes, _context()) if processes > 1 else nullcontext() as pool:
-        yield pool
+    if processes <= 1:
+        return nullcontext()
+    context: BaseContext = get_context("spawn")  # this process may have threads, and cannot be forked
+    if "forkserver" in get_all_start_methods():  # a server that has imported all there is to import can be
+        context = get_context("forkserver")
+        context.set_forkserver_preload([__name__, "brats_lightning.metrics.voxel"])
+    return process_pool(processes, context)
 
 
 def over_cases(

@@ -1,7 +1,7 @@
 """Numbers over many cases: means with intervals, detection by lesion size, detection against false positives."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
@@ -9,12 +9,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from brats_lightning.evaluation.scoring import SIZE_FILTERS, CaseScores, Evaluation
+from brats_lightning.evaluation.scoring import SIZE_FILTERS, Evaluation, ScoredCase
 from brats_lightning.metrics.brats2026 import THRESHOLDS
-from brats_lightning.metrics.official import HEADLINES
 
-# What a protocol is mainly read for, its lesion-wise Dice first; the rest is in the files.
-HEADLINE = {protocol: tuple(columns.values()) for protocol, columns in HEADLINES.items()}
 # Lesion volumes in mm³: 27 and 275 are the customary bounds of tiny and large metastases, 64 is 4 voxels cubed.
 SIZE_BOUNDS = (27, 64, 275, 1000)
 
@@ -22,7 +19,7 @@ Table = dict[str, dict[str, float]]  # region → column → value
 
 
 def lower_is_better(column: str) -> bool:
-    """Whether a column is a distance; all others are shares."""
+    """Whether a column is a distance; all others are fractions."""
     return "hd95" in column.lower()
 
 
@@ -52,7 +49,7 @@ def bootstrap_interval(
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share; NaN for none of none."""
+    """Wilson's 95 % interval of a proportion; NaN for none of none."""
     if n == 0:
         return math.nan, math.nan
     z = 1.959963984540054
@@ -64,10 +61,7 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
 def summarise(tables: Sequence[Table], resamples: int, seed: int) -> dict[str, dict[str, dict[str, float | int]]]:
     """Region → column → ``mean``, ``std`` (ddof 1), ``median``, ``n``, ``low`` and ``high`` of the mean's interval.
 
-    Args:
-        tables: of the cases; NaN is skipped, and ``n`` says how many cases have a value.
-        resamples: of the bootstrap.
-        seed: likewise.
+    NaN is skipped; ``n`` says how many cases have a value.
     """
     keys = list(dict.fromkeys((region, column) for table in tables for region in table for column in table[region]))
     values = np.array([[table[region].get(column, np.nan) for region, column in keys] for table in tables])
@@ -87,16 +81,15 @@ def summarise(tables: Sequence[Table], resamples: int, seed: int) -> dict[str, d
     return summary
 
 
-def size_bands(cases: Sequence[CaseScores], region: str, resamples: int, seed: int) -> list[dict[str, Any]]:
+def size_bands(cases: Sequence[ScoredCase], region: str, resamples: int, seed: int) -> list[dict[str, Any]]:
     """Detection and Dice of the reference's lesions by their volume.
 
     Each band reaches from ``from_mm3`` to below ``to_mm3`` (None: no bound) and has ``lesions``, ``detected``,
     ``sensitivity`` with Wilson's interval, and the mean ``dice``, a lesion without a match counting 0, with a bootstrap
     interval over cases.
     """
-    edges = (0, *SIZE_BOUNDS, math.inf)
     rows = []
-    for lower, upper in pairwise(edges):
+    for lower, upper in pairwise((0, *SIZE_BOUNDS, math.inf)):
         members = [
             [row for row in case.lesions[region] if not row.false_positive and lower <= row.volume < upper]
             for case in cases
@@ -104,37 +97,23 @@ def size_bands(cases: Sequence[CaseScores], region: str, resamples: int, seed: i
         n, detected = sum(map(len, members)), sum(row.detected for own in members for row in own)
         sums = np.array([[math.fsum(row.dice for row in own)] for own in members])
         low, high = bootstrap_interval(sums, np.array([[float(len(own))] for own in members]), resamples, seed)
-        sensitivity = wilson_interval(detected, n)
-        rows.append(
-            {
-                "from_mm3": lower,
-                "to_mm3": None if math.isinf(upper) else upper,
-                "lesions": n,
-                "detected": detected,
-                "sensitivity": detected / n if n else math.nan,
-                "sensitivity_low": sensitivity[0],
-                "sensitivity_high": sensitivity[1],
-                "dice": float(sums.sum() / n) if n else math.nan,
-                "dice_low": float(low[0]),
-                "dice_high": float(high[0]),
-            }
-        )
+        sensitivity, interval = detected / n if n else math.nan, wilson_interval(detected, n)
+        row = {"from_mm3": lower, "to_mm3": None if math.isinf(upper) else upper, "lesions": n, "detected": detected}
+        row |= {"sensitivity": sensitivity, "sensitivity_low": interval[0], "sensitivity_high": interval[1]}
+        dice = float(sums.sum() / n) if n else math.nan
+        row |= {"dice": dice, "dice_low": float(low[0]), "dice_high": float(high[0])}
+        rows.append(row)
     return rows
 
 
-def detection_curve(cases: Sequence[CaseScores], region: str) -> list[dict[str, float]]:
+def detection_curve(cases: Sequence[ScoredCase], region: str) -> list[dict[str, float]]:
     """Sensitivity and false positives per case when predicted lesions below a volume are left out."""
     lesions = sum(not row.false_positive for case in cases for row in case.lesions[region])
     curve = []
     for i, smallest in enumerate(SIZE_FILTERS):
         detected, false_positives = np.sum([case.operating[region][i] for case in cases], axis=0).tolist()
-        curve.append(
-            {
-                "smallest_mm3": float(smallest),
-                "sensitivity": detected / lesions if lesions else math.nan,
-                "false_positives_per_case": false_positives / len(cases),
-            }
-        )
+        point = {"smallest_mm3": float(smallest), "sensitivity": detected / lesions if lesions else math.nan}
+        curve.append(point | {"false_positives_per_case": false_positives / len(cases)})
     return curve
 
 
@@ -157,8 +136,8 @@ def summary(evaluation: Evaluation, resamples: int, seed: int) -> dict[str, Any]
             "references": str(evaluation.references),
             "protocols": list(scoring.protocols),
             "labels": list(scoring.scheme.names),
-            "label_map": _string_keys(scoring.label_map),
-            "prediction_label_map": _string_keys(scoring.prediction_label_map),
+            "label_map": scoring.label_map,
+            "prediction_label_map": scoring.prediction_label_map,
             "thresholds": {"name": scoring.thresholds, **asdict(THRESHOLDS[scoring.thresholds])},
             "spacing": scoring.spacing,
             "affine_tolerance": scoring.tolerance,
@@ -174,10 +153,6 @@ def summary(evaluation: Evaluation, resamples: int, seed: int) -> dict[str, Any]
             protocol: summarise([case.official[protocol] for case in cases], resamples, seed)
             for protocol in scoring.protocols
         },
-        "voxel_scores": summarise([case.plain for case in cases], resamples, seed),
+        "voxel_scores": summarise([case.voxelwise for case in cases], resamples, seed),
         "lesions": lesions,
     }
-
-
-def _string_keys(label_map: Mapping[int, int] | None) -> dict[str, int] | None:
-    return None if label_map is None else {str(old): new for old, new in label_map.items()}

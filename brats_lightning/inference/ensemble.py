@@ -10,14 +10,16 @@ import torch
 from jaxtyping import Float32, Int16
 from torch import Tensor, nn
 
-from brats_lightning.core.geometry import Placement
+from brats_lightning.core.geometry import GridTransform
 from brats_lightning.core.labels import LabelScheme, source_modalities
 from brats_lightning.core.targets import Target
 from brats_lightning.data.nifti import Volume
-from brats_lightning.data.normalisation import Standardiser
+from brats_lightning.data.normalisation import Normaliser
 from brats_lightning.data.preprocessing import Prepared, Preprocessing, prepare
 from brats_lightning.inference.windows import Advance, SlidingWindow
 from brats_lightning.runtime.device import on_host, take, to_device
+
+CHECKPOINT_FORMAT = 1  # of the files that a `TrainedModel` is read from; another number when their content changes
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,8 @@ class TrainedModel:
     Attributes:
         path: of the checkpoint.
         network: in evaluation mode: (b, c, z, y, x) → logits (b, k, z, y, x).
-        standardiser: codes to network input.
-        preprocessing: volumes to codes.
+        normaliser: quantised intensities to network input.
+        preprocessing: volumes to quantised intensities.
         target: what the logits mean.
         inference: how whole volumes are predicted.
         config: of the run, plain containers.
@@ -36,7 +38,7 @@ class TrainedModel:
 
     path: Path
     network: nn.Module
-    standardiser: Standardiser
+    normaliser: Normaliser
     preprocessing: Preprocessing
     target: Target
     inference: SlidingWindow
@@ -50,13 +52,13 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class Probabilities:
-    """Class probabilities, in each voxel summing to 1, on a box of original voxels: an exact placement."""
+    """Class probabilities, in each voxel summing to 1, on a box of original voxels: an exact grid transform."""
 
     values: Float32[np.ndarray, "k z y x"]
-    placement: Placement
+    transform: GridTransform
 
     def __post_init__(self) -> None:
-        if not self.placement.exact:
+        if not self.transform.exact:
             raise ValueError("probabilities must lie on original voxels; restore them first")
 
 
@@ -90,7 +92,7 @@ class Ensemble:
                     f"{model.path} knows the classes {', '.join(model.scheme.names)}, {models[0].path} "
                     f"{', '.join(self.scheme.names)}; only models of the same data.labels can be averaged"
                 )
-        self.modalities = source_modalities([name for model in models for name in model.standardiser.sources])
+        self.modalities = source_modalities([name for model in models for name in model.normaliser.sources])
         self.models = tuple(models)
         self.device, self.dtype = device or torch.device("cpu"), dtype
         self._groups: dict[Preprocessing, list[TrainedModel]] = {}
@@ -117,16 +119,16 @@ class Ensemble:
             prepared: by `prepare`.
             advance: told the share of the case that is done, of 1 in all.
         """
-        places = [part.placement for part in prepared]
+        places = [part.transform for part in prepared]
         target = places[0] if places[0].exact and all(place == places[0] for place in places) else prepared[0].brain
         mean: np.ndarray | None = None
         for part, models in zip(prepared, self._groups.values(), strict=True):
-            # torch can do little with uint16, Apple's GPUs nothing: only the standardiser asks for these bits' value.
-            codes = torch.from_numpy(part.image).view(torch.int16).to(self.device)
+            # torch can do little with uint16, Apple's GPUs nothing: only the normaliser asks for these bits' value.
+            quantised = torch.from_numpy(part.image).view(torch.int16).to(self.device)
             for model in models:
                 step = None if advance is None else lambda share: advance(share / len(self.models))
-                values = self._predict(model, codes, part, step)
-                values = values if part.placement == target else transfer(values, part.placement, target)
+                values = self._predict(model, quantised, part, step)
+                values = values if part.transform == target else transfer(values, part.transform, target)
                 values /= len(self.models)
                 mean = values if mean is None else np.add(mean, values, out=mean)
         assert mean is not None  # there is a member
@@ -134,33 +136,33 @@ class Ensemble:
 
     @torch.inference_mode()
     def _predict(
-        self, model: TrainedModel, codes: Int16[Tensor, "m z y x"], part: Prepared, advance: Advance | None
+        self, model: TrainedModel, quantised: Int16[Tensor, "m z y x"], part: Prepared, advance: Advance | None
     ) -> Float32[np.ndarray, "k z y x"]:
-        channels = [part.modalities.index(modality) for modality in model.standardiser.sources]
-        numbers = to_device(model.standardiser.numbers(part.intensities), self.device)
+        channels = [part.modalities.index(modality) for modality in model.normaliser.sources]
+        parameters = to_device(model.normaliser.parameters(part.intensities), self.device)
 
         def logits(windows: Tensor) -> Tensor:
-            image = model.standardiser(take(windows, channels), numbers.expand(len(windows), -1, -1))
+            image = model.normaliser(take(windows, channels), parameters.expand(len(windows), -1, -1))
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
                 return model.network(image.contiguous(memory_format=torch.channels_last_3d))
 
-        total = model.inference(logits, codes, advance, model.target.background)
+        total = model.inference(logits, quantised, advance, model.target.background)
         return on_host(model.target.probabilities(total))
 
 
 def transfer(
-    values: Float32[np.ndarray, "k z y x"], placement: Placement, target: Placement
+    values: Float32[np.ndarray, "k z y x"], transform: GridTransform, target: GridTransform
 ) -> Float32[np.ndarray, "k d h w"]:
     """Class probabilities brought from their working voxels to a box of original ones, by linear interpolation.
 
     Voxels that the working array doesn't cover are background, with probability 1.
 
     Args:
-        values: on ``placement``.
-        placement: of the working array.
-        target: an exact placement in the same original grid.
+        values: on ``transform``.
+        transform: of the working array.
+        target: an exact grid transform in the same original grid.
     """
-    restored = placement.restore_probabilities(values)
+    restored = transform.restore_probabilities(values)
     values = np.stack([target.apply(channel) for channel in restored])
     values[0] += 1 - values.sum(0)
     return values

@@ -31,7 +31,7 @@ def infer(
     for remark in examination.remarks:
         log.warning("%s: %s", case.id, remark)
     prepared = ensemble.prepare(examination.images)
-    del examination, images  # the volumes: their codes are enough
+    del examination, images  # the volumes: the quantised ones are enough
     return ensemble(prepared, advance)
 
 
@@ -46,7 +46,7 @@ def write_probabilities(path: Path, probabilities: Probabilities, header_of: Pat
 
     Readers scale them back to 0 … 1 by the header; half of float32's size and exact to 8e-6.
     """
-    restore = probabilities.placement.restore
+    restore = probabilities.transform.restore
     steps = [
         restore(np.rint(p * 65535).astype(np.uint16), fill=65535 * (k == 0)) for k, p in enumerate(probabilities.values)
     ]

@@ -37,7 +37,7 @@ class Origin:
 
 def origin(ensemble: Ensemble, rules: Postprocessing) -> Origin:
     """Of the masks that these models, in whatever order, and rules make."""
-    return Origin(_digest(*sorted(map(_identity, ensemble.models))), _digest(_json(asdict(rules))))
+    return Origin(_digest(*sorted(map(_identity, ensemble.models))), _digest(str(rules)))
 
 
 def check_existing(files: Sequence[Path], wanted: Origin) -> None:

@@ -79,7 +79,7 @@ class SlidingWindow:
     ) -> Float32[Tensor, "k z y x"]:
         """Blended logits of a volume, on the volume's device; besides them one float32 per voxel is held.
 
-        The network gets windows of whatever type the image is, so that codes can be standardised window by window.
+        The network gets windows of whatever type the image is, so that they can be normalised one by one.
 
         Windows in which every channel is 0 (nothing of the brain) are not computed; a voxel that only such windows
         cover gets the logits ``background``; None: 0 for the first channel and -1000 for all others.

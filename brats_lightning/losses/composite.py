@@ -1,73 +1,67 @@
 """Sums of losses, and losses from elsewhere."""
 
 from collections.abc import Callable, Mapping
-from itertools import islice
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from brats_lightning.losses.instances import InstanceDiceLoss, InstanceLoss
-from brats_lightning.losses.sums import ClassSums, ClassSumsLoss, class_sums
+from brats_lightning.losses.instances import InstanceDiceLoss
+from brats_lightning.losses.lesions import LesionLoss, LesionMap
+from brats_lightning.losses.sums import ClassSums, ClassSumsLoss, Logits, Reference, class_sums
 
 
 class CompositeLoss(nn.Module):
     """Weighted sum of named losses, ``loss = Σ weight · part``.
 
-    Dice, focal and instance-aware Dice losses share one pass over the voxels for each γ.
+    Dice, focal and instance-aware Dice losses share one pass over the voxels for each γ, and all that need the lesions
+    one map of them.
 
     Args:
-        parts: losses by name, each ``(logits, target) -> scalar``.
-        weights: their factors by the same names; None: all 1.
+        parts: losses by name, each ``(logits, target) -> scalar``, or a `LesionLoss`.
+        weights: their factors by the same names, in the order they are summed in; None: all 1.
 
     Raises:
-        ValueError: no parts, a part called ``loss``, or weights of other names than the parts.
+        ValueError: no parts, a part called ``loss``, weights of other names than the parts, or parts of other labels.
     """
 
     def __init__(self, parts: Mapping[str, nn.Module], weights: Mapping[str, float | int] | None = None) -> None:
         super().__init__()
         if not parts or "loss" in parts:
             raise ValueError(f"parts must name at least one loss, none of them 'loss' (the total), got {list(parts)}")
-        if weights is not None and set(weights) != set(parts):
+        weights = dict.fromkeys(parts, 1.0) if weights is None else weights
+        if set(weights) != set(parts):
             raise ValueError(f"weights must name the same losses as parts: got {list(weights)} for {list(parts)}")
-        self.parts = nn.ModuleDict(parts)
-        self.weights = {name: 1.0 if weights is None else float(weights[name]) for name in parts}
+        labels = {part.scheme.names for part in parts.values() if isinstance(part, LesionLoss)}
+        if len(labels) > 1:
+            raise ValueError(f"parts must have the same labels, got {' and '.join(map(str, labels))}")
+        self.parts = nn.ModuleDict({name: parts[name] for name in weights})
+        self.weights = {name: float(weight) for name, weight in weights.items()}
         # A part that reads no focal sum takes the sums of one that does.
         gammas = (part.gamma for part in self.parts.values() if isinstance(part, ClassSumsLoss))
         self._gamma = next((gamma for gamma in gammas if gamma is not None), None)
 
-    def prepare(self, *targets: Tensor) -> None:
-        """Let those parts begin that can do some of their work before the logits are there."""
-        for part in self.parts.values():
-            if isinstance(part, InstanceLoss):
-                part.prepare(*targets)
+    def find_lesions(self, target: Tensor) -> LesionMap | None:
+        """Begin to find the lesions of a target for all parts; None where no part needs them."""
+        parts = [part for part in self.parts.values() if isinstance(part, LesionLoss)]
+        return max(parts, key=lambda part: part.nearest).find_lesions(target) if parts else None
 
     def forward(
-        self,
-        logits: Float[Tensor, "b k z y x"],
-        target: Integer[Tensor, "b z y x"] | Integer[Tensor, "b k z y x"],
+        self, logits: Logits, target: Reference, lesions: LesionMap | None = None
     ) -> dict[str, Float[Tensor, ""]]:
         """The total under ``loss``, and under its name each part without its weight, detached: for the log."""
-        asked = {
-            name: part.ask(logits, target) for name, part in self.parts.items() if isinstance(part, InstanceDiceLoss)
-        }
-        partitions = [partition for one in asked.values() for partition in one.partitions]
+        lesions = lesions or self.find_lesions(target)
+        summed = lesions if any(isinstance(part, InstanceDiceLoss) for part in self.parts.values()) else None
         shared: dict[float | None, ClassSums] = {}
-
-        def sums(gamma: float | None) -> ClassSums:
-            if gamma not in shared:
-                shared[gamma] = class_sums(logits, target, gamma, partitions if gamma == self._gamma else ())
-            return shared[gamma]
-
         values: dict[str, Tensor] = {}
-        errors = iter(sums(self._gamma).errors if asked else ())  # of the partitions, in their order
         for name, part in self.parts.items():
             if isinstance(part, ClassSumsLoss):
-                values[name] = part.from_sums(sums(self._gamma if part.gamma is None else part.gamma))
-            elif name in asked:
-                values[name] = asked[name].loss(list(islice(errors, len(asked[name].partitions))))
+                gamma = self._gamma if part.gamma is None else part.gamma
+                if gamma not in shared:
+                    shared[gamma] = class_sums(logits, target, gamma, summed if gamma == self._gamma else None)
+                values[name] = part.from_sums(shared[gamma])
             else:
-                values[name] = part(logits, target)
+                values[name] = part(logits, target, lesions) if isinstance(part, LesionLoss) else part(logits, target)
         total = torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
         return {"loss": total} | {name: value.detach() for name, value in values.items()}
 
@@ -84,11 +78,7 @@ class ChannelTarget(nn.Module):
         super().__init__()
         self.loss = loss
 
-    def forward(
-        self,
-        logits: Float[Tensor, "b k z y x"],
-        target: Integer[Tensor, "b z y x"] | Integer[Tensor, "b k z y x"],
-    ) -> Float[Tensor, ""]:
+    def forward(self, logits: Logits, target: Reference) -> Float[Tensor, ""]:
         """The wrapped loss."""
         exclusive = target.ndim < logits.ndim
         return self.loss(logits.float(), target.long().unsqueeze(1) if exclusive else target.float())

@@ -1,6 +1,6 @@
 """Deep supervision: a loss at several resolutions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,8 +8,9 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from brats_lightning.losses.composite import CompositeLoss
-from brats_lightning.losses.instances import InstanceLoss
+from brats_lightning.losses.sums import Logits, Reference
+
+References = Mapping[torch.Size, tuple[Any, ...]]  # by size (z, y, x), what the loss takes beside logits
 
 
 class DeepSupervision(nn.Module):
@@ -19,7 +20,8 @@ class DeepSupervision(nn.Module):
     ``downsample_target``.
 
     Args:
-        loss: ``(logits, target)`` → a scalar, or a dict with the total under ``loss``.
+        loss: ``(logits, target)`` → a scalar, or a dict with the total under ``loss``. If it has a method
+            ``find_lesions(target)``, it is called with what that returns as a third argument.
         decay: weight of a resolution relative to the next finer one, above 0.
 
     Raises:
@@ -31,41 +33,46 @@ class DeepSupervision(nn.Module):
         if decay <= 0:
             raise ValueError(f"decay must be positive (0.5 halves each coarser resolution's weight), got {decay}")
         self.loss, self.decay = loss, float(decay)
-        self._sizes: dict[torch.Size, list[Sequence[int]]] = {}  # (k, z, y, x) of the logits by the target's shape
-        self._prepared: list[Tensor] = []  # the target at each resolution
+        self._sizes: dict[torch.Size, list[torch.Size]] = {}  # (k, z, y, x) of the last logits, by the target's shape
 
-    def prepare(self, target: Tensor) -> None:
-        """Begin with what the loss needs before the logits are there; of coarser ones from the second time on.
+    def find_lesions(self, target: Reference) -> References:
+        """Begin to find the lesions of a target whose logits come later, if the loss needs them.
 
-        Which resolutions there are, the logits of the first time tell.
+        Of coarser resolutions, too, from the second time on: which there are, the logits tell.
         """
-        if isinstance(self.loss, CompositeLoss | InstanceLoss):
-            self._prepared = _at_each(target, self._sizes.get(target.shape, [])) or [target]
-            self.loss.prepare(*self._prepared)
+        if not hasattr(self.loss, "find_lesions"):
+            return {}
+        sizes = self._sizes.get(target.shape, [torch.Size((1, *target.shape[-3:]))])
+        return {size[1:]: self._reference(target, size) for size in sizes}
 
     def forward(
         self,
-        logits: Float[Tensor, "b k z y x"] | list[Float[Tensor, "b k _ _ _"]],
-        target: Integer[Tensor, "b z y x"] | Integer[Tensor, "b k z y x"],
+        logits: Logits | list[Float[Tensor, "b k _ _ _"]],
+        target: Reference,
+        lesions: References | None = None,
     ) -> Float[Tensor, ""] | dict[str, Float[Tensor, ""]]:
-        """What the loss returns for the full resolution, its total replaced by the mean over all."""
-        if isinstance(logits, Tensor):
-            return self.loss(logits, target)
-        sizes: list[Sequence[int]] = [level.shape[1:] for level in logits]
-        targets, self._prepared = self._prepared, []
-        if not targets or targets[0] is not target or self._sizes.get(target.shape) != sizes:
-            targets = _at_each(target, sizes)
-        self._sizes[target.shape] = sizes
-        results = [self.loss(*pair) for pair in zip(logits, targets, strict=True)]
+        """What the loss returns for the full resolution, its total replaced by the mean over all.
+
+        ``lesions``, by `find_lesions` of the same target, save the time to find them now.
+        """
+        levels = [logits] if isinstance(logits, Tensor) else logits
+        sizes = self._sizes[target.shape] = [level.shape[1:] for level in levels]
+        known = lesions or {}
+        results = [
+            self.loss(level, *(known.get(size[1:]) or self._reference(target, size)))
+            for level, size in zip(levels, sizes, strict=True)
+        ]
+        if len(results) == 1:
+            return results[0]
         totals = [result["loss"] if isinstance(result, dict) else result for result in results]
         weights = [self.decay**i for i in range(len(totals))]
         total = sum(w * value for w, value in zip(weights, totals, strict=True)) / sum(weights)
         return results[0] | {"loss": total} if isinstance(results[0], dict) else total
 
-
-def _at_each(target: Tensor, sizes: Sequence[Sequence[int]]) -> list[Tensor]:
-    """The target for logits of each size (k, z, y, x)."""
-    return [downsample_target(target, size[1:], size[0]) for size in sizes]
+    def _reference(self, target: Tensor, size: torch.Size) -> tuple[Any, ...]:
+        """What the loss takes beside logits of a size (k, z, y, x)."""
+        target = downsample_target(target, size[1:], size[0])
+        return (target, self.loss.find_lesions(target)) if hasattr(self.loss, "find_lesions") else (target,)
 
 
 def downsample_target(target: Integer[Tensor, "*b z y x"], size: Sequence[int], classes: int) -> Integer[Tensor, "..."]:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from brats_lightning.losses.sums import ClassSums, ClassSumsLoss
+from brats_lightning.losses.sums import ClassSums, ClassSumsLoss, check_smoothing
 
 
 class WeightedDiceLoss(ClassSumsLoss):
@@ -51,10 +51,7 @@ class WeightedDiceLoss(ClassSumsLoss):
         absent_fraction: float | int = 1e-3,
     ) -> None:
         super().__init__(class_weights)
-        if smooth < 0 or not 0 < absent_fraction < float("inf"):
-            raise ValueError(
-                f"smooth must be 0 or more and absent_fraction positive, got {smooth} and {absent_fraction}"
-            )
+        check_smoothing(smooth, absent_fraction)
         self.include_background, self.batch = include_background, batch
         self.smooth, self.absent_fraction = smooth, absent_fraction
         self._only_background = self.class_weights is not None and self.class_weights[1:].sum().item() == 0

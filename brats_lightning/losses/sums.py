@@ -10,38 +10,12 @@ from jaxtyping import Float, Int32, Integer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from brats_lightning.runtime.device import chunk_size
+from brats_lightning.losses.lesions import LesionMap, RegionLesions, check_shapes
+from brats_lightning.runtime.device import chunk_size, to_device
 
-
-class Partition(NamedTuple):
-    """A sample's volume in segments, in each of which the errors of one region are summed.
-
-    Those of memberships are told by the target, those of a softmax by ``inside``, which must agree with it.
-    """
-
-    sample: int  # of the batch
-    channels: tuple[int, ...]  # of a softmax, those that make up the region; of memberships the region's own
-    numbers: Int32[Tensor, "z y x"]  # of each voxel's segment
-    inside: int  # segments below this lie inside the region in the reference, the others outside
-    segments: int  # how many there are
-
-    def chunk(self, slab: slice) -> "Partition":
-        """Of some axial slices."""
-        return self._replace(numbers=self.numbers[slab])
-
-    def sums(self, errors: Float[Tensor, " voxels"]) -> Float[Tensor, " segments"]:
-        """Errors summed by segment.
-
-        By rows first: a float32 total of a million voxels would lose small summands, and on a GPU all voxels of a
-        segment would queue to be added to one number.
-        """
-        rows = errors.view(-1, self.numbers.shape[-1])
-        sums = rows.new_zeros(len(rows), self.segments)
-        return sums.scatter_add_(1, self.numbers.reshape(rows.shape).long(), rows).sum(0)
-
-    def spread(self, by_segment: Float[Tensor, " segments"]) -> Float[Tensor, " voxels"]:
-        """To each voxel its segment's value."""
-        return by_segment.index_select(0, self.numbers.reshape(-1))
+Logits = Float[Tensor, "b k z y x"]
+Reference = Integer[Tensor, "b z y x"] | Integer[Tensor, "b k z y x"]  # class indices, or memberships of regions
+_Gradients = tuple[RegionLesions, Tensor, Tensor]  # of a region's errors by segment, with the segments of voxels
 
 
 class ClassSums(NamedTuple):
@@ -60,44 +34,36 @@ class ClassSums(NamedTuple):
     focal: Float[Tensor, "b k"]
     voxels: Float[Tensor, "b 1"]
     exclusive: bool  # whether the channels are those of a softmax, the first one of the background
-    # Of each partition asked for, by segment: Σ of the probability of what is wrong about the region
-    errors: tuple[Float[Tensor, " n"], ...] = ()
+    # Of each sample and region the lesions and, by segment, Σ of the probability of what is wrong about the region
+    lesions: Sequence[Sequence[tuple[RegionLesions, Float[Tensor, " _"]]]] = ()
 
     def over_batch(self) -> "ClassSums":
-        """The sums of all samples as of one; no errors of segments."""
+        """The sums of all samples as of one, without lesions."""
         names = ("reference", "false_negatives", "false_positives", "focal", "voxels")
-        return self._replace(**{name: getattr(self, name).sum(0, keepdim=True) for name in names}, errors=())
+        return self._replace(**{name: getattr(self, name).sum(0, keepdim=True) for name in names}, lesions=())
 
 
 def class_sums(
-    logits: Float[Tensor, "b k z y x"],
-    target: Integer[Tensor, "b z y x"] | Integer[Tensor, "b k z y x"],
-    gamma: float | int | None = None,
-    partitions: Sequence[Partition] = (),
+    logits: Logits, target: Reference, gamma: float | int | None = None, lesions: LesionMap | None = None
 ) -> ClassSums:
     """Class sums of a batch, differentiable with respect to the logits.
 
     Computed in chunks of voxels, in float32 (float64 for float64 logits) whatever the logits' type and layout, and
     once more in the backward pass instead of being stored: the memory needed beyond the gradient is that of a chunk
-    and of the partitions, four bytes a voxel each.
+    and of each region's segments, four bytes a voxel.
 
     Args:
         logits: scores of k classes, or of k regions.
-        target: class index of each voxel, 0 … k - 1; or, with as many dimensions as the logits, memberships of the
-            regions, 0 or 1.
+        target: class index of each voxel, 0 … k - 1; or memberships of the regions, 0 or 1.
         gamma: exponent of the focal sum, None to leave it out.
-        partitions: into segments whose errors are wanted.
+        lesions: those of the target, if their errors are wanted.
 
     Raises:
         ValueError: shapes that do not match; on a CPU also values the target cannot have.
     """
+    check_shapes(logits, target.shape)
+    found = [] if lesions is None else lesions.of(logits)
     exclusive = target.ndim < logits.ndim
-    if target.shape != logits.shape and (logits.shape[:1] + logits.shape[2:] != target.shape):
-        raise ValueError(
-            f"logits (b, k, z, y, x) and target (b, z, y, x) must agree, got {tuple(logits.shape)} and "
-            f"{tuple(target.shape)}; the target holds class indices without a channel, or memberships, one channel a "
-            "region"
-        )
     values = logits.shape[1] if exclusive else 2
     # Not on a GPU, which the check would stall; there a class without a channel counts as none.
     if logits.device.type == "cpu" and not 0 <= int(target.min()) <= int(target.max()) < values:
@@ -107,9 +73,13 @@ def class_sums(
             if exclusive
             else f"the target holds {target.unique().tolist()}, but memberships of regions are 0 or 1"
         )
-    reference, negatives, positives, focal, *errors = _ClassSums.apply(logits, target, gamma, partitions)
+    regions = [(i, region) for i, sample in enumerate(found) for region in sample.regions]
+    segments = [to_device(region.segments, logits.device) for _, region in regions]
+    reference, negatives, positives, focal, *errors = _ClassSums.apply(logits, target, gamma, regions, *segments)
     voxels = reference.new_full((len(logits), 1), logits[0, 0].numel())
-    return ClassSums(reference, negatives, positives, focal, voxels, exclusive, tuple(errors))
+    of_region = iter(errors)
+    by_lesion = [[(region, next(of_region)) for region in sample.regions] for sample in found]
+    return ClassSums(reference, negatives, positives, focal, voxels, exclusive, by_lesion)
 
 
 class _ClassSums(torch.autograd.Function):
@@ -117,47 +87,56 @@ class _ClassSums(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, target: Tensor, gamma: float | None, partitions: Sequence[Partition]
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        gamma: float | None,
+        regions: Sequence[tuple[int, RegionLesions]],  # with the sample of each
+        *segments: Tensor,
     ) -> tuple[Tensor, ...]:
         sums_of = _softmax_sums if target.ndim < logits.ndim else _sigmoid_sums
         sums = torch.zeros(4, *logits.shape[:2], dtype=computing_dtype(logits), device=logits.device)
-        errors = [sums.new_zeros(partition.segments) for partition in partitions]
+        errors = [sums.new_zeros(len(region.sizes) + region.outside) for _, region in regions]
         for sample, slab in _chunks(logits):
             x, y = _flat(logits[sample, :, slab], sums.dtype), target[sample, ..., slab, :, :]
-            here = [i for i, partition in enumerate(partitions) if partition.sample == sample]
-            parts, by_segment = sums_of(x, y, gamma, [partitions[i].chunk(slab) for i in here])
+            here = [i for i, (number, _) in enumerate(regions) if number == sample]
+            parts, by_segment = sums_of(x, y, gamma, [(regions[i][1], segments[i][slab]) for i in here])
             for total, part in zip(sums[:, sample], parts, strict=False):  # without γ no focal sum
                 total += part
             for i, part in zip(here, by_segment, strict=True):
                 errors[i] += part
-        ctx.save_for_backward(logits, target, *(partition.numbers for partition in partitions))
-        nothing = target.new_empty(0)  # a saved tensor is let go after the backward pass, an attribute is not
-        ctx.gamma, ctx.partitions = gamma, [partition._replace(numbers=nothing) for partition in partitions]
+        ctx.save_for_backward(logits, target, *segments)
+        ctx.gamma, ctx.regions = gamma, regions
         results = (*sums.unbind(), *errors)
         ctx.mark_non_differentiable(results[0])
         return results
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        logits, target, *numbers = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        logits, target, *segments = ctx.saved_tensors
         gradient_of = _softmax_gradient if target.ndim < logits.ndim else _sigmoid_gradient
         by_sums = torch.stack(gradients[1:4]).unsqueeze(-1)  # (3, b, k, 1)
-        partitions = [part._replace(numbers=saved) for part, saved in zip(ctx.partitions, numbers, strict=True)]
-        by_errors = list(zip(partitions, gradients[4:], strict=True))
+        lesions = list(zip(ctx.regions, segments, gradients[4:], strict=True))
         result = torch.empty_like(logits)
         for sample, slab in _chunks(logits):
             x, y = _flat(logits[sample, :, slab], by_sums.dtype), target[sample, ..., slab, :, :]
-            here = [(part.chunk(slab), gradient) for part, gradient in by_errors if part.sample == sample]
+            here = [(region, part[slab], by_segment) for (i, region), part, by_segment in lesions if i == sample]
             gradient = gradient_of(x, y, ctx.gamma, by_sums[:, sample], here)
             result[sample, :, slab].copy_(gradient.view_as(result[sample, :, slab]))
-        return result, None, None, None
+        return result, *(None for _ in ctx.needs_input_grad[1:])
 
 
 def sides(region: Collection[int], channels: int) -> tuple[list[int], list[int]]:
     """A softmax's channels inside a region of these classes, and those outside."""
     inside = [channel for channel in range(channels) if channel in region]
     return inside, [channel for channel in range(channels) if channel not in region]
+
+
+def check_smoothing(smooth: float | int, absent_fraction: float | int) -> None:
+    """Raise a ValueError for settings of a Dice loss that are out of range."""
+    if smooth < 0 or not 0 < absent_fraction < float("inf"):
+        raise ValueError(f"smooth must be 0 or more and absent_fraction positive, got {smooth} and {absent_fraction}")
 
 
 def computing_dtype(logits: Tensor) -> torch.dtype:
@@ -177,17 +156,31 @@ def _flat(logits: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty(logits.shape, dtype=dtype, device=logits.device).copy_(logits).view(len(logits), -1)
 
 
+def _by_segment(
+    errors: Float[Tensor, " voxels"], region: RegionLesions, segments: Int32[Tensor, "z y x"]
+) -> Float[Tensor, " segments"]:
+    """Errors summed by segment.
+
+    By rows first: a float32 total of a million voxels would lose small summands, and on a GPU all voxels of a segment
+    would queue to be added to one number.
+    """
+    rows = errors.view(-1, segments.shape[-1])
+    sums = rows.new_zeros(len(rows), len(region.sizes) + region.outside)
+    return sums.scatter_add_(1, segments.reshape(rows.shape).long(), rows).sum(0)
+
+
 # ---- of a softmax
 
 
 def _softmax_sums(
-    x: Tensor, target: Tensor, gamma: float | None, partitions: Sequence[Partition]
+    x: Tensor, target: Tensor, gamma: float | None, lesions: Sequence[tuple[RegionLesions, Tensor]]
 ) -> tuple[tuple[Tensor, ...], list[Tensor]]:
     p, log_p, y = _softmax(x, target)
     errors = []
-    for partition in partitions:
-        within, without = (reduce(torch.add, [p[c] for c in side]) for side in sides(partition.channels, len(p)))
-        errors.append(partition.sums(torch.where(partition.numbers.reshape(-1) < partition.inside, without, within)))
+    for region, segments in lesions:
+        within, without = (reduce(torch.add, [p[c] for c in side]) for side in sides(region.channels, len(p)))
+        wrong = torch.where(segments.reshape(-1) < len(region.sizes), without, within)
+        errors.append(_by_segment(wrong, region, segments))
     others = p.sub_(p * y)
     miss = others.sum(0)  # 1 - p of the reference class, exact where that rounds to 1
     sums: tuple[Tensor, ...] = y.sum(1), (miss * y).sum(1), others.sum(1)
@@ -197,20 +190,17 @@ def _softmax_sums(
 
 
 def _softmax_gradient(
-    x: Tensor,
-    target: Tensor,
-    gamma: float | None,
-    by_sums: Tensor,
-    by_errors: Sequence[tuple[Partition, Tensor]],
+    x: Tensor, target: Tensor, gamma: float | None, by_sums: Tensor, lesions: Sequence[_Gradients]
 ) -> Tensor:
     by_negatives, by_positives, by_focal = by_sums
     p, log_p, y = _softmax(x, target)
     # Through the softmax a gradient g by p becomes p (g - Σ p g), and one h by log p_y becomes h (y - p).
     g = by_positives - y * (by_positives + by_negatives)
-    for partition, by_segment in by_errors:
+    for region, segments, by_segment in lesions:
         # 1 - p of a region's lesions falls as its channels' p rises
-        by_p = partition.spread(torch.cat([-by_segment[: partition.inside], by_segment[partition.inside :]]))
-        for channel in partition.channels:
+        n = len(region.sizes)
+        by_p = torch.cat([-by_segment[:n], by_segment[n:]]).index_select(0, segments.reshape(-1))
+        for channel in region.channels:
             g[channel] += by_p
     if gamma is None:
         return g.sub_((p * g).sum(0)).mul_(p)
@@ -239,11 +229,11 @@ def _softmax(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _sigmoid_sums(
-    x: Tensor, target: Tensor, gamma: float | None, partitions: Sequence[Partition]
+    x: Tensor, target: Tensor, gamma: float | None, lesions: Sequence[tuple[RegionLesions, Tensor]]
 ) -> tuple[tuple[Tensor, ...], list[Tensor]]:
     y, _, wrong = _signed(x, target)
     miss = wrong.sigmoid()
-    errors = [partition.sums(miss[partition.channels[0]]) for partition in partitions]
+    errors = [_by_segment(miss[region.channels[0]], region, segments) for region, segments in lesions]
     negatives = (miss * y).sum(1)
     sums: tuple[Tensor, ...] = y.sum(1), negatives, miss.sum(1).sub_(negatives)
     if gamma is not None:
@@ -252,19 +242,15 @@ def _sigmoid_sums(
 
 
 def _sigmoid_gradient(
-    x: Tensor,
-    target: Tensor,
-    gamma: float | None,
-    by_sums: Tensor,
-    by_errors: Sequence[tuple[Partition, Tensor]],
+    x: Tensor, target: Tensor, gamma: float | None, by_sums: Tensor, lesions: Sequence[_Gradients]
 ) -> Tensor:
     by_negatives, by_positives, by_focal = by_sums
     y, sign, wrong = _signed(x, target)
     miss = wrong.sigmoid()
     hit = 1 - miss
     g = y.mul_(by_negatives - by_positives).add_(by_positives)
-    for partition, by_segment in by_errors:
-        g[partition.channels[0]] += partition.spread(by_segment)
+    for region, segments, by_segment in lesions:
+        g[region.channels[0]] += by_segment.index_select(0, segments.reshape(-1))
     g.mul_(miss).mul_(hit)
     if gamma is not None:
         # of m^γ softplus: m^γ (m + γ (1 - m) softplus)
@@ -305,11 +291,7 @@ class ClassSumsLoss(nn.Module, ABC):
         # Not in the state dict: a checkpoint must load under other weights.
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def forward(
-        self,
-        logits: Float[Tensor, "b k z y x"],
-        target: Integer[Tensor, "b z y x"] | Integer[Tensor, "b k z y x"],
-    ) -> Float[Tensor, ""]:
+    def forward(self, logits: Logits, target: Reference) -> Float[Tensor, ""]:
         """The loss of a batch of logits and class indices, or memberships of regions."""
         return self.from_sums(class_sums(logits, target, self.gamma))
 

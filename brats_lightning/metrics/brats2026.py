@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool
 
-from brats_lightning.metrics.lesions import label_runs, lesion_sizes, match_one_to_one
-from brats_lightning.metrics.surfaces import Spacing, pooled_hd95, surface_dice, surface_distances, voxel_surface
+from brats_lightning.core.components import label_components
+from brats_lightning.core.geometry import Triple
+from brats_lightning.metrics.lesions import lesion_sizes, match_one_to_one
+from brats_lightning.metrics.surfaces import pooled_hd95, surface_dice, surface_distances, voxel_surface
 
 MISSED_HD95 = 373.0  # the diagonal of the SRI24 grid in voxels, rounded: what a missed lesion costs
 
@@ -43,7 +45,7 @@ def missing_scores() -> dict[str, float]:
 def score_region(
     reference: Bool[np.ndarray, "z y x"],
     prediction: Bool[np.ndarray, "z y x"],
-    spacing: Spacing,
+    spacing: Triple,
     thresholds: Thresholds,
 ) -> dict[str, float]:
     """Every column of one region.
@@ -54,8 +56,8 @@ def score_region(
         spacing: of the arrays' axes in mm, as the evaluator is to believe it.
         thresholds: of size and detection.
     """
-    reference_labels, n_reference = label_runs(reference)
-    predicted_labels, n_prediction = label_runs(prediction)
+    reference_labels, n_reference = label_components(reference)
+    predicted_labels, n_prediction = label_components(prediction)
     reference_surface = voxel_surface(reference, reference_labels, n_reference)
     predicted_surface = voxel_surface(prediction, predicted_labels, n_prediction)
     matches = match_one_to_one(reference_labels, n_reference, predicted_labels, n_prediction)
@@ -77,10 +79,11 @@ def score_region(
         lesion_scores.append((dice, surface_dice(*pair, min(spacing)), pooled_hd95(*pair)))
 
     scores = dict.fromkeys(COLUMNS, np.nan)
-    scores.update(_all_instances(len(matches), false_positives, n_reference - len(matches)))
+    scores.update(_counts("all", len(matches), false_positives, n_reference - len(matches), np.nan))
     for group, members in (("large", large), ("small", ~large)):
-        if members.any():
-            scores.update(_detection(group, int(detected[members].sum()), false_positives, int(members.sum())))
+        if members.any():  # against all false positives of the region, large and small
+            tp, n = int(detected[members].sum()), int(members.sum())
+            scores.update(_counts(group, tp, false_positives, n - tp, 0.0))
     if large.any():
         for name, values in zip(("dsc", "nsd", "hd95"), np.transpose(lesion_scores), strict=True):
             scores[f"lesionwise_{name}_mean"] = float(np.mean(values))
@@ -97,20 +100,9 @@ def score_region(
     return scores
 
 
-def _all_instances(tp: int, fp: int, fn: int) -> dict[str, float]:
-    """Counts of the raw matching; a ratio of nothing to nothing is NaN."""
-    ratios = {"prec": (tp, tp + fp), "rec": (tp, tp + fn), "f1": (tp, tp + 0.5 * fp + 0.5 * fn)}
-    return {
-        **{"all_instance_tp": float(tp), "all_instance_fp": float(fp), "all_instance_fn": float(fn)},
-        **{f"all_instance_{name}": a / b if b else np.nan for name, (a, b) in ratios.items()},
-    }
-
-
-def _detection(group: str, tp: int, fp: int, members: int) -> dict[str, float]:
-    """Counts of one group of lesions, against **all** false positives of the region; 0/0 is 0."""
-    ratios = {"prec": (tp, tp + fp), "rec": (tp, members), "f1": (2 * tp, tp + fp + members)}
-    return {
-        **{f"{group}_instance_tp": float(tp), f"{group}_instance_fp": float(fp)},
-        f"{group}_instance_fn": float(members - tp),
-        **{f"{group}_instance_{name}": a / b if b else 0.0 for name, (a, b) in ratios.items()},
-    }
+def _counts(group: str, tp: int, fp: int, fn: int, of_nothing: float) -> dict[str, float]:
+    """Counts of a group of lesions and their ratios; ``of_nothing`` is the ratio of nothing to nothing."""
+    ratios = {"prec": (tp, tp + fp), "rec": (tp, tp + fn), "f1": (2 * tp, 2 * tp + fp + fn)}
+    values = {"tp": float(tp), "fp": float(fp), "fn": float(fn)}
+    values |= {name: a / b if b else of_nothing for name, (a, b) in ratios.items()}
+    return {f"{group}_instance_{name}": value for name, value in values.items()}

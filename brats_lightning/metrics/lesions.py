@@ -6,72 +6,21 @@ from itertools import product
 import numpy as np
 from jaxtyping import Bool, Int, Int32, Integer
 from scipy.optimize import linear_sum_assignment
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
-from brats_lightning.core.labels import LabelScheme
-from brats_lightning.metrics.surfaces import Spacing, surface_points
+from brats_lightning.core.components import label_components
+from brats_lightning.core.geometry import Ints, Slices, Triple, nonzero_box
+from brats_lightning.core.labels import in_classes
+from brats_lightning.metrics.surfaces import surface_points
 
 # Pairs with less Dice than this are no match; a pair without overlap costs a little more than one with none at all.
 _SMALLEST_DICE = 1e-6
 
 
-def region_mask(mask: Integer[np.ndarray, "a b c"], classes: tuple[int, ...]) -> Bool[np.ndarray, "a b c"]:
-    """Voxels of the given classes; a few comparisons are quicker than a look-up on a whole volume."""
-    region = mask == classes[0]
-    for value in classes[1:]:
-        region |= mask == value
-    return region
-
-
-def bounding_box(*masks: Integer[np.ndarray, "a b c"], margin: int = 0) -> tuple[slice, slice, slice]:
+def bounding_box(*masks: Integer[np.ndarray, "a b c"], margin: int = 0) -> Slices:
     """Box around the foreground of all masks and ``margin`` voxels more, within the volume; all empty: one voxel."""
-    foreground = np.logical_or.reduce([mask != 0 for mask in masks])
-    used = (foreground.any(axis=1).any(axis=1), *(foreground.any(axis=0).any(axis=axis) for axis in (1, 0)))
-    box = []
-    for line in used:
-        where = np.flatnonzero(line) if line.any() else np.array([0])
-        box.append(slice(max(int(where[0]) - margin, 0), int(where[-1]) + margin + 1))
-    return box[0], box[1], box[2]
-
-
-def label_runs(mask: Bool[np.ndarray, "a b c"]) -> tuple[Int32[np.ndarray, "a b c"], int]:
-    """26-connected components numbered 1 … n in C order, and n: the same as ``components.label_components``.
-
-    It joins runs of foreground along the last axis, so its cost is that of the foreground, not of the volume; a brain
-    with metastases is 98 % background.
-    """
-    labels = np.zeros(mask.shape, np.int32)
-    voxels = np.flatnonzero(mask)
-    if len(voxels) == 0:
-        return labels, 0
-    row, column = np.divmod(voxels, mask.shape[2])
-    first = np.ones(len(voxels), bool)
-    first[1:] = (np.diff(voxels) > 1) | (np.diff(row) > 0)
-    last = np.append(first[1:], True)
-
-    # Positions in a volume with an empty voxel after each row and an empty row after each plane, so that no row
-    # follows directly on another.
-    plane, line = np.divmod(row[first], mask.shape[1])
-    height, width = mask.shape[1] + 1, mask.shape[2] + 1
-    offset = (plane * height + line) * width
-    begin, end = offset + column[first], offset + column[last]
-
-    joined = []
-    for lines in (-1, -height - 1, -height, -height + 1):  # the four neighbouring rows before this one
-        low = np.searchsorted(end, begin + lines * width - 1)
-        high = np.searchsorted(begin, end + lines * width + 1, side="right")
-        count = np.maximum(high - low, 0)
-        run = np.repeat(np.arange(len(begin)), count)
-        other = np.arange(len(run)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(low, count)
-        joined.append((run, other))
-    run, other = np.concatenate(joined, axis=1)
-    graph = coo_array((np.ones(len(run), bool), (run, other)), shape=(len(begin), len(begin)))
-    n, component = connected_components(graph, directed=False)
-    numbers = np.empty(n, np.int32)
-    numbers[component[np.sort(np.unique(component, return_index=True)[1])]] = np.arange(1, n + 1)
-    labels.reshape(-1)[voxels] = np.repeat(numbers[component], np.diff(np.append(np.flatnonzero(first), len(voxels))))
-    return labels, int(n)
+    box = nonzero_box(np.logical_or.reduce([mask != 0 for mask in masks]))
+    a, b, c = (slice(max(part.start - margin, 0), max(part.stop, 1) + margin) for part in box)
+    return a, b, c
 
 
 def dilate(mask: Bool[np.ndarray, "a b c"]) -> Bool[np.ndarray, "a b c"]:
@@ -90,7 +39,7 @@ def _widen(mask: np.ndarray, axis: int) -> np.ndarray:
 
 def merged_components(mask: Bool[np.ndarray, "a b c"]) -> tuple[Int32[np.ndarray, "a b c"], int]:
     """Lesions as BraTS 2023–2025 count them: components that one dilation joins are one (a gap of up to two voxels)."""
-    labels, n = label_runs(dilate(mask))
+    labels, n = label_components(dilate(mask))
     labels[~mask] = 0
     return labels, n
 
@@ -168,15 +117,14 @@ class LesionRow:
     volume: float
     detected: bool
     dice: float
-    centre: tuple[int, int, int]
+    centre: Ints
 
 
 def lesion_table(
     reference: Integer[np.ndarray, "x y z"],
     prediction: Integer[np.ndarray, "x y z"],
-    spacing: Spacing,
-    scheme: LabelScheme,
-    region: str,
+    spacing: Triple,
+    classes: tuple[int, ...],
     overlap: float = 0.1,
 ) -> list[LesionRow]:
     """The lesions of one region: the reference's, then the false positives.
@@ -187,14 +135,12 @@ def lesion_table(
         reference: class indices.
         prediction: likewise, on the same grid.
         spacing: of the axes in mm, in their order.
-        scheme: the classes.
-        region: one of the scheme's.
+        classes: of the region.
         overlap: the Dice from which a matched lesion counts as detected.
     """
     box = bounding_box(reference, prediction)
-    classes = scheme.regions[region]
-    labels, n = label_runs(region_mask(reference[box], classes))
-    predicted, n_predicted = label_runs(region_mask(prediction[box], classes))
+    labels, n = label_components(in_classes(reference[box], classes))
+    predicted, n_predicted = label_components(in_classes(prediction[box], classes))
     matches = match_one_to_one(labels, n, predicted, n_predicted)
     corner = np.array([part.start for part in box])
     voxel = float(np.prod(spacing))
@@ -209,7 +155,7 @@ def lesion_table(
     return rows
 
 
-def _sizes_and_centres(labels: np.ndarray, n: int, corner: np.ndarray) -> list[tuple[int, tuple[int, int, int]]]:
+def _sizes_and_centres(labels: np.ndarray, n: int, corner: np.ndarray) -> list[tuple[int, Ints]]:
     voxels = np.flatnonzero(labels)
     of_voxel = labels.reshape(-1)[voxels]
     sizes = np.bincount(of_voxel, minlength=n + 1)[1:]

@@ -10,14 +10,13 @@ from typing import SupportsFloat
 import numpy as np
 from jaxtyping import Integer
 
-from brats_lightning.core.labels import LabelScheme
-from brats_lightning.metrics import brats2023, brats2026
-from brats_lightning.metrics.lesions import bounding_box, region_mask
-from brats_lightning.metrics.surfaces import Spacing
+from brats_lightning.core.geometry import Triple
+from brats_lightning.core.labels import LabelScheme, in_classes
+from brats_lightning.metrics import brats2023_to_2025, brats2026
+from brats_lightning.metrics.lesions import bounding_box
 
-PROTOCOLS = (*brats2023.RULES, "brats2026")
+PROTOCOLS = (*brats2023_to_2025.RULES, "brats2026")
 DEFAULT_PROTOCOL = "brats2024"
-
 
 # The columns that are watched in training, by the name they have there.
 _LESION_2023 = {"lesion_dice": "LesionWise_Score_Dice", "lesion_hd95": "LesionWise_Score_HD95"}
@@ -76,20 +75,21 @@ def score_case(
     box = bounding_box(reference, prediction, margin=1)
     reference, prediction = reference[box], prediction[box]
 
-    if protocol in brats2023.RULES:
+    if protocol in brats2023_to_2025.RULES:
         masks = np.ascontiguousarray(reference), np.ascontiguousarray(prediction)
-        return brats2023.score_regions(*masks, (x, y, z), scheme, shape, brats2023.RULES[protocol])
+        return brats2023_to_2025.score_regions(*masks, (x, y, z), scheme, shape, brats2023_to_2025.RULES[protocol])
     axis_spacing = (x, y, z) if spacing_mode == "official" else (z, y, x)
-    masks = np.ascontiguousarray(reference.T), np.ascontiguousarray(prediction.T)
+    a, b = np.ascontiguousarray(reference.T), np.ascontiguousarray(prediction.T)
+    limits = brats2026.THRESHOLDS[thresholds]
     return {
-        region: brats2026.score_region(
-            region_mask(masks[0], classes),
-            region_mask(masks[1], classes),
-            axis_spacing,
-            brats2026.THRESHOLDS[thresholds],
-        )
+        region: brats2026.score_region(in_classes(a, classes), in_classes(b, classes), axis_spacing, limits)
         for region, classes in scheme.regions.items()
     }
+
+
+def headline_columns(protocol: str) -> tuple[str, ...]:
+    """The columns a protocol is mainly read for, its lesion-wise Dice first."""
+    return tuple(HEADLINES[protocol].values())
 
 
 def headline_names(scheme: LabelScheme, protocol: str) -> list[str]:
@@ -111,12 +111,11 @@ def headline_scores(scores: Mapping[str, Mapping[str, float]], scheme: LabelSche
         scheme: the classes.
         protocol: that the scores are of.
     """
-    found = {}
+    found: dict[str, float] = {}
     for short, column in HEADLINES[protocol].items():
-        for region in scheme.regions:
-            found[f"{protocol}/{short}_{region}"] = scores[region][column]
-        over = [scores[region][column] for region in scheme.headline_regions]
-        found[f"{protocol}/{short}_mean"] = mean_without_nan(over)
+        values = {region: scores[region][column] for region in scheme.regions}
+        values["mean"] = mean_without_nan([values[region] for region in scheme.headline_regions])
+        found |= {f"{protocol}/{short}_{region}": value for region, value in values.items()}
     return found
 
 
@@ -126,7 +125,7 @@ def mean_without_nan(values: Sequence[float]) -> float:
     return sum(defined) / len(defined) if defined else math.nan
 
 
-def _double(spacing: Sequence[SupportsFloat]) -> Spacing:
+def _double(spacing: Sequence[SupportsFloat]) -> Triple:
     """Headers hold float32, whose products would round."""
     values = tuple(float(value) for value in spacing)
     if len(values) != 3 or not all(math.isfinite(value) and value > 0 for value in values):

@@ -20,8 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int32, UInt8
 from scipy.spatial import cKDTree
 
-Spacing = tuple[float, float, float]
-_Corner = tuple[int, int, int]
+from brats_lightning.core.geometry import Ints, Triple
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def voxel_surface(mask: Bool[np.ndarray, "a b c"], labels: Int32[np.ndarray, "a 
 
 
 def cell_surface(
-    mask: Bool[np.ndarray, "a b c"], labels: Int32[np.ndarray, "a b c"], n_labels: int, spacing: Spacing
+    mask: Bool[np.ndarray, "a b c"], labels: Int32[np.ndarray, "a b c"], n_labels: int, spacing: Triple
 ) -> Surface:
     """Surface cells of a mask with their areas, grouped by label.
 
@@ -102,7 +101,7 @@ def neighbour_codes(mask: Bool[np.ndarray, "a b c"]) -> UInt8[np.ndarray, "a+1 b
 
 
 @lru_cache
-def surface_element_areas(spacing: Spacing) -> Float[np.ndarray, "256"]:
+def surface_element_areas(spacing: Triple) -> Float[np.ndarray, "256"]:
     """Area in mm² of the surface through a cell, for each of its 256 neighbour codes.
 
     The geometry is that of marching cubes (Lorensen and Cline 1987) with vertices in the middle of the cell's edges,
@@ -136,11 +135,11 @@ def _triangles(code: int) -> list[np.ndarray]:
     return triangles
 
 
-def _share_edge(a: _Corner, b: _Corner) -> bool:
+def _share_edge(a: Ints, b: Ints) -> bool:
     return sum(i != j for i, j in zip(a, b, strict=True)) == 1
 
 
-def _cut(group: list[_Corner]) -> list[np.ndarray]:
+def _cut(group: list[Ints]) -> list[np.ndarray]:
     """Triangles that cut one to four edge-connected corners off a cell."""
     flat = np.ptp(group, axis=0) == 0  # axes along which the corners do not differ
     oblique = np.full(3, 1 / 8)
@@ -162,7 +161,7 @@ def _cut(group: list[_Corner]) -> list[np.ndarray]:
 
 
 def directed_distances(
-    points: Int[np.ndarray, "n 3"], others: Int[np.ndarray, "m 3"], spacing: Spacing
+    points: Int[np.ndarray, "n 3"], others: Int[np.ndarray, "m 3"], spacing: Triple
 ) -> Float[np.ndarray, " n"]:
     """Distance in mm from each point to the nearest of the others; infinite if there are none.
 
@@ -179,7 +178,7 @@ def directed_distances(
     return np.sqrt((offsets * offsets).sum(axis=1))
 
 
-def surface_distances(a: Surface, b: Surface, spacing: Spacing) -> tuple[np.ndarray, np.ndarray]:
+def surface_distances(a: Surface, b: Surface, spacing: Triple) -> tuple[np.ndarray, np.ndarray]:
     """Distances in mm from the elements of ``a`` to ``b``, and from those of ``b`` to ``a``."""
     return directed_distances(a.points, b.points, spacing), directed_distances(b.points, a.points, spacing)
 

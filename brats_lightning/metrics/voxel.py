@@ -1,4 +1,4 @@
-"""Accuracy, IoU and Dice from a confusion matrix, and their means over cases."""
+"""Scores of whole masks that belong to no challenge protocol, and their means over cases."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,8 +8,11 @@ from jaxtyping import Float, Int64, Integer
 from torch import Tensor
 from torchmetrics import Metric
 
-from brats_lightning.core.labels import LabelScheme
+from brats_lightning.core.geometry import Triple
+from brats_lightning.core.labels import LabelScheme, in_classes
+from brats_lightning.metrics.lesions import bounding_box
 from brats_lightning.metrics.official import mean_without_nan
+from brats_lightning.metrics.surfaces import directed_distances, pooled_hd95, surface_dice, surface_points
 from brats_lightning.runtime.device import on_host
 
 
@@ -50,6 +53,47 @@ def voxel_scores(confusion: Int64[Tensor, "k k"], scheme: LabelScheme) -> dict[s
     scores["dice_mean"] = mean_without_nan([scores[f"dice_{name}"] for name in scheme.headline_regions])
     scores["iou_mean"] = mean_without_nan([scores[f"iou_{name}"] for name in classes])
     return scores
+
+
+def surface_scores(
+    reference: Integer[np.ndarray, "x y z"],
+    prediction: Integer[np.ndarray, "x y z"],
+    spacing: Triple,
+    scheme: LabelScheme,
+    tolerance: float = 1.0,
+) -> dict[str, dict[str, float]]:
+    """HD95, normalised surface Dice and volume error of every class and region, by the names of the voxel scores.
+
+    ======================  ==========================  ===========  ===============
+    case                    ``hd95`` in mm              ``nsd``      ``volume_error``
+    ======================  ==========================  ===========  ===============
+    both masks present      pooled 95th percentile      0 … 1        predicted − reference, in ml
+    both empty              NaN: nothing to measure     NaN          0
+    one empty               the volume's diagonal       0            as above
+    ======================  ==========================  ===========  ===============
+
+    Args:
+        reference: class indices.
+        prediction: likewise, on the same grid.
+        spacing: of the axes in mm, in their order.
+        scheme: the classes.
+        tolerance: of the surface Dice in mm.
+    """
+    diagonal = float(np.linalg.norm(np.multiply(reference.shape, spacing)))
+    box = bounding_box(reference, prediction)
+    table = {}
+    for name, classes in score_names(scheme).items():
+        a, b = in_classes(reference[box], classes), in_classes(prediction[box], classes)
+        difference = int(np.count_nonzero(b)) - int(np.count_nonzero(a))
+        scores = {"hd95": np.nan, "nsd": np.nan, "volume_error": difference * float(np.prod(spacing)) / 1000}
+        if a.any() and b.any():
+            points, others = surface_points(a), surface_points(b)
+            pair = directed_distances(points, others, spacing), directed_distances(others, points, spacing)
+            scores |= {"hd95": pooled_hd95(*pair), "nsd": surface_dice(*pair, tolerance)}
+        elif a.any() or b.any():
+            scores |= {"hd95": diagonal, "nsd": 0.0}
+        table[name] = scores
+    return table
 
 
 class CaseScores(Metric):

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-Triple = tuple[int, int, int]
+PerAxis = tuple[int, int, int]  # (z, y, x)
 T = TypeVar("T")
 
 
@@ -59,7 +59,7 @@ def per_level(setting: str, value: Any, count: int, unit: str = "level") -> list
     return list(value)
 
 
-def triple(setting: str, value: int | Sequence[int]) -> Triple:
+def per_axis(setting: str, value: int | Sequence[int]) -> PerAxis:
     """``2`` → ``(2, 2, 2)``; ``(1, 2, 2)`` stays; in order (z, y, x)."""
     numbers = (value,) * 3 if isinstance(value, int) else tuple(value)
     if len(numbers) != 3 or not all(isinstance(n, int) and n >= 1 for n in numbers):
@@ -113,7 +113,7 @@ class Convolution(nn.Conv3d):
     gradient unwritten where input and output are two voxels deep. Only the deepest levels of a network are that small.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: Triple, stride: Triple) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: PerAxis, stride: PerAxis) -> None:
         padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
         super().__init__(in_channels, out_channels, kernel, stride, padding, bias=False)
 
@@ -132,8 +132,8 @@ class ConvBlock(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel: Triple,
-        stride: Triple,
+        kernel: PerAxis,
+        stride: PerAxis,
         norm: str,
         activation: str,
         dropout: float | int,
@@ -164,17 +164,8 @@ class ResidualBlock(ConvBlock):
     convolution would take another tenth of a step.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: Triple,
-        stride: Triple,
-        norm: str,
-        activation: str,
-        dropout: float | int,
-    ) -> None:
-        super().__init__(in_channels, out_channels, kernel, stride, norm, activation, dropout)
+    def __init__(self, in_channels: int, out_channels: int, kernel: PerAxis, stride: PerAxis, *settings: Any) -> None:
+        super().__init__(in_channels, out_channels, kernel, stride, *settings)
         self.shortcut: nn.Module = nn.Identity()
         if in_channels != out_channels or stride != (1, 1, 1):
             self.shortcut = Convolution(in_channels, out_channels, (1, 1, 1), stride)
@@ -184,28 +175,18 @@ class ResidualBlock(ConvBlock):
         return self.activation(self.residue(x).add_(self.shortcut(x)))
 
 
-class TrilinearUp(nn.Sequential):
-    """A 1×1×1 convolution, then trilinear interpolation; in that order, which is the same map and cheaper."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: Triple) -> None:
-        factor = tuple(float(s) for s in stride)
-        super().__init__(
-            nn.Conv3d(in_channels, out_channels, 1),
-            nn.Upsample(scale_factor=factor, mode="trilinear", align_corners=False),
-        )
+def _interpolation(stride: PerAxis) -> nn.Module:
+    return nn.Upsample(scale_factor=tuple(float(s) for s in stride), mode="trilinear", align_corners=False)
 
 
-def _transposed(in_channels: int, out_channels: int, stride: Triple) -> nn.Module:
-    return nn.ConvTranspose3d(in_channels, out_channels, kernel_size=stride, stride=stride)
-
-
-_UPSAMPLINGS: dict[str, Callable[[int, int, Triple], nn.Module]] = {
-    "transposed": _transposed,
-    "trilinear": TrilinearUp,
+_UPSAMPLINGS: dict[str, Callable[[int, int, PerAxis], nn.Module]] = {
+    "transposed": lambda before, after, stride: nn.ConvTranspose3d(before, after, stride, stride),
+    # The convolution first, which is the same map and cheaper.
+    "trilinear": lambda before, after, stride: nn.Sequential(nn.Conv3d(before, after, 1), _interpolation(stride)),
 }
 
 
-def make_upsampling(name: str, in_channels: int, out_channels: int, stride: Triple) -> nn.Module:
+def make_upsampling(name: str, in_channels: int, out_channels: int, stride: PerAxis) -> nn.Module:
     """A new module that multiplies the size by ``stride``: transposed convolution or trilinear interpolation."""
     return choose("upsampling", name, _UPSAMPLINGS)(in_channels, out_channels, stride)
 
@@ -219,7 +200,7 @@ def crop_to(x: Tensor, like: Tensor) -> Tensor:
 class PlainSkip(nn.Module):
     """The skip connection of a U-Net: the encoder's features as they are."""
 
-    def __init__(self, channels: int, gating_channels: int, stride: Triple) -> None:  # noqa: ARG002 — every skip's signature
+    def __init__(self, channels: int, gating_channels: int, stride: PerAxis) -> None:  # noqa: ARG002 — every skip's signature
         super().__init__()
 
     def forward(
@@ -238,14 +219,14 @@ class AttentionGate(nn.Module):
     ``stride`` voxels; the skip is multiplied by α interpolated to its own grid. Inner channels: half the skip's.
     """
 
-    def __init__(self, channels: int, gating_channels: int, stride: Triple) -> None:
+    def __init__(self, channels: int, gating_channels: int, stride: PerAxis) -> None:
         super().__init__()
         inner = max(channels // 2, 1)
         self.stride = stride
         self.theta = nn.Conv3d(channels, inner, kernel_size=stride, stride=stride, bias=False)
         self.phi = nn.Conv3d(gating_channels, inner, kernel_size=1)
         self.psi = nn.Conv3d(inner, 1, kernel_size=1)
-        self.up = nn.Upsample(scale_factor=tuple(float(s) for s in stride), mode="trilinear", align_corners=False)
+        self.up = _interpolation(stride)
 
     def forward(
         self, skip: Float[Tensor, "b c z y x"], gating: Float[Tensor, "b g _ _ _"]

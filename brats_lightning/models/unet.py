@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from brats_lightning.models.blocks import (
     ConvBlock,
     NetworkSettingError,
+    PerAxis,
     PlainSkip,
     crop_to,
     initialise,
     make_upsampling,
+    per_axis,
     per_level,
-    triple,
 )
 
 
@@ -85,8 +86,8 @@ class UNet(nn.Module):
                 f"deep_supervision must be 0 to {levels - 2} (len(widths) - 2) lower-resolution heads, "
                 f"got {deep_supervision}"
             )
-        steps = [triple("strides", stride) for stride in per_level("strides", strides, levels - 1, "step down")]
-        kernels = [triple("kernel_sizes", kernel) for kernel in per_level("kernel_sizes", kernel_sizes, levels)]
+        steps = [per_axis("strides", stride) for stride in per_level("strides", strides, levels - 1, "step down")]
+        kernels = [per_axis("kernel_sizes", kernel) for kernel in per_level("kernel_sizes", kernel_sizes, levels)]
         if any(size % 2 == 0 for kernel in kernels for size in kernel):
             raise NetworkSettingError(f"kernel_sizes must be odd, so that a convolution keeps the size, got {kernels}")
         dropouts = per_level("dropout", dropout, levels)
@@ -99,16 +100,13 @@ class UNet(nn.Module):
                 f"a level needs at least one block, got blocks {encoder_blocks}, decoder_blocks {decoder_counts}"
             )
 
-        def make_blocks(count: int, channels: int, level: int, stride: tuple[int, int, int] = (1, 1, 1)) -> nn.Module:
-            common = (norm, activation, dropouts[level])
-            first = self.block(channels, widths[level], kernels[level], stride, *common)
-            more = [
-                self.block(widths[level], widths[level], kernels[level], (1, 1, 1), *common) for _ in range(count - 1)
-            ]
-            return nn.Sequential(first, *more)
+        def make_blocks(count: int, channels: int, level: int, stride: PerAxis = (1, 1, 1)) -> nn.Module:
+            width, settings = widths[level], (norm, activation, dropouts[level])
+            inputs = [(channels, stride), *[(width, (1, 1, 1))] * (count - 1)]
+            return nn.Sequential(*(self.block(c, width, kernels[level], s, *settings) for c, s in inputs))
 
         self.deep_supervision = deep_supervision
-        finest = triple("stem", stem)
+        finest = per_axis("stem", stem)
         self.encoder = nn.ModuleList([make_blocks(encoder_blocks[0], in_channels, 0, finest)])
         self.decoder = nn.ModuleList()  # by level: the first is the last to be run
         for level in range(levels - 1):

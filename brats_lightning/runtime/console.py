@@ -21,11 +21,7 @@ def as_text(content: RenderableType) -> str:
 
 
 def progress_bar(shown: bool | None = None) -> Progress:
-    """A bar of cases with the time that is left, on stderr.
-
-    Args:
-        shown: None shows it on a terminal only.
-    """
+    """A bar of cases with the time that is left, on stderr; by default it is shown on a terminal only."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("cases"))
     disabled = not (console.is_terminal if shown is None else shown)

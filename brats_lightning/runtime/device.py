@@ -32,11 +32,10 @@ def on_host(tensor: Shaped[Tensor, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
 def begin_on_host(tensor: Shaped[Tensor, "*shape"]) -> Callable[[], Shaped[np.ndarray, "*shape"]]:
     """`on_host` without waiting: what it returns gives the array, in whichever thread it is called, once it is there.
 
-    Args:
-        tensor: not to be changed until then.
+    The tensor is not to be changed until then.
     """
     if tensor.device.type != "cuda":
-        array = tensor.detach().cpu().numpy()
+        array = on_host(tensor)
         return lambda: array
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     host.copy_(tensor, non_blocking=True)
@@ -52,13 +51,7 @@ def begin_on_host(tensor: Shaped[Tensor, "*shape"]) -> Callable[[], Shaped[np.nd
 def to_device(
     array: Shaped[np.ndarray, "*shape"], device: torch.device, dtype: torch.dtype | None = None
 ) -> Shaped[Tensor, "*shape"]:
-    """An array as a tensor, of a dtype it gets on the host; a CPU's shares the array's memory, a GPU is not waited for.
-
-    Args:
-        array: the values.
-        device: where they are wanted.
-        dtype: None keeps the array's.
-    """
+    """An array as a tensor, its dtype changed on the host; on a CPU it shares memory, a GPU is not waited for."""
     tensor = torch.from_numpy(array).to(dtype or torch.from_numpy(array).dtype)
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)

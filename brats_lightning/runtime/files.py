@@ -93,12 +93,7 @@ def write_bytes(path: Path | str, content: bytes) -> int:
 
 
 def remove_leftovers(folder: Path, older_than: float = 3600) -> None:
-    """Remove temporary files of processes that were killed.
-
-    Args:
-        folder: that holds them, itself.
-        older_than: seconds since the last change; a younger file may be of a process at work.
-    """
+    """Remove what killed processes left in a folder; a file younger than that many seconds may be of one at work."""
     for leftover in folder.glob(f"*{_SUFFIX}"):
         try:
             if time.time() - leftover.stat().st_mtime > older_than:

@@ -31,10 +31,6 @@ def empty_float32(shape: Sequence[int], device: torch.device) -> Tensor:
 
     numpy asks Linux for them, torch does not: a large tensor's first filling then takes some faults instead of
     thousands, which is most of its time.
-
-    Args:
-        shape: of the tensor, whose values are undefined.
-        device: on others than a CPU torch allocates.
     """
     if device.type == "cpu":
         return torch.from_numpy(np.empty(tuple(shape), np.float32))

@@ -65,12 +65,12 @@ def process_pool(workers: int, context: BaseContext | None = None) -> ProcessPoo
 
 
 def each_result(
-    pool: ProcessPoolExecutor, task: Callable[..., Result], jobs: Mapping[str, tuple[Any, ...]], remedy: str
+    pool: ProcessPoolExecutor | None, task: Callable[..., Result], jobs: Mapping[str, tuple[Any, ...]], remedy: str
 ) -> Iterator[tuple[str, Result]]:
     """(name, result) of each job, as they end; jobs that haven't begun are dropped if the caller goes away.
 
     Args:
-        pool: that does them.
+        pool: that does them; None does them here, one after the other.
         task: called with a job's arguments.
         jobs: name → arguments.
         remedy: how there would be fewer processes, for the message.
@@ -78,6 +78,10 @@ def each_result(
     Raises:
         DeadWorker: a process was ended from outside.
     """
+    if pool is None:
+        for name, arguments in jobs.items():
+            yield name, task(*arguments)
+        return
     futures: dict[Future[Result], str] = {}
     try:
         for name, arguments in jobs.items():

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
-Volume = Float32[np.ndarray, "z y x"]
+FloatVolume = Float32[np.ndarray, "z y x"]
 
 ADULT_MM = 130.0  # mean extent of the brain the millimetre sizes below are meant for; smaller brains shrink them
 
@@ -29,7 +29,7 @@ class Frame:
 
     @cached_property
     def scale(self) -> float:
-        """Size of this brain as a share of an adult's."""
+        """Size of this brain as a fraction of an adult's."""
         return 2 * float(np.mean(self.semi_axes)) / ADULT_MM
 
     @property
@@ -63,18 +63,24 @@ class Frame:
         )
 
     def place(self, points: Sequence[float] | np.ndarray) -> Float[np.ndarray, "... 3"]:
-        """(x, y, z) as shares of the semi-axes, the way anatomy is written below, to (z, y, x) in mm."""
+        """(x, y, z) as fractions of the semi-axes, the way anatomy is written below, to (z, y, x) in mm."""
         return np.asarray(points, dtype=float)[..., ::-1] * self.semi_axes
 
 
+def widened(box: tuple[slice, ...], pads: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """A box with so many voxels around it, as far as there is room, and the first box within the second."""
+    wide = tuple(slice(max(0, part.start - pad), part.stop + pad) for part, pad in zip(box, pads, strict=True))
+    return wide, tuple(slice(s.start - w.start, s.stop - w.start) for s, w in zip(box, wide, strict=True))
+
+
 def ramp(distance: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """Share of a voxel inside a boundary, from the depth of its centre in voxels: 0 … 1 over one voxel."""
+    """Fraction of a voxel inside a boundary, from the depth of its centre in voxels: 0 … 1 over one voxel."""
     return np.clip(distance + 0.5, 0, 1)
 
 
 def smooth_field(
     rng: np.random.Generator, frame: Frame, wavelength: float, shape: tuple[int, ...] | None = None
-) -> Volume:
+) -> FloatVolume:
     """Random field of unit variance, smooth over about ``wavelength`` mm: cubic B-splines with normal coefficients."""
     sizes = shape or frame.shape
     position = [np.arange(n) * min(1.0, 2 * step / wavelength) for n, step in zip(sizes, frame.spacing, strict=True)]
@@ -91,7 +97,7 @@ def smooth_field(
 
 
 def stamp(
-    volume: Volume,
+    volume: FloatVolume,
     frame: Frame,
     points: Float[np.ndarray, "n 3"],
     radii: Float[np.ndarray, " n"],
@@ -112,8 +118,10 @@ def stamp(
     np.maximum.at(volume.reshape(-1), flat, coverage[inside].astype(np.float32))
 
 
-def capsules(volume: Volume, frame: Frame, path: Sequence[tuple[float, ...]], side: float, size: float = 1.0) -> None:
-    """Raises ``volume`` to the coverage of a tube along ``path`` of (x, y, z, radius): shares of the semi-axes, mm."""
+def capsules(
+    volume: FloatVolume, frame: Frame, path: Sequence[tuple[float, ...]], side: float, size: float = 1.0
+) -> None:
+    """Raises ``volume`` to the coverage of a tube along ``path`` of (x, y, z, radius): as for `Frame.place`, mm."""
     nodes = np.asarray(path)
     points = frame.place(nodes[:, :3] * (side, 1, 1))
     radii = nodes[:, 3] * size * frame.scale
@@ -165,8 +173,8 @@ class Brain:
     frame: Frame
     inside: Bool[np.ndarray, "z y x"]  # the brain, skull and all else stripped
     room: Bool[np.ndarray, "z y x"]  # where a lesion may lie: off the surface, the mid-line and the ventricles
-    pia: Volume  # mm to the nearest fold or surface of the cortex; grey matter ends and white begins at GREY_MM
-    layers: dict[str, Volume]  # painted over the white matter in this order
+    pia: FloatVolume  # mm to the nearest fold or surface of the cortex; grey matter ends and white begins at GREY_MM
+    layers: dict[str, FloatVolume]  # painted over the white matter in this order
 
 
 GREY_MM = 3.0
@@ -242,10 +250,10 @@ def make_brain(rng: np.random.Generator, frame: Frame, look_alikes: bool = True)
 def _paint_look_alikes(
     rng: np.random.Generator,
     frame: Frame,
-    depth: Volume,
-    ventricle: Volume,
+    depth: FloatVolume,
+    ventricle: FloatVolume,
     white: Int[np.ndarray, " n"],
-    layers: dict[str, Volume],
+    layers: dict[str, FloatVolume],
 ) -> None:
     """What enhances, or shines in FLAIR, and is no lesion; ``white`` are the flat indices of deep white matter."""
     _paint_vessels(rng, frame, layers["vessel"])
@@ -262,7 +270,7 @@ def _paint_look_alikes(
             stamp(layers[name], frame, points, rng.uniform(0.8, largest, count), rng.uniform(0.6, 1.0))
 
 
-def _paint_vessels(rng: np.random.Generator, frame: Frame, vessel: Volume) -> None:
+def _paint_vessels(rng: np.random.Generator, frame: Frame, vessel: FloatVolume) -> None:
     """Branching curved tubes of 1 … 2.5 mm calibre, and the larger sinus along the crown.
 
     Each starts somewhere and walks on; near the surface it bends to follow it, as the vessels of the pia do.

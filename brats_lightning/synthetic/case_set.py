@@ -6,16 +6,18 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from brats_lightning.runtime.console import progress_bar
 from brats_lightning.runtime.files import make_folder, unwritable, write_text
 from brats_lightning.runtime.locks import alone
 from brats_lightning.runtime.workers import cpu_count, each_result, process_pool
 
 SETTINGS_FILE = "phantom.json"
-
-Progress = Callable[[int, int], None]
 
 
 class PhantomError(ValueError):
@@ -28,13 +30,13 @@ def own_folder(parent: Path | str, name: str, settings: dict[str, Any]) -> Path:
     return Path(parent) / f"{name}-{digest[:10]}"
 
 
+def generator(seed: int, *key: int) -> np.random.Generator:
+    """Random numbers of a set's own seed, for one purpose."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
 def make_once(
-    root: Path,
-    settings: dict[str, Any],
-    jobs: int,
-    write: Callable[[Path, int], None],
-    workers: int | None = None,
-    progress: Progress | None = None,
+    root: Path, settings: dict[str, Any], jobs: int, write: Callable[[Path, int], None], workers: int | None = None
 ) -> Path:
     """Fills ``root``, unless it holds this very set already, and returns it.
 
@@ -47,7 +49,6 @@ def make_once(
         jobs: ``write(folder, job)`` is called for each of ``range(jobs)``, in any order and process.
         write: writes one job's files into the folder; a picklable function if there are workers.
         workers: processes; one per CPU if None, none of its own if 0 or 1.
-        progress: called with (jobs done, jobs in all) after each.
 
     Raises:
         PhantomError: ``root`` holds anything else.
@@ -59,18 +60,11 @@ def make_once(
     make_folder(root.parent)
     with alone(root.parent / f".{root.name}.lock", f"makes {root.name}"):
         if not _is_made(root, settings):
-            _make(root, settings, jobs, write, workers, progress)
+            _make(root, settings, jobs, write, min(cpu_count(), 16) if workers is None else workers)
     return root
 
 
-def _make(
-    root: Path,
-    settings: dict[str, Any],
-    jobs: int,
-    write: Callable[[Path, int], None],
-    workers: int | None,
-    progress: Progress | None,
-) -> None:
+def _make(root: Path, settings: dict[str, Any], jobs: int, write: Callable[[Path, int], None], workers: int) -> None:
     for leftover in root.parent.glob(f".{root.name}-*"):  # of a process that was killed, not of one at work
         if time.time() - leftover.stat().st_mtime > 3600:
             shutil.rmtree(leftover, ignore_errors=True)
@@ -79,7 +73,7 @@ def _make(
     except OSError as error:
         raise unwritable(root.parent, error) from error
     try:
-        _write_all(building, jobs, write, workers, progress)
+        _write_all(building, jobs, write, min(workers, jobs))
         write_text(building / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
         building.chmod(0o755)  # mkdtemp's folders are private
         try:
@@ -89,6 +83,14 @@ def _make(
                 raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _write_all(folder: Path, jobs: int, write: Callable[[Path, int], None], workers: int) -> None:
+    numbered = {f"number {job}": (folder, job) for job in range(jobs)}
+    with process_pool(workers) if workers > 1 else nullcontext() as pool, progress_bar() as bar:
+        task = bar.add_task("making", total=jobs)
+        for _ in each_result(pool, write, numbered, "start the program under taskset -c 0"):
+            bar.advance(task)
 
 
 def _is_made(root: Path, settings: dict[str, Any]) -> bool:
@@ -109,22 +111,3 @@ def _is_made(root: Path, settings: dict[str, Any]) -> bool:
             "name another folder, or remove this one to make them anew"
         )
     return True
-
-
-def _write_all(
-    folder: Path, jobs: int, write: Callable[[Path, int], None], workers: int | None, progress: Progress | None
-) -> None:
-    if workers is None:
-        workers = min(cpu_count(), 16)
-    workers = min(workers, jobs)
-    if workers <= 1:
-        for job in range(jobs):
-            write(folder, job)
-            if progress:
-                progress(job + 1, jobs)
-        return
-    with process_pool(workers) as pool:
-        names = {f"number {job}": (folder, job) for job in range(jobs)}
-        for done, _ in enumerate(each_result(pool, write, names, "start the program under taskset -c 0"), 1):
-            if progress:
-                progress(done, jobs)

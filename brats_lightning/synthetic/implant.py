@@ -17,7 +17,7 @@ import numpy as np
 from brats_lightning.core.labels import MODALITIES
 from brats_lightning.data.cases import Case, find_cases
 from brats_lightning.data.nifti import image_like, read_header, write_nifti
-from brats_lightning.synthetic.case_set import PhantomError, make_once, own_folder
+from brats_lightning.synthetic.case_set import PhantomError, generator, make_once, own_folder
 from brats_lightning.synthetic.lesions import lesion_volumes, place_lesions
 from brats_lightning.synthetic.painting import paint
 from brats_lightning.synthetic.scan import Scan, read_scan
@@ -142,17 +142,14 @@ def _write_versions(folder: Path, job: int, scans: list[Case], settings: Implant
         (folder / name).mkdir()
         for suffix, values in (*images.items(), ("seg", labels)):
             header = read_header(scans[job].files.get(suffix, scans[job].images["t1c"]))
-            image = image_like(header, scan.placement.restore(values))
+            image = image_like(header, scan.transform.restore(values))
             write_nifti(folder / name / f"{name}-{suffix}.nii.gz", image, level=1)
 
 
 def implant(scan: Scan, settings: ImplantSettings, case: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The images by modality and the labels of case ``case``, in the scan's box."""
-
-    def random(*key: int) -> np.random.Generator:
-        return np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=(3, case, *key)))
-
+    random = partial(generator, settings.seed, 3, case)
     volumes = lesion_volumes(settings.seed, case, settings.lesions)
     labels, lesions, _ = place_lesions(random(0), random(1), scan.brain, volumes, cavity=False)
-    images = {name: paint(scan, lesions, name, random(2, MODALITIES.index(name))) for name in MODALITIES}
+    images = {name: paint(scan, lesions, name, random(2, i)) for i, name in enumerate(MODALITIES)}
     return images, np.where(scan.labels > 0, scan.labels, labels)

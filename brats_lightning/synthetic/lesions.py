@@ -6,9 +6,10 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from scipy import ndimage
 
-from brats_lightning.core.components import NEIGHBOURS_26, label_components
+from brats_lightning.core.components import NEIGHBOURS_26, components_at, label_components
 from brats_lightning.core.labels import LabelScheme
-from brats_lightning.synthetic.anatomy import GREY_MM, Brain, Frame, ramp, smooth_field
+from brats_lightning.synthetic.anatomy import GREY_MM, Brain, Frame, ramp, smooth_field, widened
+from brats_lightning.synthetic.case_set import generator
 
 SCHEME = LabelScheme(("netc", "snfh", "et", "rc"))
 NETC, SNFH, ET, RC = (SCHEME.index(name) for name in SCHEME.names)
@@ -22,12 +23,12 @@ _SEVERAL = ((0.0, 0.5, 0.9, 1.0), (1.5, 6.0, 20.0, 60.0))
 _VOLUMES = ((0.0, 0.41, 0.5, 0.81, 1.0), (2.0, 27.0, 39.7, 275.0, 10300.0))
 # Each case's first lesion is one of the larger (what brought the patient in); the others make up for it.
 _FIRST_FROM = 0.6
-_GOLDEN = 0.6180339887498949  # steps of this share of a circle fill it evenly
+GOLDEN = 0.6180339887498949  # steps of this fraction of a circle fill it evenly
 _COUNTS_START = 0.6275  # from here on the first eight cases or more have the field's mean count, ± 15 %
 
 GAP_VOXELS = 3  # between lesions: more than any of the challenge's protocols bridges
-LARGEST_SHARE = 0.025  # of the brain, for one lesion
-STRONGEST = 1.3  # enhancement, as in `Lesion`
+LARGEST_FRACTION = 0.025  # of the brain, for one lesion
+STRONGEST = 1.3  # enhancement, as in `Metastasis`
 
 
 def _log_quantile(u: float, table: tuple[tuple[float, ...], tuple[float, ...]]) -> float:
@@ -49,21 +50,21 @@ def lesion_volumes(seed: int, case: int, mean: float | None) -> list[float]:
     Counts and volumes are not drawn but taken at the points of low-discrepancy sequences that run over all cases and
     all lesions, so that even a few dozen cases have the distribution asked for; no case depends on those after it.
     """
-    shift = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(2,))).random(2)
-    counts = [lesion_count((_COUNTS_START + _GOLDEN * k) % 1, mean) for k in range(case + 1)]
+    shift = generator(seed, 2).random(2)
+    counts = [lesion_count((_COUNTS_START + GOLDEN * k) % 1, mean) for k in range(case + 1)]
     before, count = sum(max(n - 1, 0) for n in counts[:case]), counts[case]
     if not count:
         return []
     first = _FIRST_FROM + (1 - _FIRST_FROM) * ((shift[0] + 2**0.5 * case) % 1)
-    share_first = (1 - _NONE) / FIELD_MEAN if mean is None else 1 / mean
-    knee = min(1.0, _FIRST_FROM / max(1 - share_first, 1e-9))
-    others = (shift[1] + _GOLDEN * np.arange(before, before + count - 1)) % 1
+    first_fraction = (1 - _NONE) / FIELD_MEAN if mean is None else 1 / mean
+    knee = min(1.0, _FIRST_FROM / max(1 - first_fraction, 1e-9))
+    others = (shift[1] + GOLDEN * np.arange(before, before + count - 1)) % 1
     quantiles = [first, *np.interp(others, (0, knee, 1), (0, _FIRST_FROM, 1))]
     return sorted((_log_quantile(u, _VOLUMES) for u in quantiles), reverse=True)
 
 
 @dataclass(frozen=True)
-class Lesion:
+class Metastasis:
     """One lesion in its box: coverages that fall softly at the edges, and its contrast."""
 
     box: tuple[slice, ...]
@@ -71,21 +72,21 @@ class Lesion:
     core: Float32[np.ndarray, "z y x"]  # NETC
     halo: Float32[np.ndarray, "z y x"]  # SNFH, ET and NETC
     enhancement: float  # of T1c over white matter, where white matter is 0.82
-    density: float  # how far solid tumour differs from white matter before contrast, as a share
-    oedema: float  # how far SNFH differs from the tissue it spreads in, as a share
-    core_t2: float  # the core's brightness in T2w, as a share between solid tissue and fluid
+    density: float  # how far solid tumour differs from white matter before contrast, as a fraction
+    oedema: float  # how far SNFH differs from the tissue it spreads in, as a fraction
+    core_t2: float  # the core's brightness in T2w, from 0 as solid tissue to 1 as fluid
 
 
 def place_lesions(
     rng: np.random.Generator, sites_rng: np.random.Generator, brain: Brain, volumes: list[float], cavity: bool
-) -> tuple[UInt8[np.ndarray, "z y x"], list[Lesion], Float32[np.ndarray, "z y x"]]:
+) -> tuple[UInt8[np.ndarray, "z y x"], list[Metastasis], Float32[np.ndarray, "z y x"]]:
     """Labels, the lesions for painting, and the coverage of the resection cavity.
 
     Args:
         rng: shapes and contrasts.
         sites_rng: where: the same for all timepoints of a patient, so lesions stay where they were.
         brain: where they lie.
-        volumes: ET volumes in mm³, largest first, capped at ``LARGEST_SHARE`` of the brain; what finds no room is
+        volumes: ET volumes in mm³, largest first, capped at ``LARGEST_FRACTION`` of the brain; what finds no room is
             left out (brains of a few centimetres only).
         cavity: whether the case has a resection cavity (label 4).
     """
@@ -104,7 +105,7 @@ def place_lesions(
         sites = np.where(sites_rng.random(2000) < 0.85, sites_rng.choice(junction, 2000), sites)
 
     if cavity:
-        volume = min(rng.uniform(4000, 20000), 2 * LARGEST_SHARE * brain_mm3)
+        volume = min(rng.uniform(4000, 20000), 2 * LARGEST_FRACTION * brain_mm3)
         for site in sites_rng.choice(sites, 50):
             grown = _grow(rng, brain, free, int(site), round(volume / frame.voxel_mm**3))
             if grown:
@@ -116,7 +117,7 @@ def place_lesions(
 
     lesions = []
     for volume in volumes:
-        volume = min(volume, LARGEST_SHARE * brain_mm3)
+        volume = min(volume, LARGEST_FRACTION * brain_mm3)
         for site in sites:
             lesion = _lesion(rng, brain, free, labels, int(site), volume)
             if lesion:
@@ -127,7 +128,7 @@ def place_lesions(
 
 def _lesion(
     rng: np.random.Generator, brain: Brain, free: np.ndarray, labels: np.ndarray, site: int, volume: float
-) -> Lesion | None:
+) -> Metastasis | None:
     """A lesion of ``volume`` mm³ of ET grown at a site and written into ``labels``; None if there is no room."""
     frame = brain.frame
     if not free.flat[site]:
@@ -161,7 +162,7 @@ def _lesion(
         reach -= np.float32(0.35 * halo_mm) * smooth_field(rng, frame, 12.0, mask.shape)
         solid = brain.room[box] & (brain.layers["csf"][box] < 0.5) & (view != RC)
         halo = np.maximum(ramp((halo_mm - reach) / frame.voxel_mm) * solid, whole).astype(np.float32)
-        halo *= _touching(halo > 0, mask)
+        halo *= components_at(halo > 0, mask)
     view[(halo >= 0.5) & (view == 0)] = SNFH
     view[mask] = ET
     view[mask & ~et] = NETC
@@ -171,16 +172,9 @@ def _lesion(
     enhancement = np.clip(0.7 * np.exp(0.4 * rng.standard_normal()), 0.25, STRONGEST) * (1 - 0.5 * small)
     density = rng.uniform(0.5, 1.0) * (1 - small * rng.uniform(0.0, 0.9))
     oedema = rng.uniform(0.3, 0.9)
-    return Lesion(box, whole, core, halo, float(enhancement), float(density), float(oedema), float(rng.uniform(0.2, 1)))
-
-
-def _touching(region: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The components of ``region`` that reach the mask."""
-    components, n = label_components(region)
-    keep = np.zeros(n + 1, bool)
-    keep[components[mask]] = True
-    keep[0] = False
-    return keep[components]
+    return Metastasis(
+        box, whole, core, halo, float(enhancement), float(density), float(oedema), float(rng.uniform(0.2, 1))
+    )
 
 
 def _halo_width(rng: np.random.Generator, volume: float) -> float:
@@ -227,7 +221,7 @@ def _grow(
 
 def _keep_off(free: np.ndarray, mask: np.ndarray, box: tuple[slice, ...]) -> None:
     """Bars later lesions from a mask and ``GAP_VOXELS`` around it."""
-    wide = tuple(slice(max(0, s.start - GAP_VOXELS), s.stop + GAP_VOXELS) for s in box)
+    wide, inner = widened(box, [GAP_VOXELS] * 3)
     region = np.zeros(free[wide].shape, bool)
-    region[tuple(slice(s.start - w.start, s.stop - w.start) for s, w in zip(box, wide, strict=True))] = mask
+    region[inner] = mask
     free[wide] &= ~ndimage.binary_dilation(region, NEIGHBOURS_26, iterations=GAP_VOXELS)

@@ -5,15 +5,15 @@ from jaxtyping import Shaped
 from scipy import ndimage
 
 from brats_lightning.core.labels import MODALITIES
-from brats_lightning.synthetic.anatomy import smooth_field
-from brats_lightning.synthetic.lesions import STRONGEST, Lesion
+from brats_lightning.synthetic.anatomy import smooth_field, widened
+from brats_lightning.synthetic.lesions import STRONGEST, Metastasis
 from brats_lightning.synthetic.scan import Scan
 
 # Grey levels as multiples of the healthy tissue's around, in T1n, T1c, T2w and T2-FLAIR.
 _SOLID = (0.92, 1.0, 1.5, 1.45)  # solid tumour before contrast medium
 _CORE = (0.78, 0.68, 2.3, 1.45)  # necrosis: between tissue and fluid
 _OEDEMA = (0.9, 0.92, 1.75, 1.9)
-_ENHANCED = 1.2 / 0.82  # what `Lesion.enhancement`, in multiples of white matter's 0.82, adds to T1c
+_ENHANCED = 1.2 / 0.82  # what `Metastasis.enhancement`, in multiples of white matter's 0.82, adds to T1c
 # Only what a reader saw is in a reference: a lesion stands out of its surroundings by 5 standard deviations of a mean
 # over its voxels (Rose 1948), as far as tumours enhance at all.
 _ROSE = 5.0
@@ -23,7 +23,9 @@ _OEDEMA_EDGE = 1.3
 _REACH_MM = 5.0  # further than this from a lesion's box nothing changes
 
 
-def paint(scan: Scan, lesions: list[Lesion], modality: str, rng: np.random.Generator) -> Shaped[np.ndarray, "z y x"]:
+def paint(
+    scan: Scan, lesions: list[Metastasis], modality: str, rng: np.random.Generator
+) -> Shaped[np.ndarray, "z y x"]:
     """The scan's image of one modality with the lesions in it, in the file's own type.
 
     Inside a lesion the smooth part of the image gives way to the lesion's level and the fine part stays, so noise looks
@@ -33,15 +35,16 @@ def paint(scan: Scan, lesions: list[Lesion], modality: str, rng: np.random.Gener
     before = stored.astype(np.float32)
     image = before.copy()
     frame, channel = scan.brain.frame, MODALITIES.index(modality)
+    pads = [int(np.ceil(_REACH_MM / step)) for step in frame.spacing]
     for lesion in lesions:
-        box, inner = _wider(lesion.box, scan)
+        box, inner = widened(lesion.box, pads)
         view, tissue, detail = image[box], scan.tissue[modality][box], scan.detail[modality][box]
         strength = np.float32(lesion.oedema * rng.uniform(0.8, 1.0))
         uneven = 1 + np.float32(0.15) * smooth_field(rng, frame, 14.0, view.shape)
         oedema = tissue * (1 + strength * uneven * np.float32(_OEDEMA[channel] - 1))
         _blend(view, oedema + detail, _soft(lesion.halo, inner, view.shape, _OEDEMA_EDGE, scan))
     for lesion in lesions:
-        box, inner = _wider(lesion.box, scan)
+        box, inner = widened(lesion.box, pads)
         view, tissue, detail = image[box], scan.tissue[modality][box], scan.detail[modality][box]
         solid = 1 + lesion.density * (_SOLID[channel] * rng.uniform(0.95, 1.05) - 1)
         uneven = np.exp(np.float32(0.12 if modality == "t1c" else 0.05) * smooth_field(rng, frame, 7.0, view.shape))
@@ -60,40 +63,23 @@ def paint(scan: Scan, lesions: list[Lesion], modality: str, rng: np.random.Gener
 
 
 def _enhancement(
-    lesion: Lesion,
-    inner: tuple[slice, ...],
-    view: np.ndarray,
-    level: np.ndarray,
-    added: np.ndarray,
-    share: np.ndarray,
-    brain: np.ndarray,
+    lesion: Metastasis,
+    inner: tuple[slice, ...],  # the lesion's box in the arrays
+    view: np.ndarray,  # T1c before
+    level: np.ndarray,  # what the lesion would be without enhancement
+    added: np.ndarray,  # what an enhancement of 1 would add
+    coverage: np.ndarray,  # of each voxel by the lesion
+    brain: np.ndarray,  # voxels that are compared with
 ) -> np.float32:
-    """The lesion's enhancement, or of a faint one as much as it takes to be seen.
-
-    Args:
-        lesion: what is painted.
-        inner: the lesion's box in the arrays, which are all (z, y, x).
-        view: T1c before.
-        level: what the lesion would be without enhancement.
-        added: what an enhancement of 1 would add.
-        share: of the lesion in each voxel.
-        brain: voxels that are compared with.
-    """
+    """The lesion's enhancement, or of a faint one as much as it takes to be seen; all arrays are (z, y, x)."""
     mask = np.zeros(view.shape, bool)
     mask[inner] = lesion.whole >= 0.5
-    around = view[brain & (share < 0.01)]
+    around = view[brain & (coverage < 0.01)]
     if not around.size:
         return np.float32(lesion.enhancement)
     wanted = _ROSE * around.std() / np.sqrt(mask.sum())
-    given = (share * (level - view))[mask].mean()
-    return np.float32(max(lesion.enhancement, min((wanted - given) / (share * added)[mask].mean(), STRONGEST)))
-
-
-def _wider(box: tuple[slice, ...], scan: Scan) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """A box with ``_REACH_MM`` around it, as far as there is room, and the first box within the second."""
-    pads = [int(np.ceil(_REACH_MM / step)) for step in scan.brain.frame.spacing]
-    wide = tuple(slice(max(0, s.start - pad), s.stop + pad) for s, pad in zip(box, pads, strict=True))
-    return wide, tuple(slice(s.start - w.start, s.stop - w.start) for s, w in zip(box, wide, strict=True))
+    given = (coverage * (level - view))[mask].mean()
+    return np.float32(max(lesion.enhancement, min((wanted - given) / (coverage * added)[mask].mean(), STRONGEST)))
 
 
 def _soft(coverage: np.ndarray, inner: tuple[slice, ...], shape: tuple[int, ...], mm: float, scan: Scan) -> np.ndarray:
@@ -103,5 +89,5 @@ def _soft(coverage: np.ndarray, inner: tuple[slice, ...], shape: tuple[int, ...]
     return ndimage.gaussian_filter(wide, [mm / step for step in scan.brain.frame.spacing], mode="constant", truncate=3)
 
 
-def _blend(view: np.ndarray, target: np.ndarray, share: np.ndarray) -> None:
-    view += share * (target - view)
+def _blend(view: np.ndarray, target: np.ndarray, coverage: np.ndarray) -> None:
+    view += coverage * (target - view)

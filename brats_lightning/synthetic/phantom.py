@@ -17,8 +17,8 @@ from brats_lightning.core.labels import MODALITIES
 from brats_lightning.data.cases import Case, find_cases
 from brats_lightning.data.nifti import write_nifti
 from brats_lightning.synthetic.anatomy import SIGNAL, Brain, Frame, make_brain, smooth_field
-from brats_lightning.synthetic.case_set import PhantomError, Progress, make_once, own_folder
-from brats_lightning.synthetic.lesions import ET, Lesion, lesion_volumes, place_lesions
+from brats_lightning.synthetic.case_set import PhantomError, generator, make_once, own_folder
+from brats_lightning.synthetic.lesions import ET, GOLDEN, Metastasis, lesion_volumes, place_lesions
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class PhantomSettings:
         spacing: voxel size (x, y, z) in mm.
         seed: of everything random.
         lesions: mean number per case, 1 … 2·mean − 1 in each; None for the field's distribution: 0 to 60, mean 7.8.
-        resection_cavity: share of the cases with a resection cavity, label 4.
+        resection_cavity: fraction of the cases with a resection cavity, label 4.
         modalities: the images to write; none for masks alone.
     """
 
@@ -63,7 +63,7 @@ class PhantomSettings:
             "spacing": (len(self.spacing) == 3 and min(self.spacing) > 0, "three positive sizes in mm"),
             "seed": (self.seed >= 0, "0 or more"),
             "lesions": (self.lesions is None or self.lesions >= 1, "null or a mean of at least 1"),
-            "resection_cavity": (0 <= self.resection_cavity <= 1, "a share from 0 to 1"),
+            "resection_cavity": (0 <= self.resection_cavity <= 1, "a fraction from 0 to 1"),
             "modalities": (set(self.modalities) <= set(MODALITIES), f"some of {', '.join(MODALITIES)}"),
         }
         for name, (good, wanted) in checks.items():
@@ -82,12 +82,7 @@ def phantom_folder(parent: Path | str, settings: PhantomSettings) -> Path:
 
 
 def make_phantoms(
-    root: Path | str,
-    settings: PhantomSettings | None = None,
-    *,
-    workers: int | None = None,
-    progress: Progress | None = None,
-    **fields: Any,
+    root: Path | str, settings: PhantomSettings | None = None, *, workers: int | None = None, **fields: Any
 ) -> Path:
     """Writes a set of synthetic cases into ``root``, once, and returns ``root``.
 
@@ -97,15 +92,13 @@ def make_phantoms(
         root: folder to make: ``BraTS-MET-90001-000/BraTS-MET-90001-000-t1n.nii.gz`` … and ``phantom.json``.
         settings: the defaults if None.
         workers: processes; one per CPU if None, none of its own if 0 or 1.
-        progress: called with (cases done, cases in all) after each case.
         **fields: replace fields of the settings, e.g. ``cases=3, seed=1``.
 
     Raises:
         PhantomError: bad settings, or ``root`` holds anything else.
     """
     settings = replace(settings or PhantomSettings(), **fields)
-    write = partial(_write_case, settings=settings)
-    return make_once(Path(root), settings.to_dict(), settings.cases, write, workers, progress)
+    return make_once(Path(root), settings.to_dict(), settings.cases, partial(_write_case, settings=settings), workers)
 
 
 def case_name(case: int) -> str:
@@ -119,36 +112,34 @@ def _patient(case: int) -> tuple[int, int]:
     return 3 * block + min(place, 2), int(place == 3)
 
 
-def _random(settings: PhantomSettings, *key: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=key))
-
-
 def make_case(
     settings: PhantomSettings, case: int
 ) -> tuple[dict[str, Int16[np.ndarray, "z y x"]], UInt8[np.ndarray, "z y x"]]:
     """The images by modality and the labels of case ``case`` in LPS; background is exactly 0."""
     patient, _ = _patient(case)
     frame = Frame(tuple(settings.shape[::-1]), tuple(settings.spacing[::-1]))
-    brain = make_brain(_random(settings, 0, patient), frame, look_alikes=bool(settings.modalities))
-    rng = _random(settings, 1, case)
+    brain = make_brain(generator(settings.seed, 0, patient), frame, look_alikes=bool(settings.modalities))
+    rng = generator(settings.seed, 1, case)
     # Spread evenly over the cases, like the counts.
-    cavity = (0.5 + 0.6180339887498949 * case) % 1 < settings.resection_cavity
+    cavity = (0.5 + GOLDEN * case) % 1 < settings.resection_cavity
     labels, lesions, cavity_coverage = place_lesions(
-        rng, _random(settings, 0, patient, 1), brain, lesion_volumes(settings.seed, case, settings.lesions), cavity
+        rng,
+        generator(settings.seed, 0, patient, 1),
+        brain,
+        lesion_volumes(settings.seed, case, settings.lesions),
+        cavity,
     )
-    images = {
-        modality: _acquire(
-            _random(settings, 1, case, MODALITIES.index(modality)), brain, lesions, cavity_coverage, modality
-        )
-        for modality in settings.modalities
-    }
+    images = {}
+    for modality in settings.modalities:
+        rng = generator(settings.seed, 1, case, MODALITIES.index(modality))
+        images[modality] = _acquire(rng, brain, lesions, cavity_coverage, modality)
     return images, labels
 
 
 def _acquire(
     rng: np.random.Generator,
     brain: Brain,
-    lesions: list[Lesion],
+    lesions: list[Metastasis],
     cavity: Float32[np.ndarray, "z y x"],
     modality: str,
 ) -> Int16[np.ndarray, "z y x"]:
@@ -207,22 +198,19 @@ def _write_nifti(path: Path, volume: np.ndarray, spacing: Sequence[float], ras: 
 
 
 def phantom_statistics(root: Path | str) -> dict[str, int | float]:
-    """What the masks under ``root`` hold: 26-connected components of ET, volumes in mm³.
+    """How many lesions, 26-connected components of ET, the masks under ``root`` hold, and how large they are in mm³.
 
-    Returns:
-        ``cases``, ``lesions``, ``lesions_per_case``, ``most_lesions``, ``cases_without``, ``cases_with_one``,
-        ``median_volume``, ``mean_volume``, ``share_under_27``, ``share_over_275``; these four NaN without any lesion.
+    What is said of the volumes is NaN without any lesion.
     """
-    counts: list[int] = []
-    volumes: list[float] = []
+    volumes = []
     for path in sorted(Path(root).rglob("*-seg.nii.gz")):
         image = nib.Nifti1Image.from_filename(path)
-        labels, n = label_components(np.asanyarray(image.dataobj) == ET)
-        counts.append(n)
-        volumes += (np.bincount(labels.ravel())[1:] * float(np.prod(image.header.get_zooms()[:3]))).tolist()
-    if not counts:
+        labels, _ = label_components(np.asanyarray(image.dataobj) == ET)
+        volumes.append(np.bincount(labels.ravel())[1:] * float(np.prod(image.header.get_zooms()[:3])))
+    if not volumes:
         raise PhantomError(f"{root} holds no *-seg.nii.gz")
-    sizes = np.asarray(volumes) if volumes else np.asarray([np.nan])
+    counts = [len(of_case) for of_case in volumes]
+    sizes = np.concatenate(volumes) if any(counts) else np.array([np.nan])
     return {
         "cases": len(counts),
         "lesions": sum(counts),
@@ -232,8 +220,8 @@ def phantom_statistics(root: Path | str) -> dict[str, int | float]:
         "cases_with_one": counts.count(1),
         "median_volume": float(np.median(sizes)),
         "mean_volume": float(sizes.mean()),
-        "share_under_27": float((sizes < 27).mean()) if volumes else float("nan"),
-        "share_over_275": float((sizes > 275).mean()) if volumes else float("nan"),
+        "fraction_under_27": float((sizes < 27).mean()) if any(counts) else float("nan"),
+        "fraction_over_275": float((sizes > 275).mean()) if any(counts) else float("nan"),
     }
 
 

@@ -8,18 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, UInt8
 from scipy import ndimage
 
-from brats_lightning.core.components import NEIGHBOURS_26
-from brats_lightning.core.geometry import Placement
+from brats_lightning.core.components import label_components
+from brats_lightning.core.geometry import GridTransform
 from brats_lightning.core.labels import MODALITIES
 from brats_lightning.data.cases import Case, CaseError, check_files, examine
-from brats_lightning.synthetic.anatomy import Brain, Frame
+from brats_lightning.data.preprocessing import brain_box
+from brats_lightning.synthetic.anatomy import Brain, FloatVolume, Frame
 from brats_lightning.synthetic.case_set import PhantomError
 from brats_lightning.synthetic.lesions import SCHEME
 
-Volume = Float32[np.ndarray, "z y x"]
 Mask = Bool[np.ndarray, "z y x"]
 
 SURFACE_MM = 1.5  # no lesion grows this near to the skull-stripped surface
@@ -29,23 +29,14 @@ _LOCAL_MM = 20.0  # healthy tissue is averaged over cubes of about this size
 
 @dataclass(frozen=True)
 class Scan:
-    """One case in the box of its brain, oriented to LPS.
+    """One case in the box of its brain, oriented to LPS."""
 
-    Attributes:
-        placement: of the box in the files' own grid.
-        images: intensities as stored, by modality.
-        labels: the scan's own tumour in this project's classes; 0 of an unlabelled scan.
-        brain: where lesions may grow, as in a phantom.
-        tissue: local mean of healthy tissue by modality.
-        detail: what remains of an image without its smooth part, where it is of the size of noise.
-    """
-
-    placement: Placement
-    images: dict[str, np.ndarray]
-    labels: UInt8[np.ndarray, "z y x"]
-    brain: Brain
-    tissue: dict[str, Volume]
-    detail: dict[str, Volume]
+    transform: GridTransform  # of the box in the files' own grid
+    images: dict[str, np.ndarray]  # intensities as stored, by modality
+    labels: UInt8[np.ndarray, "z y x"]  # the scan's own tumour in this project's classes; 0 of an unlabelled scan
+    brain: Brain  # where lesions may grow, as in a phantom
+    tissue: dict[str, FloatVolume]  # local mean of healthy tissue by modality
+    detail: dict[str, FloatVolume]  # the image without its smooth part, where that is of the size of noise
 
 
 def read_scan(case: Case, label_map: Mapping[int, int] | None, tolerance: float = 0.1) -> Scan:
@@ -63,16 +54,13 @@ def read_scan(case: Case, label_map: Mapping[int, int] | None, tolerance: float 
     found = examine(case, SCHEME, label_map, tolerance)
     if problems := check_files(case, MODALITIES, need_mask=False) + found.problems:
         raise CaseError(problems)
-    boxes = [(v.start, v.values.shape) for v in found.images.values()]
-    start = np.min([s for s, _ in boxes], axis=0)
-    shape = np.max([np.add(s, n) for s, n in boxes], axis=0) - start
-    placement = Placement.whole(found.images["t1c"].grid).crop(start.tolist(), shape.tolist())
-    images = {name: placement.sample(v.values, v.start, 0) for name, v in found.images.items()}
-    labels = np.zeros(placement.shape, np.uint8)
+    transform = brain_box([found.images["t1c"], *found.images.values()])
+    images = {name: transform.sample(v.values, v.start, 0) for name, v in found.images.items()}
+    labels = np.zeros(transform.shape, np.uint8)
     if found.mask is not None:
-        labels = placement.sample(found.mask.values, found.mask.start, 0)
+        labels = transform.sample(found.mask.values, found.mask.start, 0)
 
-    frame = Frame(placement.shape, placement.spacing)
+    frame = Frame(transform.shape, transform.spacing)
     inside = ndimage.binary_fill_holes(np.logical_and.reduce([image != 0 for image in images.values()]))
     typical = {name: np.float32(np.median(image[inside])) if inside.any() else 0 for name, image in images.items()}
     if dark := [name for name, value in typical.items() if value <= 0]:
@@ -87,7 +75,7 @@ def read_scan(case: Case, label_map: Mapping[int, int] | None, tolerance: float 
     if not (healthy & brain.room).any():
         raise PhantomError(f"{case.id}: no healthy tissue to grow a metastasis in; take it out of data.background")
     return Scan(
-        placement=placement,
+        transform=transform,
         images=images,
         labels=labels,
         brain=brain,
@@ -128,13 +116,13 @@ def _opened(mask: Mask, mm: float, frame: Frame) -> Mask:
 
 def _without_specks(mask: Mask, voxels: int) -> Mask:
     """Without components of fewer voxels."""
-    labels, _ = ndimage.label(mask, NEIGHBOURS_26)
+    labels, _ = label_components(mask)
     keep = np.bincount(labels.ravel()) >= voxels
     keep[0] = False
     return keep[labels]
 
 
-def _local_mean(image: np.ndarray, healthy: Mask, frame: Frame) -> Volume:
+def _local_mean(image: np.ndarray, healthy: Mask, frame: Frame) -> FloatVolume:
     """Mean of the healthy tissue around each voxel; of all of it where there is none around."""
     size = [max(1, round(_LOCAL_MM / step)) for step in frame.spacing]
 
@@ -148,7 +136,7 @@ def _local_mean(image: np.ndarray, healthy: Mask, frame: Frame) -> Volume:
     return (smooth(values) + few * np.float32(image[healthy].mean())) / (smooth(healthy.astype(np.float32)) + few)
 
 
-def _detail(image: np.ndarray, healthy: Mask, frame: Frame) -> Volume:
+def _detail(image: np.ndarray, healthy: Mask, frame: Frame) -> FloatVolume:
     """The fine part of an image; 0 where it exceeds what is usual in healthy tissue, at edges that a lesion hides."""
     image = image.astype(np.float32)
     fine = image - ndimage.gaussian_filter(image, [1.0 / step for step in frame.spacing])

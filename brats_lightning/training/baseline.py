@@ -1,4 +1,4 @@
-"""What no network is needed for: the best that one global threshold on T1c can do."""
+"""A baseline without a network: the best that one global T1c threshold can do."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from brats_lightning.core.labels import LabelScheme
-from brats_lightning.data.cache.store import CachedCase
-from brats_lightning.data.preprocessing import normalisation
+from brats_lightning.data.cache.entry import CachedCase
+from brats_lightning.data.normalisation import normalisation_parameters
 
 # Standard deviations above the brain's mean; the last bin is open.
 _THRESHOLDS = np.arange(-1.0, 12.0, 0.05)
@@ -22,10 +22,10 @@ class Threshold:
 
 
 def best_threshold(cases: Sequence[CachedCase], scheme: LabelScheme) -> Threshold | None:
-    """The T1c threshold whose mask, taken for ET, TC and WT alike, has the highest mean Dice over these very cases.
+    """The T1c threshold whose mask, used for ET, TC and WT alike, has the highest mean Dice over these cases.
 
-    Chosen on the cases it is scored on, so an upper bound for any threshold. A task that it solves needs no network.
-    Scored on the working grid, which is the original one unless cases are resampled.
+    It is chosen on the cases it is scored on, so it bounds every threshold from above; a task that it solves needs no
+    network. Scored on the working grid, which is the original one unless cases are resampled.
 
     Returns:
         None without cases, without T1c or without one of the regions.
@@ -35,10 +35,10 @@ def best_threshold(cases: Sequence[CachedCase], scheme: LabelScheme) -> Threshol
         return None
     per_case = []
     for case in cases:
-        codes, mask = case.image()[case.modalities.index("t1c")], case.mask()
-        scale, offset, *_ = normalisation(case.intensities["t1c"], "zscore")
-        inside = codes > 0
-        bins = np.searchsorted(_THRESHOLDS, codes[inside] * scale + offset, side="right")
+        image, mask = case.image()[case.modalities.index("t1c")], case.mask()
+        scale, offset, *_ = normalisation_parameters(case.intensities["t1c"], "zscore")
+        inside = image > 0
+        bins = np.searchsorted(_THRESHOLDS, image[inside] * scale + offset, side="right")
         pairs = np.bincount(bins * 256 + mask[inside].astype(np.int64), minlength=(len(_THRESHOLDS) + 1) * 256)
         # above[t, c]: voxels of class c at or above threshold t
         above = pairs.reshape(-1, 256)[::-1].cumsum(0)[::-1][1:]

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole ones only."""
+"""Checkpoints written atomically."""
 
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,16 @@ from brats_lightning.runtime.files import replace_file, unwritable
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes beside the target, waits for the disk and renames.
+    """Writes beside the target, flushes to disk and renames.
 
-    Lightning writes to ``/tmp`` and moves, which between file systems is a copy that can end half-way.
+    Lightning writes to ``/tmp`` and moves the file, which across file systems is a copy that can stop half-way.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write a checkpoint, or leave what was there.
+        """Write a checkpoint, or keep the existing one.
 
         Raises:
-            UnwritableFile: for want of space or permission.
+            UnwritableFile: no space or no permission.
         """
         if storage_options is not None:
             raise TypeError(f"checkpoints are local files and know no storage_options, got {storage_options}")
@@ -27,7 +27,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             replace_file(path, lambda temporary: _save(checkpoint, temporary), durable=True)
-        except RuntimeError as error:  # torch's own writer, where bytes are missing in the end
+        except RuntimeError as error:  # torch's writer, when the disk is full
             raise unwritable(path, error) from error
 
 

@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from brats_lightning.core.targets import Target
-from brats_lightning.data.datamodule import PatchBatch, Volume, mixed_seed
-from brats_lightning.inference.ensemble import transfer
+from brats_lightning.data.batches import DROPOUT, PatchBatch, WholeCase
+from brats_lightning.inference.ensemble import CHECKPOINT_FORMAT, transfer
 from brats_lightning.inference.postprocessing import Postprocessing
 from brats_lightning.inference.windows import SlidingWindow
 from brats_lightning.losses import DeepSupervision
@@ -72,11 +72,11 @@ class Segmentation(pl.LightningModule):
 
     def training_step(self, batch: PatchBatch, batch_index: int) -> Tensor:  # noqa: ARG002
         """Loss of one batch; every ``log_every_n_steps`` steps also the batch's own Dice."""
-        torch.manual_seed(mixed_seed(*batch.seed, 3))  # dropout depends on the batch, not on what was drawn before it
+        torch.manual_seed(batch.seed_for(DROPOUT))  # dropout depends on the batch, not on what was drawn before it
         target = self.target.encode(batch.mask)
-        self.loss.prepare(target)  # on the CPU, beside the network
+        lesions = self.loss.find_lesions(target)  # on the CPU, beside the network
         logits = self.network(batch.image)
-        parts = self._named(self.loss(logits, target))
+        parts = self._named(self.loss(logits, target, lesions))
         self.log_dict({_loss_name("train", part): value.detach() for part, value in parts.items()})
         self.log("loss", parts["loss"].detach(), prog_bar=True, logger=False)
         # Counting voxels makes a GPU wait; only the points that are drawn pay for it.
@@ -106,11 +106,11 @@ class Segmentation(pl.LightningModule):
         """Begin a table of all test cases."""
         self._begin("test")
 
-    def validation_step(self, batch: Volume, batch_index: int) -> dict[str, Tensor] | None:  # noqa: ARG002
+    def validation_step(self, batch: WholeCase, batch_index: int) -> dict[str, Tensor] | None:  # noqa: ARG002
         """Score one validation case."""
         return self._score(batch, "val")
 
-    def test_step(self, batch: Volume, batch_index: int) -> dict[str, Tensor] | None:  # noqa: ARG002
+    def test_step(self, batch: WholeCase, batch_index: int) -> dict[str, Tensor] | None:  # noqa: ARG002
         """Score one test case."""
         return self._score(batch, "test")
 
@@ -135,7 +135,7 @@ class Segmentation(pl.LightningModule):
         parts = self._loss(logits, torch.zeros((1, 8, 8, 8), dtype=torch.uint8, device=self.device))
         return [*voxel_scores(empty, self.scheme), *self.lesion_names, *(_loss_name("", part) for part in parts)]
 
-    def _score(self, volume: Volume, stage: str) -> dict[str, Tensor] | None:
+    def _score(self, volume: WholeCase, stage: str) -> dict[str, Tensor] | None:
         """Score a case on its original grid; the callbacks get each working voxel's class, before post-processing."""
         if not volume.counted:  # fills up this process's share so that all processes take equally many steps
             self.case_scores[stage].update(volume.case.id, None)
@@ -143,17 +143,17 @@ class Segmentation(pl.LightningModule):
         logits = self.inference(self.network, volume.image, _between_windows, self.target.background)
         parts = self._loss(logits[None], volume.mask[None])
         decided = self.target.decide(logits[None])[0]
-        placement = volume.case.placement
+        transform = volume.case.transform
         probabilities = on_host(self.target.probabilities(logits))
-        if not placement.exact:  # decoded on original voxels, as in prediction
-            probabilities = transfer(probabilities, placement, volume.case.brain)
-            placement = volume.case.brain
-        labels = self.postprocessing(probabilities, placement.spacing, self.scheme)
-        reference, prediction = volume.case.reference(), placement.restore(labels)
+        if not transform.exact:  # decoded on original voxels, as in prediction
+            probabilities = transfer(probabilities, transform, volume.case.brain)
+            transform = volume.case.brain
+        labels = self.postprocessing(probabilities, transform.spacing, self.scheme)
+        reference, prediction = volume.case.reference(), transform.restore(labels)
         pair = torch.from_numpy(reference), torch.from_numpy(prediction)
         scores = voxel_scores(confusion_matrix(*pair, self.scheme.num_classes), self.scheme)
         for protocol in self.protocols:
-            official = score_case(reference, prediction, placement.original.spacing, self.scheme, protocol)
+            official = score_case(reference, prediction, transform.original.spacing, self.scheme, protocol)
             scores |= headline_scores(official, self.scheme, protocol)
         scores |= {_loss_name("", part): value.item() for part, value in parts.items()}
         self.case_scores[stage].update(volume.case.id, scores)
@@ -223,7 +223,7 @@ class Segmentation(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the run's config and, where it has one, its split, in plain containers."""
-        checkpoint["config"] = dict(self.config)
+        checkpoint |= {"format": CHECKPOINT_FORMAT, "config": dict(self.config)}
         if (data := self.trainer.datamodule) is not None:  # type: ignore[attr-defined]
             checkpoint["split"] = {part: list(names) for part, names in asdict(data.split).items()}
 

@@ -6,6 +6,7 @@ and it knows the user's ``--config-dir``. Processes that torchrun or SLURM start
 """
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,6 +14,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from brats_lightning.runtime import signals
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -112,6 +115,28 @@ def other_processes(trainer: "Trainer", command: Sequence[str]) -> Iterator[None
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Exit as a process does that a signal ends, and say in one line why batches stopped coming."""
+    from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+    from brats_lightning.data.loading import LoaderError, loader_failure
+
+    with signals.listening():
+        try:
+            yield
+        except (SIGTERMException, signals.Interrupted) as error:
+            signum = getattr(error, "signum", None) or signals.received() or signal.SIGTERM
+            raise SystemExit(128 + signum) from None
+        except (RuntimeError, LoaderError) as error:
+            failure = error if isinstance(error, LoaderError) else loader_failure(error)
+            if failure is None:
+                raise
+            if signum := signals.received():  # sent to the group: a reader just begun heard it before it was ready to
+                raise SystemExit(128 + signum) from None
+            raise failure from error
 
 
 def _leave_group() -> None:

@@ -1,6 +1,6 @@
-"""Learning-rate schedules, as factors of the optimiser's own learning rate over the share of the run that is done.
+"""Learning-rate schedules: factors of the optimiser's learning rate over the completed fraction of the run.
 
-``progress`` gives that share, 0 … 1, before a step: of the steps or of the time the run may take.
+``progress`` returns that fraction, 0 … 1, before a step, by steps or by time.
 """
 
 import math
@@ -15,30 +15,30 @@ Progress = Callable[[int], float]
 def warmup_cosine(
     optimizer: Optimizer, progress: Progress, warmup: int | float = 0.05, final: int | float = 0.01
 ) -> LambdaLR:
-    """Linear rise from ``final`` to 1 over the share ``warmup`` of the run, then half a cosine down to ``final``.
+    """Linear rise from ``final`` to 1 over the fraction ``warmup`` of the run, then half a cosine down to ``final``.
 
     Raises:
-        ValueError: shares outside 0 … 1.
+        ValueError: fractions outside 0 … 1.
     """
-    for name, share in (("warmup", warmup), ("final", final)):
-        if not 0 <= share <= 1:
-            raise ValueError(f"scheduler.{name} is a share, from 0 to 1, got {share}")
+    for name, fraction in (("warmup", warmup), ("final", final)):
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"scheduler.{name} is a fraction from 0 to 1, got {fraction}")
 
     def factor(step: int) -> float:
         done = progress(step)
         if done < warmup:
             return final + (1 - final) * done / warmup
-        fallen = (done - warmup) / (1 - warmup) if warmup < 1 else 0.0  # a run that only warms up ends at its peak
+        fallen = (done - warmup) / (1 - warmup) if warmup < 1 else 0.0  # a run that is all warm-up ends at its peak
         return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * fallen))
 
     return LambdaLR(optimizer, factor)
 
 
 def polynomial(optimizer: Optimizer, progress: Progress, power: int | float = 0.9) -> LambdaLR:
-    """(1 - progress)^power, the schedule of nnU-Net.
+    """(1 - progress)^power, as in nnU-Net.
 
     Raises:
-        ValueError: a negative power, by which the rate would grow without end.
+        ValueError: a negative power, with which the rate would grow without bound.
     """
     if power < 0:
         raise ValueError(f"scheduler.power must be 0 or more, got {power}")

@@ -42,8 +42,8 @@ def rows(options: Options) -> Iterator[Row]:
     found = examine(cases[-1], scheme, None, tolerance)
     prepared = prepare(found.images, found.mask, model.preprocessing)
     crop = _standardised(model, prepared)
-    starts, size = [int(n) for n in prepared.placement.origin], prepared.placement.oriented_shape
-    box = tuple(slice(start, start + n) for start, n in zip(starts, prepared.placement.shape, strict=True))
+    starts, size = [int(n) for n in prepared.transform.origin], prepared.transform.oriented_shape
+    box = tuple(slice(start, start + n) for start, n in zip(starts, prepared.transform.shape, strict=True))
     whole = torch.zeros((1, crop.shape[1], *size))
     whole[(..., *box)] = crop
 
@@ -133,10 +133,10 @@ def _trained(options: Options, cases: Sequence[Case]) -> Path:
 
 def _standardised(model: TrainedModel, prepared: Prepared) -> Tensor:
     """The network's input (1, c, z, y, x) on the case's working grid."""
-    standardiser = model.standardiser
-    channels = [prepared.modalities.index(modality) for modality in standardiser.sources]
-    numbers = torch.from_numpy(standardiser.numbers(prepared.intensities))
-    return standardiser(torch.from_numpy(prepared.image[channels])[None], numbers[None])
+    normaliser = model.normaliser
+    channels = [prepared.modalities.index(modality) for modality in normaliser.sources]
+    parameters = torch.from_numpy(normaliser.parameters(prepared.intensities))
+    return normaliser(torch.from_numpy(prepared.image[channels])[None], parameters[None])
 
 
 class Monai:

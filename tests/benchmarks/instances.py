@@ -6,7 +6,8 @@ import torch
 
 from brats_lightning.config.build import build_segmentation
 from brats_lightning.core.components import lesion_components
-from brats_lightning.data.datamodule import CaseData, PatchBatch
+from brats_lightning.data.batches import PatchBatch
+from brats_lightning.data.datamodule import CaseData
 from brats_lightning.runtime.memory import keep_freed_memory
 from brats_lightning.synthetic.phantom import PhantomSettings, make_phantoms, phantom_folder
 from tests.benchmarks.measure import Goal, Options, Row, timed
@@ -61,10 +62,10 @@ def _steps(data: CaseData, batches: Sequence[PatchBatch], *overrides: str) -> Ca
     def work() -> None:
         for batch in batches:
             target = module.target.encode(batch.mask)
-            module.loss.prepare(target)
+            lesions = module.loss.find_lesions(target)
             with torch.autocast("cpu", torch.bfloat16):
                 logits = network(batch.image)
-            module.loss(logits, target)["loss"].backward()
+            module.loss(logits, target, lesions)["loss"].backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()

@@ -48,8 +48,8 @@ def rows(options: Options) -> Iterator[Row]:
         dataset, worst, least = monai.dataset(), 0.0, 1.0
         for i, case in enumerate(cases):
             entry = ours.cache.read(case)
-            codes, numbers = torch.from_numpy(np.array(entry.image())), ours.standardiser.numbers(entry.intensities)
-            image = ours.standardiser(codes[None], torch.from_numpy(numbers)[None])[0].numpy()
+            codes, parameters = torch.from_numpy(np.array(entry.image())), ours.normaliser.parameters(entry.intensities)
+            image = ours.normaliser(codes[None], torch.from_numpy(parameters)[None])[0].numpy()
             theirs, labels = (dataset[i][key].numpy().transpose(0, 3, 2, 1) for key in ("image", "mask"))
             data, seg = (array[:] for array in nnunet.load(case))
             close(entry.mask(), labels[0], 0, "masks")

@@ -380,7 +380,7 @@ def test_parts_are_recipes_that_compose(tmp_path):
     together = runs["together"].config
     assert together.target == "regions"
     assert len(together.data.modalities) == 5
-    assert together.postprocessing.high is not None
+    assert together.postprocessing.steps.hysteresis.high is not None
 
 
 def test_ablation_table_by_hand():

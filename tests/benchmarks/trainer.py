@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from brats_lightning.config.build import build_segmentation, build_trainer
-from brats_lightning.data.datamodule import PatchBatch
+from brats_lightning.data.batches import PatchBatch
 from tests.benchmarks.measure import Goal, Options, Row, close
 from tests.benchmarks.workload import case_data, config, labelled_cases
 

@@ -3,16 +3,11 @@ import sys
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
-from brats_lightning.config.checkpoint import (
-    SOURCES,
-    CheckpointError,
-    UntrustedTarget,
-    build,
-    load_model,
-    trained_cases,
-)
+from brats_lightning.config.allow_list import SOURCES, CheckpointError, UntrustedTarget, build_saved
+from brats_lightning.config.checkpoint import load_model, read_checkpoint, trained_cases
 from brats_lightning.data.preprocessing import Preprocessing
 from brats_lightning.inference.windows import SlidingWindow
 from brats_lightning.synthetic.phantom import phantom_cases
@@ -31,8 +26,8 @@ def test_a_model_comes_with_all_it_was_trained_with(tmp_path):
     assert model.network.weight.flatten().tolist() == [1, 2] * 4
     assert model.network.bias.tolist() == [1, 2, 3, 4]
     assert not model.network.training
-    assert model.standardiser.channels == ("t2f", "t1c-t1n")
-    assert model.standardiser.sources == ("t1n", "t1c", "t2f")
+    assert model.normaliser.channels == ("t2f", "t1c-t1n")
+    assert model.normaliser.sources == ("t1n", "t1c", "t2f")
     assert model.preprocessing == Preprocessing(spacing=(1.0, 2.0, 3.0))
     assert model.scheme.names == ("netc", "snfh", "et")
     assert model.inference == SlidingWindow((4, 5, 6), 0.25)
@@ -45,24 +40,25 @@ def test_inference_overrides_replace_what_is_given(tmp_path):
 
 
 def test_networks_of_ours_torch_and_monai_are_built():
-    assert (
-        type(build({"_target_": "brats_lightning.models.UNet", "in_channels": 1, "out_channels": 2})).__name__ == "UNet"
-    )
-    nested = build({"_target_": "torch.nn.Sequential", "_args_": [CONV, {"_target_": "torch.nn.ReLU"}]})
+    unet = build_saved({"_target_": "brats_lightning.models.UNet", "in_channels": 1, "out_channels": 2})
+    assert type(unet).__name__ == "UNet"
+    nested = build_saved({"_target_": "torch.nn.Sequential", "_args_": [CONV, {"_target_": "torch.nn.ReLU"}]})
     assert [type(layer) for layer in nested] == [nn.Conv3d, nn.ReLU]
     pytest.importorskip("monai")
-    net = build(
+    net = build_saved(
         {"_target_": "monai.networks.nets.BasicUNet", "spatial_dims": 3, "features": [4] * 6, "_convert_": "all"}
     )
     assert isinstance(net, nn.Module)
 
 
-def test_build_means_what_hydra_means():
-    partial = build({"_target_": "torch.nn.Conv3d", "_partial_": True, "in_channels": 1})
+def test_it_means_what_hydra_means():
+    partial = build_saved({"_target_": "torch.nn.Conv3d", "_partial_": True, "in_channels": 1})
     assert partial(out_channels=2, kernel_size=1).weight.shape == (2, 1, 1, 1, 1)
-    window = build({"_target_": "brats_lightning.inference.windows.SlidingWindow", "window": [1, 2, 3]})
+    partial = build_saved(CONV | {"_partial_": True, "_recursive_": False, "stride": [1, 1, 1], "bias": CONV})
+    assert (type(partial.keywords["stride"]), partial.keywords["bias"]) == (list, CONV)
+    window = build_saved({"_target_": "brats_lightning.inference.windows.SlidingWindow", "window": [1, 2, 3]})
     assert window == SlidingWindow((1, 2, 3))
-    assert build({"a": [1, {"b": None}]}) == {"a": [1, {"b": None}]}
+    assert build_saved({"a": [1, {"b": None}]}) == {"a": [1, {"b": None}]}
 
 
 OS = {"_target_": "os.system", "_args_": ["touch owned"]}
@@ -79,7 +75,7 @@ ATTACKS = {
     "no module": {"_target_": "eval", "_args_": ["1"]},
     "module of a module of ours": {"_target_": "brats_lightning.train.json.loads", "_args_": ["1"]},
     "os of a module of ours": {"_target_": "brats_lightning.predict.os.system", "_args_": ["1"]},
-    "imported by a module of ours": {"_target_": "brats_lightning.config.checkpoint.partial", "_args_": [OS]},
+    "imported by a module of ours": {"_target_": "brats_lightning.config.allow_list.attrgetter", "_args_": [OS]},
     "class imported by ours": {"_target_": "brats_lightning.config.build.Path", "_args_": ["x"]},
     "function of ours": {"_target_": "brats_lightning.train.train", "cfg": {}},
     "class of ours that is no network": {"_target_": "brats_lightning.data.cache.store.Cache", "root": "x"},
@@ -107,6 +103,13 @@ ATTACKS = {
     "an object": CONV | {"x": torch.zeros(1)},
     "an argument whose name is no text": CONV | {1: 2},
     "a key that is neither text nor number": CONV | {"x": {(1,): 2}},
+    "beside an allowed one": {"a": CONV, "b": OS},
+    "in arguments that are not built": {"_target_": "torch.nn.Sequential", "_recursive_": False, "_args_": [[OS]]},
+    "in a directive": CONV | {"_convert_": OS},
+    "arguments that are no list": CONV | {"_args_": "abc"},
+    "a value that Hydra takes for missing": CONV | {"bias": "???"},
+    "a config that resolves references by itself": OmegaConf.create(CONV | {"padding_mode": "${oc.env:HOME}"}),
+    "method of an allowed class": {"_target_": "torch.nn.Conv3d.forward", "_partial_": True},
 }
 
 
@@ -121,7 +124,7 @@ def test_attacks_are_refused_before_anything_is_built(node, monkeypatch, tmp_pat
     with pytest.raises(
         CheckpointError, match=r"wants to run|cannot be imported|is the reference|is of type|is no text"
     ):
-        build(node)
+        build_saved(node)
     assert not (tmp_path / "owned").exists()
 
 
@@ -152,13 +155,13 @@ def test_no_weights_are_fetched(node, monkeypatch):
 
     monkeypatch.setattr("socket.socket.connect", connect)
     with pytest.raises(UntrustedTarget, match=r"would fetch weights from elsewhere.*'trust=\[monai\]'|wants to run"):
-        build(node)
+        build_saved(node)
 
 
 def test_the_same_networks_without_weights_are_built():
     pytest.importorskip("monai")
     node = {"_target_": "monai.networks.nets.EfficientNetBN", "_args_": ["efficientnet-b0", False, True, 3, 1, 4]}
-    assert isinstance(build(node), nn.Module)
+    assert isinstance(build_saved(node), nn.Module)
 
 
 @pytest.fixture
@@ -178,22 +181,46 @@ def package(tmp_path, monkeypatch):
 def test_other_packages_are_not_even_imported_until_they_are_trusted(package):
     node = {"_target_": "my_networks.Net", "in_channels": 1, "out_channels": 4, "kernel_size": 1}
     with pytest.raises(UntrustedTarget, match=r"_target_ wants to run 'my_networks\.Net'.*'trust=\[my_networks\]'"):
-        build(node)
+        build_saved(node)
     with pytest.raises(UntrustedTarget):
-        build(node, trust=["my_net", "networks"])
+        build_saved(node, trust=["my_net", "networks"])
     assert not package.exists()
-    assert type(build(node, trust=["my_networks"])).__name__ == "Net"
+    assert type(build_saved(node, trust=["my_networks"])).__name__ == "Net"
     assert package.exists()
 
 
 def test_trust_ends_at_the_package(package):
     trust = ["my_networks"]
-    assert isinstance(build({"_target_": "my_networks.make", "channels": 2}, trust), nn.Conv3d)
+    assert isinstance(build_saved({"_target_": "my_networks.make", "channels": 2}, trust), nn.Conv3d)
     for target in ("my_networks.os.system", "my_networks.Path", "os.system"):
         with pytest.raises(CheckpointError):
-            build({"_target_": target, "_args_": ["x"]}, trust)
+            build_saved({"_target_": target, "_args_": ["x"]}, trust)
     with pytest.raises(CheckpointError, match="cannot be imported"):
-        build({"_target_": "my_networks.Nothing"}, trust)
+        build_saved({"_target_": "my_networks.Nothing"}, trust)
+
+
+def test_a_name_leads_hydra_to_what_was_judged(package, monkeypatch):
+    folder = package.parent
+    (folder / "net.py").write_text("from torch import nn\n\nclass Net(nn.Conv3d):\n    pass\n")
+    node = {"_target_": "my_networks.net.Net", "in_channels": 1, "out_channels": 4, "kernel_size": 1}
+    assert type(build_saved(node, ["my_networks"])).__name__ == "Net"
+
+    class net:
+        @staticmethod
+        def Net(**settings):
+            raise AssertionError("what has the name of the module was run")
+
+    monkeypatch.setattr(sys.modules["my_networks"], "net", net)
+    with pytest.raises(UntrustedTarget, match="wants to run"):
+        build_saved(node, ["my_networks"])
+    sys.modules.pop("my_networks.net")
+
+
+def test_what_hydra_never_runs_is_not_run_for_a_trusted_package(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"its config cannot be built: .*os\.removedirs"):
+        build_saved({"_target_": "os.removedirs", "name": str(tmp_path / "empty")}, ["os"])
+    assert (tmp_path / "empty").exists()
 
 
 def run_of(path, source):
@@ -206,7 +233,7 @@ def test_what_lists_cases_is_built_only_where_cases_are_wanted(tmp_path):
     assert [case.id for case in trained_cases(run_of(tmp_path / "a.ckpt", node))] == ["BraTS-MET-00001-000"]
     for target in SOURCES:
         with pytest.raises(UntrustedTarget):
-            build(node | {"_target_": target})
+            build_saved(node | {"_target_": target})
 
 
 def test_cases_that_a_run_made_are_read_and_never_made(tmp_path):
@@ -231,7 +258,7 @@ def test_cases_that_a_run_made_are_read_and_never_made(tmp_path):
 
 def test_a_refusal_names_the_checkpoint_and_the_place(tmp_path):
     path = save_checkpoint(tmp_path / "a.ckpt", nn.Conv3d(1, 4, 1), CONV | {"padding": [OS]})
-    with pytest.raises(UntrustedTarget, match=r"a\.ckpt: padding\[0\]\._target_ wants to run 'os\.system'"):
+    with pytest.raises(UntrustedTarget, match=r"a\.ckpt: model\.padding\[0\]\._target_ wants to run 'os\.system'"):
         load_model(path)
 
 
@@ -241,13 +268,26 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path):
             return open, (str(tmp_path / "owned"), "w")
 
     path = tmp_path / "a.ckpt"
-    torch.save({"state_dict": {}, "config": Attack()}, path)
+    torch.save({"state_dict": {}, "config": Attack(), "format": 1}, path)
     with pytest.raises(CheckpointError, match="more than tensors and plain containers"):
         load_model(path)
     path.write_bytes(pickle.dumps(Attack(), protocol=2))
     with pytest.raises(CheckpointError):
         load_model(path)
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(("number", "said"), [(None, "without a format number"), (2, "of format 2")])
+def test_another_format_is_refused_in_one_line(tmp_path, number, said):
+    path = bright_is_et(tmp_path / "a.ckpt")
+    content = torch.load(path, weights_only=True)
+    torch.save({name: value for name, value in (content | {"format": number}).items() if value is not None}, path)
+    for read, key in ((load_model, "ckpt"), (lambda file: read_checkpoint(file, "ckpt_path"), "ckpt_path")):
+        with pytest.raises(CheckpointError) as caught:
+            read(path)
+        assert str(caught.value) == (
+            f"{key}: {path} is {said}; this version reads format 1: train again, or use the version that wrote it"
+        )
 
 
 def test_what_is_no_checkpoint_is_told_so(tmp_path):

@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from brats_lightning.config import command_line
-from brats_lightning.config.command_line import NoHomeFolder, expanded, needs_quotes, with_quoted_paths
+from brats_lightning.config.command_line import NoHomeFolder, bare_words, expanded, needs_quotes, with_quoted_paths
 from brats_lightning.config.resolvers import resolved
 
 
@@ -78,6 +78,19 @@ def test_the_advice_can_be_pasted():
         assert OverridesParser.create().parse_override(pasted).value() == meant
     for argument in ("k=choice(1,2", "k=[1,2", 'k="x', "k=1", "k=a,b", "-m"):
         assert needs_quotes(argument) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "bare"),
+    [
+        ("masks", ["masks"]),
+        ("~/masks a/b input=x -m c", ["~/masks", "a/b", "c"]),
+        ("predictions=x ~hydra.sweep --cfg job --config-dir conf --config-dir=conf -m --help", []),
+        ("--config-dir=conf masks", ["masks"]),
+    ],
+)
+def test_words_without_a_key(line, bare):
+    assert bare_words(line.split()) == bare
 
 
 def test_the_home_folder(monkeypatch):

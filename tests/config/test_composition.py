@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from brats_lightning.config import entry_point, resolvers
 from brats_lightning.config.build import build_data, build_segmentation
-from brats_lightning.config.hints import near_misses
+from brats_lightning.config.hints import near_misses, print_hints
 from brats_lightning.config.resolvers import _new_folder, config_dir, register_resolvers, resolved
 from brats_lightning.runtime import device
 from brats_lightning.runtime.device import fastest_precision
@@ -46,6 +46,20 @@ def test_mistyped_options_get_hints_of_the_chosen_groups(tmp_path):
     assert "sampling.in_plan: did you mean sampling.in_plane?" in done.stderr
     assert done.stderr.count("did you mean") == 2
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "said"),
+    [
+        ("submission", ["masks"], "masks: options are key=value; did you mean predictions=masks?"),
+        ("submission", ["masks", "predictions=x"], "masks: options are key=value"),
+        ("predict", ["ckpt=a", "in"], "in: options are key=value; did you mean input=in or output=in?"),
+        ("train", ["data=brats_mets", "cases"], "cases: options are key=value; did you mean data.root=cases?"),
+    ],
+)
+def test_a_word_without_key_is_told_which_keys_are_wanted(name, line, said, capsys):
+    print_hints(CONF, name, line)
+    assert capsys.readouterr().err == f"{said}\n"
 
 
 def test_no_hint_where_nothing_is_near_or_hydra_lists_the_choices():

@@ -133,7 +133,7 @@ NULL = [
     "data.preprocessing.fit=crop_or_pad data.preprocessing.size=[16,16,16]",
     "data.folds=3 data.fold=0",
     "data.normalisation.method=percentile",
-    "postprocessing.low=0.2 postprocessing.high=0.5 postprocessing.core=0.5 postprocessing.min_volume=3",
+    "postprocessing/step=[hysteresis,core,min_volume]",
     "loss.parts.dice.class_weights=[1.0,1.0,1.0,1.0]",
 ]
 SMALL = {
@@ -185,7 +185,7 @@ def test_predict_and_tune(raw, tmp_path):
         if group == "inference":
             model = ensemble.models[0]
             model.inference(model.network, torch.ones(1, 10, 10, 10))
-        if group == "grid":
+        if group in ("grid", "postprocessing"):
             _candidates(cfg, ensemble)
 
     assert failures(raw("predict", "input=in", "output=out", *told), predict_a_little) == []

@@ -32,7 +32,7 @@ def write_checkpoint(run, name, step):
     path = run / f"checkpoints/{name}.ckpt"
     path.parent.mkdir(exist_ok=True)
     config = {"model": {}, "data": {}, "inference": {}}
-    torch.save({"state_dict": {"w": torch.arange(1000.0)}, "config": config, "global_step": step}, path)
+    torch.save({"state_dict": {"w": torch.arange(1000.0)}, "config": config, "global_step": step, "format": 1}, path)
     return path
 
 

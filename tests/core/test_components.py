@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from scipy import ndimage
 
 from brats_lightning.core.components import label_components, lesion_components
@@ -31,6 +32,14 @@ def test_components_and_their_numbers_are_scipys():
         np.testing.assert_array_equal(labels, expected)
         most = max(most, n)
     assert most > 20
+
+
+@pytest.mark.parametrize(("last", "first"), [((0, 0, 59), (0, 1, 0)), ((0, 2, 59), (1, 0, 0))])
+def test_runs_do_not_join_across_the_edges_of_rows_and_planes(last, first):
+    """The two voxels follow on each other in memory."""
+    mask = np.zeros((3, 3, 60), bool)
+    mask[last] = mask[first] = True
+    assert label_components(mask)[1] == 2
 
 
 def test_components_of_nothing_and_of_everything():

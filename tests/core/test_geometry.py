@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from brats_lightning.core.geometry import Grid, Placement, nonzero_box
+from brats_lightning.core.geometry import Grid, GridTransform, nonzero_box, read_box
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 RAS_ORIGIN = np.array([[1.0, 0, 0, 0], [0, 1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]])
@@ -32,11 +32,11 @@ def test_marked_left_anterior_superior_voxel_goes_to_its_lps_place(affine):
     corner = corners[np.argmax(world @ [-1, 1, 1])]
     array = np.zeros(shape, np.uint8)
     array[tuple(corner)] = 9
-    placement = Placement.whole(grid)
-    working = placement.apply(array)
+    transform = GridTransform.whole(grid)
+    working = transform.apply(array)
     z, _, x = working.shape
     assert np.argwhere(working).tolist() == [[z - 1, 0, x - 1]]  # superior last, anterior first, left last
-    np.testing.assert_array_equal(placement.restore(working), array)
+    np.testing.assert_array_equal(transform.restore(working), array)
 
 
 def test_orientation_agrees_with_nibabel():
@@ -48,15 +48,15 @@ def test_orientation_agrees_with_nibabel():
             nib.orientations.io_orientation(affine), nib.orientations.axcodes2ornt("LPS")
         )
         expected = np.asanyarray(image.as_reoriented(to_lps).dataobj).transpose(2, 1, 0)
-        np.testing.assert_array_equal(Placement.whole(Grid((5, 6, 7), affine)).apply(array), expected)
+        np.testing.assert_array_equal(GridTransform.whole(Grid((5, 6, 7), affine)).apply(array), expected)
 
 
 def test_spacing_follows_the_axes():
-    placement = Placement.whole(Grid((5, 6, 7), ROTATED))
-    assert placement.original.spacing == (4, 2, 3)
-    assert placement.spacing == (4, 3, 2)  # z from the first array axis, y from the third, x from the second
-    assert placement.shape == (5, 7, 6)
-    np.testing.assert_allclose(Placement.whole(Grid((3, 4, 5), oblique(20))).spacing, (1.5, 0.8, 0.9))
+    transform = GridTransform.whole(Grid((5, 6, 7), ROTATED))
+    assert transform.original.spacing == (4, 2, 3)
+    assert transform.spacing == (4, 3, 2)  # z from the first array axis, y from the third, x from the second
+    assert transform.shape == (5, 7, 6)
+    np.testing.assert_allclose(GridTransform.whole(Grid((3, 4, 5), oblique(20))).spacing, (1.5, 0.8, 0.9))
 
 
 @pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
@@ -65,22 +65,22 @@ def test_spacing_follows_the_axes():
 )
 def test_crop_and_pad_restore_exactly_what_they_kept(affine, start, shape):
     array = np.random.default_rng(1).integers(1, 250, (5, 6, 7)).astype(np.uint8)
-    placement = Placement.whole(Grid((5, 6, 7), affine)).crop(start, shape)
-    assert placement.exact
-    working = placement.apply(array)
+    transform = GridTransform.whole(Grid((5, 6, 7), affine)).crop(start, shape)
+    assert transform.exact
+    working = transform.apply(array)
     assert working.shape == shape
-    kept = placement.restore(np.ones(shape, np.uint8))
-    np.testing.assert_array_equal(placement.restore(working), array * kept)
-    np.testing.assert_array_equal(placement.restore(working, fill=251)[kept == 0], 251)
+    kept = transform.restore(np.ones(shape, np.uint8))
+    np.testing.assert_array_equal(transform.restore(working), array * kept)
+    np.testing.assert_array_equal(transform.restore(working, fill=251)[kept == 0], 251)
     probabilities = np.stack([working, working + 1]).astype(np.float32)
-    restored = placement.restore_probabilities(probabilities)
+    restored = transform.restore_probabilities(probabilities)
     np.testing.assert_array_equal(restored[0], array * kept)
     np.testing.assert_array_equal(restored[1], (array.astype(float) + 1) * kept)
 
 
 def test_centred_crops_and_pads_evenly():
     line = np.arange(1, 8, dtype=np.int16).reshape(7, 1, 1)
-    whole = Placement.whole(Grid((7, 1, 1), np.diag([-1.0, -1, 1, 1])))
+    whole = GridTransform.whole(Grid((7, 1, 1), np.diag([-1.0, -1, 1, 1])))
     assert whole.centred((1, 1, 3)).apply(line).ravel().tolist() == [3, 4, 5]
     assert whole.centred((1, 1, 4)).apply(line).ravel().tolist() == [2, 3, 4, 5]
     assert whole.centred((1, 1, 10)).apply(line).ravel().tolist() == [0, 0, *range(1, 8), 0]
@@ -88,7 +88,7 @@ def test_centred_crops_and_pads_evenly():
 
 def test_resampling_by_hand():
     line = np.array([0.0, 10, 20, 30], np.float32).reshape(4, 1, 1)
-    whole = Placement.whole(Grid((4, 1, 1), np.diag([-2.0, -1, 1, 1])))
+    whole = GridTransform.whole(Grid((4, 1, 1), np.diag([-2.0, -1, 1, 1])))
     half = whole.resample((1, 1, 1))  # 2 mm → 1 mm: new centres at −¼, ¼, ¾ …
     assert half.shape == (1, 1, 8)
     assert half.spacing == (1, 1, 1)
@@ -106,15 +106,15 @@ def test_resampling_by_hand():
 
 def test_equal_spacing_with_rounding_errors_copies_voxels():
     affine = np.diag([-0.8590000271797180, -0.859, 1.5, 1])
-    placement = Placement.whole(Grid((6, 5, 4), affine)).resample((1.5, 0.859, 0.859))
-    assert placement.exact
+    transform = GridTransform.whole(Grid((6, 5, 4), affine)).resample((1.5, 0.859, 0.859))
+    assert transform.exact
 
 
 def test_resize_gives_the_shape_and_the_spacing_that_follows():
-    placement = Placement.whole(Grid((10, 12, 14), LPS)).crop((1, 2, 3), (12, 8, 6)).resize((6, 16, 6))
-    assert placement.shape == (6, 16, 6)
-    assert placement.spacing == (2, 0.5, 1)
-    assert placement.origin == (1, 2, 3)
+    transform = GridTransform.whole(Grid((10, 12, 14), LPS)).crop((1, 2, 3), (12, 8, 6)).resize((6, 16, 6))
+    assert transform.shape == (6, 16, 6)
+    assert transform.spacing == (2, 0.5, 1)
+    assert transform.origin == (1, 2, 3)
 
 
 @pytest.mark.parametrize("affine", [LPS, ROTATED, oblique(15)], ids=["lps", "rotated", "oblique"])
@@ -123,8 +123,8 @@ def test_smooth_fields_survive_a_resampled_round_trip(affine, spacing):
     shape = (24, 22, 20)
     i, j, k = np.meshgrid(*[np.linspace(0, 1, n) for n in shape], indexing="ij")
     field = (1 + i + 2 * j + 3 * k + 0.2 * np.sin(3 * i + 2 * k)).astype(np.float32)
-    placement = Placement.whole(Grid(shape, affine)).resample(spacing)
-    restored = placement.restore_probabilities(placement.apply(field, 1)[None])[0]
+    transform = GridTransform.whole(Grid(shape, affine)).resample(spacing)
+    restored = transform.restore_probabilities(transform.apply(field, 1)[None])[0]
     inner = (slice(4, -4),) * 3  # edges are held, not extrapolated
     np.testing.assert_allclose(restored[inner], field[inner], atol=0.02)
 
@@ -132,8 +132,8 @@ def test_smooth_fields_survive_a_resampled_round_trip(affine, spacing):
 def test_linear_field_has_no_shift():
     # Any half-voxel misalignment would show as a constant offset of this ramp.
     ramp = np.broadcast_to(np.arange(40.0, dtype=np.float32)[:, None, None], (40, 3, 3))
-    placement = Placement.whole(Grid((40, 3, 3), LPS)).crop((0, 0, 5), (3, 3, 30)).resample((1, 1, 0.6))
-    restored = placement.restore_probabilities(placement.apply(ramp, 1)[None])[0]
+    transform = GridTransform.whole(Grid((40, 3, 3), LPS)).crop((0, 0, 5), (3, 3, 30)).resample((1, 1, 0.6))
+    restored = transform.restore_probabilities(transform.apply(ramp, 1)[None])[0]
     np.testing.assert_allclose(restored[6:34], ramp[6:34], atol=1e-4)
 
 
@@ -141,44 +141,44 @@ def test_sample_from_a_box_equals_apply_to_the_whole():
     rng = np.random.default_rng(2)
     array = np.zeros((12, 11, 10), np.float32)
     array[3:8, 2:9, 4:7] = rng.random((5, 7, 3))
-    whole = Placement.whole(Grid(array.shape, ROTATED))
+    whole = GridTransform.whole(Grid(array.shape, ROTATED))
     oriented = whole.orient(array)
     low = np.argwhere(oriented).min(0)
     high = np.argwhere(oriented).max(0) + 1
     box = oriented[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
-    for placement in (whole, whole.crop((2, 1, 3), (6, 5, 4)), whole.resample((3, 2, 1)), whole.resize((5, 30, 8))):
+    for transform in (whole, whole.crop((2, 1, 3), (6, 5, 4)), whole.resample((3, 2, 1)), whole.resize((5, 30, 8))):
         for order in (0, 1):
-            got = placement.sample(box, [int(v) for v in low], order)
-            np.testing.assert_allclose(got, placement.apply(array, order), rtol=1e-6)
+            got = transform.sample(box, [int(v) for v in low], order)
+            np.testing.assert_allclose(got, transform.apply(array, order), rtol=1e-6)
 
 
 def test_empty_box_is_zero_everywhere():
-    whole = Placement.whole(Grid((4, 4, 4), LPS))
+    whole = GridTransform.whole(Grid((4, 4, 4), LPS))
     empty = np.zeros((0, 0, 0), np.int16)
-    for placement in (whole, whole.resize((3, 5, 2))):
-        assert not placement.sample(empty, (0, 0, 0), 1).any()
-        assert placement.sample(empty, (0, 0, 0), 0).shape == placement.shape
+    for transform in (whole, whole.resize((3, 5, 2))):
+        assert not transform.sample(empty, (0, 0, 0), 1).any()
+        assert transform.sample(empty, (0, 0, 0), 0).shape == transform.shape
 
 
 def test_one_voxel_axes_resample():
-    placement = Placement.whole(Grid((1, 1, 1), LPS)).resize((2, 2, 2))
-    assert placement.apply(np.full((1, 1, 1), 7, np.int16), 1).tolist() == np.full((2, 2, 2), 7.0).tolist()
+    transform = GridTransform.whole(Grid((1, 1, 1), LPS)).resize((2, 2, 2))
+    assert transform.apply(np.full((1, 1, 1), 7, np.int16), 1).tolist() == np.full((2, 2, 2), 7.0).tolist()
 
 
 def test_a_crop_beside_the_volume_restores_only_fill():
-    placement = Placement.whole(Grid((3, 3, 3), LPS)).crop((10, 0, 0), (2, 3, 3))
-    assert not placement.apply(np.ones((3, 3, 3), np.uint8)).any()
-    assert (placement.restore(np.ones((2, 3, 3), np.uint8), fill=5) == 5).all()
+    transform = GridTransform.whole(Grid((3, 3, 3), LPS)).crop((10, 0, 0), (2, 3, 3))
+    assert not transform.apply(np.ones((3, 3, 3), np.uint8)).any()
+    assert (transform.restore(np.ones((2, 3, 3), np.uint8), fill=5) == 5).all()
 
 
 @pytest.mark.parametrize("step", ["crop", "resample"])
 def test_json_round_trip(step):
-    placement = Placement.whole(Grid((5, 6, 7), oblique(10))).crop((1, 1, 1), (3, 4, 2))
+    transform = GridTransform.whole(Grid((5, 6, 7), oblique(10))).crop((1, 1, 1), (3, 4, 2))
     if step == "resample":
-        placement = placement.resample((1.1, 1.2, 1.3))
-    again = Placement.from_dict(json.loads(json.dumps(placement.to_dict())))
-    assert again == placement
-    assert hash(again.original) == hash(placement.original)
+        transform = transform.resample((1.1, 1.2, 1.3))
+    again = GridTransform.from_dict(json.loads(json.dumps(transform.to_dict())))
+    assert again == transform
+    assert hash(again.original) == hash(transform.original)
     assert Grid((5, 6, 7), LPS) != Grid((5, 6, 8), LPS)
 
 
@@ -197,19 +197,19 @@ def test_bad_affines_are_refused(affine):
 
 
 def test_wrong_shapes_are_refused():
-    placement = Placement.whole(Grid((3, 4, 5), LPS))
+    transform = GridTransform.whole(Grid((3, 4, 5), LPS))
     with pytest.raises(ValueError, match=r"shape \(3, 4, 6\), its grid \(3, 4, 5\)"):
-        placement.apply(np.zeros((3, 4, 6)))
-    with pytest.raises(ValueError, match=r"shape \(3, 4, 5\), its placement \(5, 4, 3\)"):
-        placement.restore(np.zeros((3, 4, 5), np.uint8))
+        transform.apply(np.zeros((3, 4, 6)))
+    with pytest.raises(ValueError, match=r"shape \(3, 4, 5\), its grid transform \(5, 4, 3\)"):
+        transform.restore(np.zeros((3, 4, 5), np.uint8))
 
 
 @pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
 def test_restored_arrays_have_no_negative_strides(affine):
     # torch.from_numpy refuses those
-    placement = Placement.whole(Grid((3, 4, 5), affine)).resample((0.7, 0.7, 0.7))
-    assert min(placement.restore(np.zeros(placement.shape, np.uint8)).strides) > 0
-    restored = placement.restore_probabilities(np.zeros((2, *placement.shape), np.float32))
+    transform = GridTransform.whole(Grid((3, 4, 5), affine)).resample((0.7, 0.7, 0.7))
+    assert min(transform.restore(np.zeros(transform.shape, np.uint8)).strides) > 0
+    restored = transform.restore_probabilities(np.zeros((2, *transform.shape), np.float32))
     assert restored.shape == (2, 3, 4, 5)
     assert min(restored.strides) > 0
 
@@ -222,3 +222,45 @@ def test_nonzero_box():
     assert nonzero_box(array) == (slice(2, 4), slice(1, 4), slice(1, 2))
     assert nonzero_box(-0.0 * np.ones((2, 2, 2))) == (slice(0, 0),) * 3
     assert nonzero_box(np.full((2, 3, 4), np.nan)) == (slice(0, 2), slice(0, 3), slice(0, 4))
+
+
+def test_read_box_copies_only_what_was_asked():
+    volume = np.arange(2 * 4 * 5 * 6, dtype=np.uint16).reshape(2, 4, 5, 6)
+    patch = read_box(volume, (1, 2, 3), (2, 3, 2))
+    np.testing.assert_array_equal(patch, volume[:, 1:3, 2:5, 3:5])
+    assert not np.shares_memory(patch, volume)
+    np.testing.assert_array_equal(read_box(volume[0], (0, 0, 0), (4, 5, 6)), volume[0])
+
+
+def test_read_box_channels_come_in_the_order_asked():
+    volume = np.arange(4 * 27, dtype=np.uint16).reshape(4, 3, 3, 3)
+    np.testing.assert_array_equal(read_box(volume, (0, 0, 0), (3, 3, 3), channels=[2, 0]), volume[[2, 0]])
+    with pytest.raises(ValueError, match="without channels"):
+        read_box(volume[0], (0, 0, 0), (3, 3, 3), channels=[0])
+
+
+@pytest.mark.parametrize("start", [(-2, -1, 3), (2, 0, 0), (-9, 0, 0), (9, 0, 0), (-1, -1, -1)])
+def test_read_box_is_zero_outside_the_volume(start):
+    volume = np.random.default_rng(0).integers(1, 99, (2, 4, 5, 6), dtype=np.uint16)
+    padded = np.pad(volume, ((0, 0), (20, 20), (20, 20), (20, 20)))
+    region = tuple(slice(s + 20, s + 20 + n) for s, n in zip(start, (6, 7, 8), strict=True))
+    out = np.full((2, 6, 7, 8), 7, np.uint16)
+    assert read_box(volume, start, (6, 7, 8), out=out) is out
+    np.testing.assert_array_equal(out, padded[:, *region])
+    np.testing.assert_array_equal(read_box(volume, start, (6, 7, 8), channels=[1]), padded[[1], *region])
+
+
+def test_read_box_refuses_another_buffer():
+    volume = np.zeros((2, 4, 4, 4), np.uint16)
+    for out in (np.zeros((2, 3, 3, 3), np.float32), np.zeros((1, 3, 3, 3), np.uint16)):
+        with pytest.raises(ValueError, match="out is"):
+            read_box(volume, (0, 0, 0), (3, 3, 3), out=out)
+
+
+def test_read_box_of_a_memory_map_is_an_ordinary_writable_array(tmp_path):
+    np.arange(64, dtype=np.uint16).tofile(tmp_path / "volume")
+    volume = np.memmap(tmp_path / "volume", np.uint16, "r", shape=(4, 4, 4))
+    patch = read_box(volume, (1, 1, 1), (2, 2, 2))
+    assert type(patch) is np.ndarray
+    assert patch.flags.writeable
+    assert patch[0, 0].tolist() == [21, 22]

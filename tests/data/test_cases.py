@@ -11,13 +11,12 @@ from brats_lightning.data import cases as module
 from brats_lightning.data.cases import (
     Case,
     CaseError,
-    check_case,
-    check_cases,
     check_files,
     examine,
     find_cases,
     masks_apart,
     problem_table,
+    required,
     without_mask,
 )
 from tests.data.tiny_cases import LPS, RAS, brain, lesions, save, write_case
@@ -27,6 +26,16 @@ def touch(root, *names):
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
+
+
+def check_case(case, modalities=MODALITIES, scheme=BRATS_METS, label_map=None, tolerance=0.1):
+    """Everything that keeps a case from being used."""
+    read = examine(case, scheme, label_map, tolerance).problems
+    return check_files(case, modalities, need_mask=True) + required(read, modalities, need_mask=True)
+
+
+def check_cases(cases):
+    return [problem for case in cases for problem in check_case(case)]
 
 
 def found(case):

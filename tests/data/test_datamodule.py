@@ -4,9 +4,9 @@ import torch
 from omegaconf import OmegaConf
 
 from brats_lightning.config.build import build_data
+from brats_lightning.data.batches import PatchBatches, WholeCases
 from brats_lightning.data.cache import entry
 from brats_lightning.data.cases import CaseError
-from brats_lightning.data.datamodule import PatchBatches, Volumes
 from brats_lightning.data.loading import BatchKeys, LoaderError, LoaderSettings
 from brats_lightning.data.sampling.patches import UniformPatches
 from tests.data.tiny_cases import brain, lesions, save, write_case
@@ -130,7 +130,7 @@ def test_two_processes_share_each_step_and_size(build):
     data = build("data.val_share=0", "data.test_share=0", "data.batch_size=1", "data.patches_per_case=2")
     cases = [data.cases[name] for name in data.split.train]
     ranks = [
-        PatchBatches(cases, UniformPatches([3, 3, 3]), data.standardiser, LoaderSettings(1, 2, 0), 0, rank, 2)
+        PatchBatches(cases, UniformPatches([3, 3, 3]), data.normaliser, LoaderSettings(1, 2, 0), 0, rank, 2)
         for rank in (0, 1)
     ]
     assert len(ranks[0]) == len(ranks[1]) == 6
@@ -149,7 +149,7 @@ def test_keys_go_on_where_training_stopped():
 def test_each_whole_case_is_counted_once_and_all_processes_take_equal_steps(build, cases, processes):
     data = build("data.val_share=0", "data.test_share=0")
     chosen = list(data.cases.values())[:cases]
-    parts = [Volumes(chosen, data.standardiser, rank, processes) for rank in range(processes)]
+    parts = [WholeCases(chosen, data.normaliser, rank, processes) for rank in range(processes)]
     assert len({len(part) for part in parts}) == 1
     counted = [part[i].case.id for part in parts for i in range(len(part)) if part[i].counted]
     assert sorted(counted) == [case.id for case in chosen]
@@ -158,7 +158,7 @@ def test_each_whole_case_is_counted_once_and_all_processes_take_equal_steps(buil
 def test_batches_become_standardised_network_input(build):
     data = build("data.val_share=0", "data.test_share=0", "data.modalities=[t1c,t1n,t1c-t1n]")
     case = next(iter(data.cases.values()))
-    volume = data.on_after_batch_transfer(Volumes([case], data.standardiser)[0], 0)
+    volume = data.on_after_batch_transfer(WholeCases([case], data.normaliser)[0], 0)
     raw = brain(sum(case.id.encode()) + 1)  # t1c
     values = raw[raw > 0]
     z = (values - values.mean()) / values.std()
@@ -201,6 +201,16 @@ def test_other_source_settings_are_another_cache(composed, root):
     assert directory() != directory("+data.source.site=UCSD")
     assert directory() != directory("data.label_map={4:3}")
     assert OmegaConf.is_config(composed(name="preprocess").data)
+
+
+def test_a_root_has_one_cache_however_it_is_spelled(composed, root, monkeypatch):
+    monkeypatch.chdir(root.parent)
+
+    def key(spelled, *overrides):
+        return build_data(composed("data=brats_mets", f"data.root={spelled}", *overrides, name="preprocess")).cache.key
+
+    assert key(root) == key(root.name) == key(f"./else/../{root.name}/")
+    assert key(root) != key(root.parent)
 
 
 @pytest.mark.parametrize("settings", [(0, 8, 2), (2, 0, 2), (2, 8, -1)])

@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from brats_lightning.core.geometry import Placement
+from brats_lightning.core.geometry import GridTransform
 from brats_lightning.data import nifti
 from brats_lightning.data.nifti import UnreadableFile, read_header, read_volume
 
@@ -13,8 +13,8 @@ AFFINE = np.diag([-1.0, -1.0, 2.0, 1.0])
 
 def whole(volume):
     """The volume on its own grid again."""
-    placement = Placement.whole(volume.grid).crop(volume.start, volume.values.shape)
-    return placement.restore(volume.values)
+    transform = GridTransform.whole(volume.grid).crop(volume.start, volume.values.shape)
+    return transform.restore(volume.values)
 
 
 def save(path, array, affine=AFFINE, kind=nib.Nifti1Image):

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from brats_lightning.data.normalisation import Standardiser
-from brats_lightning.data.preprocessing import QUANTILE_LEVELS, encode
+from brats_lightning.data.normalisation import Normaliser
+from brats_lightning.data.preprocessing import QUANTILE_LEVELS, quantise
 
 
 def coded(**modalities):
@@ -11,13 +11,13 @@ def coded(**modalities):
     codes, intensities = {}, {}
     for name, values in modalities.items():
         codes[name] = np.zeros(values.shape, np.uint16)
-        intensities[name] = encode(values, codes[name])
+        intensities[name] = quantise(values, codes[name])
     return codes, intensities
 
 
-def batch(standardiser, *cases):
-    codes = torch.stack([torch.from_numpy(np.stack([codes[m] for m in standardiser.sources])) for codes, _ in cases])
-    return codes, torch.from_numpy(np.stack([standardiser.numbers(intensities) for _, intensities in cases]))
+def batch(normaliser, *cases):
+    codes = torch.stack([torch.from_numpy(np.stack([codes[m] for m in normaliser.sources])) for codes, _ in cases])
+    return codes, torch.from_numpy(np.stack([normaliser.parameters(intensities) for _, intensities in cases]))
 
 
 def zscore(values):
@@ -33,9 +33,9 @@ def noise(seed, low=1):
 
 def test_zscore_of_each_case_and_channel_order():
     cases = [{"t1n": noise(i), "t1c": noise(i + 1), "t2f": noise(i + 2, -500)} for i in (0, 3)]
-    standardiser = Standardiser(("t2f", "t1n"))
-    assert standardiser.sources == ("t1n", "t2f")
-    image = standardiser(*batch(standardiser, *(coded(**case) for case in cases)))
+    normaliser = Normaliser(("t2f", "t1n"))
+    assert normaliser.sources == ("t1n", "t2f")
+    image = normaliser(*batch(normaliser, *(coded(**case) for case in cases)))
     assert image.dtype == torch.float32
     for got, case in zip(image, cases, strict=True):
         np.testing.assert_allclose(got[0], zscore(case["t2f"]), atol=1e-4)
@@ -43,34 +43,34 @@ def test_zscore_of_each_case_and_channel_order():
 
 
 def test_inside_the_brain_mean_zero_and_unit_variance():
-    standardiser = Standardiser(["t1n"])
-    image = standardiser(*batch(standardiser, coded(t1n=noise(0))))[0, 0, 1:]
+    normaliser = Normaliser(["t1n"])
+    image = normaliser(*batch(normaliser, coded(t1n=noise(0))))[0, 0, 1:]
     assert image.mean().item() == pytest.approx(0, abs=1e-5)
     assert image.std(correction=0).item() == pytest.approx(1, abs=1e-5)
 
 
 def test_a_difference_is_of_standardised_modalities():
     case = {"t1n": noise(0), "t1c": noise(1)}
-    standardiser = Standardiser(("t1c", "t1c-t1n", "t1n"))
-    codes, numbers = batch(standardiser, coded(**case))
+    normaliser = Normaliser(("t1c", "t1c-t1n", "t1n"))
+    codes, parameters = batch(normaliser, coded(**case))
     before = codes.clone()
-    (image,) = standardiser(codes, numbers)
+    (image,) = normaliser(codes, parameters)
     t1n, t1c = zscore(case["t1n"]), zscore(case["t1c"])
     np.testing.assert_allclose(image, np.stack([t1c, t1c - t1n, t1n]), atol=1e-4)
     assert torch.equal(codes, before)
 
 
 def test_a_difference_alone_reads_both():
-    standardiser = Standardiser(("t1c-t1n",))
-    assert standardiser.sources == ("t1n", "t1c")
-    assert standardiser(*batch(standardiser, coded(t1n=noise(0), t1c=noise(0)))).abs().max() == 0
+    normaliser = Normaliser(("t1c-t1n",))
+    assert normaliser.sources == ("t1n", "t1c")
+    assert normaliser(*batch(normaliser, coded(t1n=noise(0), t1c=noise(0)))).abs().max() == 0
 
 
 @pytest.mark.parametrize("method", ["minmax", "percentile"])
 def test_bounded_methods(method):
     values = noise(0)
-    standardiser = Standardiser(["t1n"], method, low=5, high=95)
-    image = standardiser(*batch(standardiser, coded(t1n=values)))[0, 0].numpy()
+    normaliser = Normaliser(["t1n"], method, low=5, high=95)
+    image = normaliser(*batch(normaliser, coded(t1n=values)))[0, 0].numpy()
     brain = values[values != 0].astype(np.float64)
     low, high = (brain.min(), brain.max()) if method == "minmax" else np.percentile(brain, (5, 95))
     expected = np.where(values == 0, 0, np.clip((values - low) / (high - low), 0, 1))
@@ -81,32 +81,32 @@ def test_bounded_methods(method):
 def test_monai_agrees():
     monai = pytest.importorskip("monai.transforms")
     values = noise(7)
-    standardiser = Standardiser(["t1n"])
-    image = standardiser(*batch(standardiser, coded(t1n=values)))[0]
+    normaliser = Normaliser(["t1n"])
+    image = normaliser(*batch(normaliser, coded(t1n=values)))[0]
     expected = monai.NormalizeIntensity(nonzero=True)(values[None].astype(np.float32))
     np.testing.assert_allclose(image, expected, atol=1e-4)
 
 
 def test_padding_and_an_absent_brain_are_zero():
-    standardiser = Standardiser(["t1n", "t1c"])
-    codes, numbers = batch(standardiser, coded(t1n=noise(0, -900), t1c=np.zeros((4, 5, 6), np.int16)))
+    normaliser = Normaliser(["t1n", "t1c"])
+    codes, parameters = batch(normaliser, coded(t1n=noise(0, -900), t1c=np.zeros((4, 5, 6), np.int16)))
     padded = torch.zeros(1, 2, 6, 5, 6, dtype=torch.uint16)
     padded[:, :, 1:5] = codes
-    image = standardiser(padded, numbers)
+    image = normaliser(padded, parameters)
     assert image[:, :, [0, 5]].abs().max() == 0
     assert image[:, 1].abs().max() == 0
     assert torch.isfinite(image).all()
 
 
 def test_chunks_make_no_difference(monkeypatch):
-    standardiser = Standardiser(["t1c", "t1c-t1n"], "percentile")
-    codes, numbers = batch(standardiser, coded(t1n=noise(0), t1c=noise(1)))
-    whole = standardiser(codes, numbers)
+    normaliser = Normaliser(["t1c", "t1c-t1n"], "percentile")
+    codes, parameters = batch(normaliser, coded(t1n=noise(0), t1c=noise(1)))
+    whole = normaliser(codes, parameters)
     monkeypatch.setattr("brats_lightning.data.normalisation.chunk_size", lambda _: 1)
-    assert torch.equal(standardiser(codes, numbers), whole)
+    assert torch.equal(normaliser(codes, parameters), whole)
 
 
 def test_errors_name_the_channel_and_the_modality():
     with pytest.raises(ValueError, match="'t1x' is no channel"):
-        Standardiser(["t1x"])
+        Normaliser(["t1x"])
     assert len(QUANTILE_LEVELS) == len(coded(t1n=noise(0))[1]["t1n"].quantiles)

@@ -3,14 +3,14 @@ import pytest
 
 from brats_lightning.core.geometry import Grid
 from brats_lightning.data.nifti import Volume
+from brats_lightning.data.normalisation import normalisation_parameters
 from brats_lightning.data.preprocessing import (
     QUANTILE_LEVELS,
     Intensities,
     Preprocessing,
     brain_box,
-    encode,
-    normalisation,
     prepare,
+    quantise,
 )
 
 GRID = Grid((10, 9, 8), np.diag([-1.0, -1.0, 1.0, 1.0]))  # so x, y, z of the file are x, y, z of LPS
@@ -23,12 +23,12 @@ def volume(values, start):
 def encoded(values):
     values = np.asarray(values)[:, None, None]
     codes = np.full(values.shape, 77, np.uint16)
-    intensities = encode(values, codes)
+    intensities = quantise(values, codes)
     return codes.ravel(), intensities
 
 
 def decoded(codes, intensities):
-    return np.where(codes == 0, 0.0, codes * intensities.code_scale + intensities.code_offset)
+    return np.where(codes == 0, 0.0, codes * intensities.scale + intensities.offset)
 
 
 @pytest.mark.parametrize(
@@ -48,13 +48,13 @@ def test_whole_numbers_are_kept_exactly(values):
     codes, intensities = encoded(values)
     np.testing.assert_array_equal(decoded(codes, intensities), values)
     np.testing.assert_array_equal(codes == 0, values == 0)
-    assert intensities.code_scale == 1
+    assert intensities.scale == 1
 
 
 def test_common_intensities_are_their_own_codes():
     codes, intensities = encoded(np.array([0, 17, 4095], np.int16))
     assert codes.tolist() == [0, 17, 4095]
-    assert intensities.code_offset == 0
+    assert intensities.offset == 0
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ PLAIN = Intensities(1.0, 0.0, mean=20.0, std=4.0, minimum=10.0, maximum=30.0, qu
 @pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (0.5, -3.0)])
 def test_normalisation_by_hand(method, values, scale, offset):
     intensities = Intensities(scale, offset, 20.0, 4.0, 10.0, 30.0, QUANTILES)
-    a, b, lowest, highest = normalisation(intensities, method, low=10, high=90)
+    a, b, lowest, highest = normalisation_parameters(intensities, method, low=10, high=90)
     for value, expected in values.items():
         code = (value - offset) / scale
         assert np.clip(code * a + b, lowest, highest) == pytest.approx(expected, abs=1e-6)
@@ -126,16 +126,16 @@ def test_normalisation_by_hand(method, values, scale, offset):
 @pytest.mark.parametrize("method", ["zscore", "minmax", "percentile"])
 def test_a_constant_brain_becomes_zero(method):
     flat = Intensities(1.0, 0.0, 5.0, 0.0, 5.0, 5.0, (5.0,) * len(QUANTILE_LEVELS))
-    a, b, lowest, highest = normalisation(flat, method)
+    a, b, lowest, highest = normalisation_parameters(flat, method)
     assert np.clip(5 * a + b, lowest, highest) == 0
 
 
 def test_bad_normalisations():
     with pytest.raises(ValueError, match=r"'robust'; expected one of zscore, minmax, percentile"):
-        normalisation(PLAIN, "robust")
+        normalisation_parameters(PLAIN, "robust")
     for low, high in ((60.0, 40.0), (-1.0, 50.0), (0.0, 101.0)):
         with pytest.raises(ValueError, match="expected 0 ≤ low < high ≤ 100"):
-            normalisation(PLAIN, "percentile", low, high)
+            normalisation_parameters(PLAIN, "percentile", low, high)
 
 
 def test_the_box_holds_every_modality_and_every_mask_voxel():
@@ -166,7 +166,7 @@ def test_native_is_lossless():
     assert not prepared.image[0, 4].any()
     np.testing.assert_array_equal(prepared.mask, np.pad(mask.values, ((0, 0), (0, 0), (0, 1))))
     assert prepared.reference is None
-    assert prepared.placement.restore(prepared.mask)[7, 6, 5] == 3
+    assert prepared.transform.restore(prepared.mask)[7, 6, 5] == 3
 
 
 @pytest.mark.parametrize(
@@ -182,12 +182,12 @@ def test_lossy_geometry_keeps_the_exact_reference(settings):
     images, mask = small_case()
     prepared = prepare(images, mask, settings)
     if settings.size:
-        assert prepared.placement.shape == tuple(settings.size)
+        assert prepared.transform.shape == tuple(settings.size)
     elif settings.spacing:
-        assert prepared.placement.spacing == tuple(settings.spacing)
-    assert prepared.image.shape[1:] == prepared.mask.shape == prepared.placement.shape
+        assert prepared.transform.spacing == tuple(settings.spacing)
+    assert prepared.image.shape[1:] == prepared.mask.shape == prepared.transform.shape
     expected = prepare(images, mask, Preprocessing())
-    np.testing.assert_array_equal(prepared.brain.restore(prepared.reference), expected.placement.restore(expected.mask))
+    np.testing.assert_array_equal(prepared.brain.restore(prepared.reference), expected.transform.restore(expected.mask))
 
 
 def test_interpolated_intensities_decode_to_the_interpolation():
@@ -198,8 +198,8 @@ def test_interpolated_intensities_decode_to_the_interpolation():
     assert prepared.reference is None
     for codes, (name, source) in zip(prepared.image, images.items(), strict=True):
         intensities = prepared.intensities[name]
-        expected = prepared.placement.sample(source.values, source.start, order=1)
-        np.testing.assert_allclose(decoded(codes, intensities), expected, atol=intensities.code_scale)
+        expected = prepared.transform.sample(source.values, source.start, order=1)
+        np.testing.assert_allclose(decoded(codes, intensities), expected, atol=intensities.scale)
         np.testing.assert_array_equal(codes == 0, expected == 0)
 
 

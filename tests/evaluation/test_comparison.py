@@ -9,7 +9,7 @@ from scipy.stats import wilcoxon
 
 from brats_lightning.evaluation.comparison import case_ranks, common_cases, paired_differences, rank_table, signed_rank
 from brats_lightning.evaluation.pairing import EvaluationError
-from brats_lightning.evaluation.scoring import CaseScores, Evaluation, Scoring
+from brats_lightning.evaluation.scoring import Evaluation, ScoredCase, Scoring
 from tests.data.tiny_cases import lesions, save
 from tests.evaluation.evaluating import run
 
@@ -148,7 +148,7 @@ def test_cases_that_a_method_lacks_are_not_compared(methods):
 
 def test_no_common_case():
     def scored(case):
-        cases = (CaseScores(case, False, {}, {}, {}, {}),)
+        cases = (ScoredCase(case, False, {}, {}, {}, {}),)
         return Evaluation(case, Path("p"), Path("r"), Scoring(), (), cases)
 
     with pytest.raises(EvaluationError, match="no case in common"):

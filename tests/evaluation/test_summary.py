@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from brats_lightning.core.labels import BRATS_METS
-from brats_lightning.evaluation.scoring import SIZE_FILTERS, CaseScores, EvaluationError, Scoring, operating_points
+from brats_lightning.evaluation.scoring import SIZE_FILTERS, EvaluationError, ScoredCase, Scoring, operating_points
 from brats_lightning.evaluation.summary import (
     bootstrap_interval,
     detection_curve,
@@ -22,7 +22,7 @@ def lesion(volume, dice=0.0, false_positive=False):
 
 
 def case(name, *lesions, operating=None):
-    return CaseScores(name, False, {}, {}, {"et": list(lesions)}, {"et": operating or [(0, 0)] * len(SIZE_FILTERS)})
+    return ScoredCase(name, False, {}, {}, {"et": list(lesions)}, {"et": operating or [(0, 0)] * len(SIZE_FILTERS)})
 
 
 def test_summary_by_hand():
@@ -129,7 +129,7 @@ def test_operating_points_by_hand():
 def test_operating_points_start_where_the_lesion_table_is():
     reference, prediction = masks()
     for spacing in ((1.0, 1.0, 1.0), (0.5, 1.0, 3.0)):
-        table = lesion_table(reference, prediction, spacing, BRATS_METS, "et", 0.6)
+        table = lesion_table(reference, prediction, spacing, BRATS_METS.regions["et"], 0.6)
         first = operating_points(reference, prediction, spacing, (3,), 0.6)[0]
         assert first == (sum(r.detected for r in table), sum(r.false_positive for r in table)) == (1, 2)
 

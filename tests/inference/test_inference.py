@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from brats_lightning.core.geometry import Grid, Placement
+from brats_lightning.core.geometry import Grid, GridTransform
 from brats_lightning.inference.ensemble import Ensemble, Probabilities
 from brats_lightning.inference.windows import SlidingWindow, gaussian_importance, window_starts
 
@@ -139,27 +139,27 @@ def test_bad_settings_name_their_key(settings, key):
         SlidingWindow(**settings)
 
 
-def test_codes_and_progress():
-    """Windows keep the image's type, so that codes can be standardised one window at a time."""
-    codes = torch.ones((2, 9, 8, 8), dtype=torch.int16)
+def test_quantised_windows_and_progress():
+    """Windows keep the image's type, so that they can be normalised one by one."""
+    image = torch.ones((2, 9, 8, 8), dtype=torch.int16)
     shares = []
 
     def network(windows):
         assert windows.dtype == torch.int16
         return windows.to(torch.float32)
 
-    out = SlidingWindow((4, 8, 16), 0.0, mirror_axes=(1,))(network, codes, shares.append)
+    out = SlidingWindow((4, 8, 16), 0.0, mirror_axes=(1,))(network, image, shares.append)
     assert out.dtype == torch.float32
     torch.testing.assert_close(out, torch.ones(2, 9, 8, 8))
     assert shares == [1 / 3] * 3
 
 
 def test_probabilities_lie_on_original_voxels():
-    placement = Placement.whole(Grid((4, 4, 4), np.eye(4)))
+    transform = GridTransform.whole(Grid((4, 4, 4), np.eye(4)))
     values = np.zeros((2, 4, 4, 4), np.float32)
-    assert Probabilities(values, placement).placement is placement
+    assert Probabilities(values, transform).transform is transform
     with pytest.raises(ValueError, match="original voxels"):
-        Probabilities(values, placement.resize((3, 3, 3)))
+        Probabilities(values, transform.resize((3, 3, 3)))
 
 
 def test_an_ensemble_has_members():

@@ -50,9 +50,9 @@ def test_parts_equal_the_losses_alone(random_batch):
 def test_one_pass_over_the_voxels_for_equal_gamma(random_batch, monkeypatch):
     passes = []
 
-    def counting(logits, target, gamma, partitions=()):
+    def counting(logits, target, gamma, lesions=None):
         passes.append(gamma)
-        return class_sums(logits, target, gamma, partitions)
+        return class_sums(logits, target, gamma, lesions)
 
     class_sums = composite.class_sums
     for module in (composite, instances):
@@ -103,6 +103,11 @@ def test_bad_parts(parts):
 def test_weights_of_other_names():
     with pytest.raises(ValueError, match="same losses"):
         CompositeLoss({"dice": Constant(1.0)}, {"focal": 1.0})
+
+
+def test_parts_of_other_labels():
+    with pytest.raises(ValueError, match=r"same labels.*'rc'"):
+        CompositeLoss({"blob": BlobLoss(), "component": ComponentDiceLoss(["netc", "snfh", "et", "rc"])})
 
 
 def test_channel_target():

@@ -13,11 +13,12 @@ from brats_lightning.losses import CategoricalFocalLoss, CompositeLoss, Weighted
 CONF = Path(__file__).parents[2] / "conf" / "loss"
 
 
-def loss_of(name, **override):
-    return instantiate(OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml"), override))
+@pytest.fixture
+def loss_of(composed):
+    return lambda name, *overrides: instantiate(composed(f"loss={name}", *overrides).loss)
 
 
-def test_configs_hold_the_defaults():
+def test_configs_hold_the_defaults(loss_of):
     torch.manual_seed(0)
     batch = torch.randn(2, 4, 3, 4, 5), torch.randint(0, 3, (2, 3, 4, 5))
     dice, focal = WeightedDiceLoss()(*batch), CategoricalFocalLoss()(*batch)
@@ -29,8 +30,8 @@ def test_configs_hold_the_defaults():
     torch.testing.assert_close(result["loss"], dice + focal)
 
 
-def test_weights_from_a_config():
-    loss = loss_of("dice", class_weights=[1, 2, 3, 4])
+def test_weights_from_a_config(loss_of):
+    loss = loss_of("dice", "loss.class_weights=[1,2,3,4]")
     assert loss.class_weights.tolist() == [1, 2, 3, 4]
 
 

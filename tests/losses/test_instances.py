@@ -17,10 +17,10 @@ from brats_lightning.losses import (
     DeepSupervision,
     LesionFocalLoss,
     WeightedDiceLoss,
-    instances,
+    lesions,
     sums,
 )
-from brats_lightning.losses.instances import nearest_component
+from brats_lightning.losses.lesions import LesionMap, nearest_component
 from tests.losses import one_hot_losses
 
 BOTH = pytest.mark.parametrize("loss", [ComponentDiceLoss, BlobLoss])
@@ -242,7 +242,7 @@ def test_numbers_of_components_do_not_matter(batch, loss, monkeypatch):
 
     logits, target = batch
     before = loss()(logits, target)
-    monkeypatch.setattr(instances, "label_components", reversed_numbers)
+    monkeypatch.setattr(lesions, "label_components", reversed_numbers)
     torch.testing.assert_close(loss()(logits, target), before)
 
 
@@ -421,58 +421,80 @@ def test_under_deep_supervision(batch, loss, kind):
     assert value != full
 
 
+@pytest.fixture
+def threads(monkeypatch):
+    """The thread in which the lesions of each sample were found."""
+    threads, find = [], LesionMap._find
+    monkeypatch.setattr(LesionMap, "_find", lambda *args: threads.append(current_thread()) or find(*args))
+    return threads
+
+
 @ALL
 @pytest.mark.parametrize("kind", ["classes", "memberships"])
-def test_components_found_beforehand_are_used_once_and_for_their_target_alone(batch, loss, kind, monkeypatch):
+def test_lesions_found_beforehand_are_those_found_later(batch, loss, kind, threads):
     logits, target = batch
     if kind == "memberships":
         logits, target = logits[:, 1:], memberships_of(target)
-    part = loss()
-    whole = DeepSupervision(CompositeLoss({"part": part}))
+    whole = DeepSupervision(CompositeLoss({"part": loss()}))
     expected = whole(logits, target)["loss"]
-    threads = []
-    find = part._find
-    monkeypatch.setattr(part, "_find", lambda sample: threads.append(current_thread()) or find(sample))
+    assert expected == loss()(logits, target)
+    threads.clear()
 
-    whole.prepare(target)
-    assert whole(logits, target)["loss"] == expected
+    found = whole.find_lesions(target)
+    assert whole(logits, target, found)["loss"] == expected
     assert len(threads) == 3  # samples
     assert main_thread() not in threads
     assert whole(logits, target)["loss"] == expected
-    assert threads[3:] == [main_thread()] * 3
-
-    whole.prepare(torch.zeros_like(target))
-    assert whole(logits, target)["loss"] == expected
+    assert len(threads) == 6
 
 
 @ALL
-def test_components_of_every_resolution_are_found_beforehand_from_the_second_time_on(batch, loss, monkeypatch):
+def test_lesions_of_every_resolution_are_found_beforehand_from_the_second_time_on(batch, loss, threads):
     logits, target = batch
     coarse = functional.avg_pool3d(logits, 2, ceil_mode=True)
     part = loss()
     whole = DeepSupervision(CompositeLoss({"part": part}))
+    assert len(whole.find_lesions(target)) == 1
     expected = whole([logits, coarse], target)["loss"]
-    threads = []
-    find = part._find
-    monkeypatch.setattr(part, "_find", lambda sample: threads.append(current_thread()) or find(sample))
 
-    whole.prepare(target)
-    assert whole([logits, coarse], target)["loss"] == expected
+    threads.clear()
+    found = whole.find_lesions(target)
+    assert len(found) == 2
+    assert whole([logits, coarse], target, found)["loss"] == expected
     assert len(threads) == 6  # samples of two resolutions
-    assert main_thread() not in threads
-    assert whole(logits, target)["loss"] == part(logits, target)
+    assert whole(logits, target, found)["loss"] == part(logits, target)
 
-    # Of another shape: found as they are asked for.
+    # Of another shape: the coarser ones are found as they are asked for.
     fewer, other = [logits[:, :, 1:], functional.avg_pool3d(logits[:, :, 1:], 2, ceil_mode=True)], target[:, 1:]
     threads.clear()
-    whole.prepare(other)
-    assert whole(fewer, other)["loss"] == DeepSupervision(CompositeLoss({"part": part}))(fewer, other)["loss"]
-    assert sum(thread is main_thread() for thread in threads) == 3 + 6
+    value = whole(fewer, other, whole.find_lesions(other))["loss"]
+    assert len(threads) == 6
+    assert value == DeepSupervision(CompositeLoss({"part": part}))(fewer, other)["loss"]
 
     # As many levels as before, of other sizes.
-    whole.prepare(target)
     again = [logits, logits[:, :, ::2, ::2, ::2][:, :, :, :, 1:]]
-    assert whole(again, target)["loss"] == DeepSupervision(CompositeLoss({"part": part}))(again, target)["loss"]
+    value = whole(again, target, whole.find_lesions(target))["loss"]
+    assert value == DeepSupervision(CompositeLoss({"part": part}))(again, target)["loss"]
+
+
+def test_one_map_for_all_parts_and_none_where_none_is_needed(batch, threads):
+    parts = {
+        "blob": BlobLoss(),
+        "dice": WeightedDiceLoss(),
+        "component": ComponentDiceLoss(),
+        "focal": LesionFocalLoss(),
+    }
+    CompositeLoss(parts)(*batch)
+    assert len(threads) == 3  # samples
+    assert CompositeLoss({"dice": WeightedDiceLoss()}).find_lesions(batch[1]) is None
+    assert DeepSupervision(WeightedDiceLoss()).find_lesions(batch[1]) == {}
+    assert len(threads) == 3
+
+
+def test_lesions_of_another_target(batch):
+    logits, target = batch
+    with pytest.raises(ValueError, match="must agree"):
+        BlobLoss()(logits, target, BlobLoss().find_lesions(target[:, 1:]))
 
 
 @pytest.mark.parametrize("setting", [{"smooth": -1}, {"absent_fraction": 0}, {"absent_fraction": float("inf")}])

@@ -9,13 +9,11 @@ from brats_lightning.core.labels import BRATS_METS
 from brats_lightning.metrics.lesions import (
     bounding_box,
     dilate,
-    label_runs,
     lesion_sizes,
     lesion_table,
     match_one_to_one,
     merged_components,
     overlaps,
-    region_mask,
     touching,
 )
 from tests.metrics.metric_pairs import random_pair
@@ -35,22 +33,6 @@ def bar(*ranges, length=24):
     for number, (start, stop) in enumerate(ranges, 1):
         labels[1, 1, start:stop] = number
     return labels
-
-
-def test_components_are_those_of_scipy_with_their_numbers():
-    for mask in masks():
-        labels, n = label_runs(mask)
-        theirs, n_theirs = label_components(mask)
-        assert n == n_theirs
-        np.testing.assert_array_equal(labels, theirs)
-
-
-@pytest.mark.parametrize(("last", "first"), [((0, 0, 2), (0, 1, 0)), ((0, 2, 2), (1, 0, 0))])
-def test_runs_do_not_join_across_the_edges_of_rows_and_planes(last, first):
-    """The two voxels follow on each other in memory."""
-    mask = np.zeros((3, 3, 3), bool)
-    mask[last] = mask[first] = True
-    assert label_runs(mask)[1] == 2
 
 
 def test_dilation_is_that_of_the_18_neighbourhood():
@@ -77,8 +59,8 @@ def test_sizes_and_overlaps():
 
 def test_touching_is_overlap_with_the_dilated_lesion():
     for mask in masks(40, seed=1):
-        a, n = label_runs(mask)
-        b, _ = label_runs(np.roll(mask, 1, axis=0) & ~mask)
+        a, n = label_components(mask)
+        b, _ = label_components(np.roll(mask, 1, axis=0) & ~mask)
         expected = [
             (lesion, other)
             for lesion in range(1, n + 1)
@@ -123,11 +105,6 @@ def test_bounding_box():
     np.testing.assert_array_equal(grown, mask[1:, 2:, :])
 
 
-def test_region_mask():
-    mask = np.array([[[0, 1, 2, 3, 4]]], np.uint8)
-    assert region_mask(mask, (1, 3)).tolist() == [[[False, True, False, True, False]]]
-
-
 def test_table_by_hand():
     reference, prediction = np.zeros((2, 20, 10, 10), np.uint8)
     reference[2:6, 2:6, 2:6] = 3  # 64 voxels
@@ -138,15 +115,15 @@ def test_table_by_hand():
     prediction[15:18, 8, 7:10] = 3  # the third and twice as much beside it
     prediction[12, 5, 2:5] = 3
     prediction[0, 9, 9] = 2  # not of the region
-    rows = lesion_table(reference, prediction, (1.0, 2.0, 0.5), BRATS_METS, "tc")
+    rows = lesion_table(reference, prediction, (1.0, 2.0, 0.5), BRATS_METS.regions["tc"])
     assert [(row.lesion, row.false_positive) for row in rows] == [(1, False), (2, False), (3, False), (1, True)]
     assert [row.volume for row in rows] == [64, 1, 3, 3]
     assert [row.detected for row in rows] == [True, False, True, False]
     assert [row.dice for row in rows] == pytest.approx([2 / 3, 0, 0.5, 0])
     assert [row.centre for row in rows] == [(4, 4, 4), (10, 1, 1), (16, 8, 8), (12, 5, 3)]
-    strict = lesion_table(reference, prediction, (1.0, 2.0, 0.5), BRATS_METS, "tc", overlap=0.6)
+    strict = lesion_table(reference, prediction, (1.0, 2.0, 0.5), BRATS_METS.regions["tc"], overlap=0.6)
     assert [row.detected for row in strict] == [True, False, False, False]
-    assert lesion_table(reference, prediction, (1.0, 2.0, 0.5), BRATS_METS, "tc", overlap=0.5)[2].detected
+    assert lesion_table(reference, prediction, (1.0, 2.0, 0.5), BRATS_METS.regions["tc"], overlap=0.5)[2].detected
     assert len(strict) == 4  # an overlap that detects nothing is still no false positive
 
 
@@ -158,7 +135,7 @@ def test_table_counts_as_brats2026_does():
         reference, prediction, _ = random_pair(rng)
         scores = score_case(reference, prediction, (1.0, 1.0, 1.0), BRATS_METS, "brats2026")
         for region, row in scores.items():
-            table = lesion_table(reference, prediction, (1.0, 1.0, 1.0), BRATS_METS, region, overlap=0.0)
+            table = lesion_table(reference, prediction, (1.0, 1.0, 1.0), BRATS_METS.regions[region], overlap=0.0)
             assert sum(lesion.false_positive for lesion in table) == row["all_instance_fp"]
             assert sum(lesion.dice > 0 for lesion in table) == row["all_instance_tp"]
             volume = sum(lesion.volume for lesion in table if not lesion.false_positive)

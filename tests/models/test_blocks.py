@@ -14,8 +14,8 @@ from brats_lightning.models.blocks import (
     make_activation,
     make_norm,
     make_upsampling,
+    per_axis,
     per_level,
-    triple,
 )
 
 ONE, TWO, THREE = (1, 1, 1), (2, 2, 2), (3, 3, 3)
@@ -190,17 +190,17 @@ def test_per_level_and_triple():
     assert per_level("blocks", (1, 2), 2) == [1, 2]
     with pytest.raises(NetworkSettingError, match="strides must be one value or 4, one per step down, got 3"):
         per_level("strides", [1, 2, 2], 4, "step down")
-    assert triple("strides", 2) == TWO
-    assert triple("strides", [1, 2, 2]) == (1, 2, 2)
+    assert per_axis("strides", 2) == TWO
+    assert per_axis("strides", [1, 2, 2]) == (1, 2, 2)
     for bad in (0, [2, 2], [2, 2, 0]):
         with pytest.raises(NetworkSettingError, match="three of them"):
-            triple("strides", bad)
+            per_axis("strides", bad)
 
 
 @pytest.mark.parametrize("stride", [1, (1, 2, 2), 2])
 def test_gradient_of_two_slices_in_bfloat16(stride):
     torch.manual_seed(0)
-    block = Convolution(16, 16, (3, 3, 3), triple("stride", stride))
+    block = Convolution(16, 16, (3, 3, 3), per_axis("stride", stride))
     x = torch.randn(1, 16, 2, 8, 8)
     expected = torch.autograd.grad(block(x).square().sum(), block.weight)[0]
     # What the faulty kernel leaves unwritten shows what was there before.

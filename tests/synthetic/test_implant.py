@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from scipy import ndimage
 
 from brats_lightning.core.components import label_components
-from brats_lightning.core.geometry import Grid, Placement
+from brats_lightning.core.geometry import Grid, GridTransform
 from brats_lightning.core.labels import MODALITIES, OLDER_NAMES
 from brats_lightning.data.cases import CaseError, find_cases
 from brats_lightning.synthetic import implant as module
@@ -214,7 +214,7 @@ def flat_scan(noise: float) -> Scan:
     fine = (noise * np.random.default_rng(1).standard_normal(frame.shape)).astype(np.float32)
     image = np.where(inside, 1000 + fine, 0).astype(np.int16)
     return Scan(
-        placement=Placement.whole(Grid(frame.shape, np.diag([-1.0, -1.0, 1.0, 1.0]))),
+        transform=GridTransform.whole(Grid(frame.shape, np.diag([-1.0, -1.0, 1.0, 1.0]))),
         images=dict.fromkeys(MODALITIES, image),
         labels=np.zeros(frame.shape, np.uint8),
         brain=brain,
@@ -352,5 +352,5 @@ def test_real_scans(tmp_path):
             nib.save(nib.Nifti1Image(new, np.eye(4)), tmp_path / case.id / f"{version}-seg.nii.gz")
     found = phantom_statistics(tmp_path)
     assert found["lesions_per_case"] == pytest.approx(7.8, rel=0.4)
-    assert found["share_under_27"] == pytest.approx(0.41, abs=0.12)
-    assert found["share_over_275"] == pytest.approx(0.19, abs=0.12)
+    assert found["fraction_under_27"] == pytest.approx(0.41, abs=0.12)
+    assert found["fraction_over_275"] == pytest.approx(0.19, abs=0.12)

@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from brats_lightning.core.components import label_components
 from brats_lightning.core.labels import MODALITIES
+from brats_lightning.runtime.console import progress_bar
 from brats_lightning.runtime.locks import alone
 from brats_lightning.synthetic import case_set as phantom_set
 from brats_lightning.synthetic import phantom
@@ -425,17 +426,17 @@ def test_what_a_killed_maker_left_goes_in_time(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [".set-xyz", ".set.lock", "set"]
 
 
-def test_progress_and_folder_names(tmp_path):
-    calls = []
+def test_progress_and_folder_names(tmp_path, monkeypatch):
+    bar = progress_bar(True)
+    monkeypatch.setattr(phantom_set, "progress_bar", lambda: bar)
     settings = PhantomSettings(cases=2, shape=(24, 24, 24), modalities=())
     folder = phantom_folder(tmp_path, settings)
     assert folder.parent == tmp_path
     assert folder == phantom_folder(tmp_path, PhantomSettings(cases=2, shape=[24, 24, 24], modalities=[]))
     assert folder != phantom_folder(tmp_path, PhantomSettings(cases=2, shape=(24, 24, 24)))
-    make_phantoms(folder, settings, workers=0, progress=lambda *done: calls.append(done))
-    assert calls == [(1, 2), (2, 2)]
-    make_phantoms(tmp_path / "b", settings, workers=2, progress=lambda *done: calls.append(done))
-    assert calls[2:] == [(1, 2), (2, 2)]
+    make_phantoms(folder, settings, workers=0)
+    make_phantoms(tmp_path / "b", settings, workers=2)
+    assert [(task.completed, task.total) for task in bar.tasks] == [(2, 2), (2, 2)]
 
 
 @pytest.mark.parametrize(
@@ -483,8 +484,8 @@ def test_statistics_by_hand(tmp_path):
             "cases_with_one": 0,
             "median_volume": 72,
             "mean_volume": (72 + 8 + 512) / 3,
-            "share_under_27": 1 / 3,
-            "share_over_275": 1 / 3,
+            "fraction_under_27": 1 / 3,
+            "fraction_over_275": 1 / 3,
         }
     )
 
@@ -496,7 +497,7 @@ def test_statistics_without_masks_or_lesions(tmp_path):
     found = phantom_statistics(tmp_path)
     assert found["lesions_per_case"] == 0
     assert math.isnan(found["median_volume"])
-    assert math.isnan(found["share_under_27"])
+    assert math.isnan(found["fraction_under_27"])
 
 
 def test_default_set_has_the_fields_lesions(tmp_path):
@@ -505,8 +506,8 @@ def test_default_set_has_the_fields_lesions(tmp_path):
     assert found["cases"] == 48
     assert found["lesions_per_case"] == pytest.approx(7.8, rel=0.2)
     assert found["median_volume"] == pytest.approx(39.7, rel=0.2)
-    assert found["share_under_27"] == pytest.approx(0.41, rel=0.2)
-    assert found["share_over_275"] == pytest.approx(0.19, rel=0.2)
+    assert found["fraction_under_27"] == pytest.approx(0.41, rel=0.2)
+    assert found["fraction_over_275"] == pytest.approx(0.19, rel=0.2)
     assert found["mean_volume"] == pytest.approx(569, rel=0.25)
     assert found["cases_without"] == 1
     assert found["most_lesions"] > 25

@@ -8,12 +8,11 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, UInt8, UInt16
 from scipy import ndimage
 
-from brats_lightning.core.components import NEIGHBOURS_26
-from brats_lightning.core.geometry import Ints, Slices, nonzero_box
+from brats_lightning.core.components import components_at
+from brats_lightning.core.geometry import Ints, nonzero_box, read_box
 from brats_lightning.core.labels import in_classes
 from brats_lightning.data.cache.entry import CachedCase, Lesion
-from brats_lightning.data.preprocessing import normalisation
-from brats_lightning.data.sampling.patches import read_patch
+from brats_lightning.data.normalisation import normalisation_parameters
 
 FEATHER = 2  # voxels around a lesion over which it fades into the recipient's tissue
 SURROUNDINGS = 4  # voxels around a lesion whose tissue is its local background; the first one is partial volume
@@ -23,35 +22,23 @@ HIGHEST = np.iinfo(np.uint16).max
 
 @dataclass(frozen=True)
 class Graft:
-    """A lesion cut out of its case, in a box that holds its surroundings too.
+    """A lesion cut out of its case, in a box that holds its surroundings too."""
 
-    Attributes:
-        contrast: z-scores of each modality above the lesion's local background.
-        background: z-scores of that background, the median of the surroundings.
-        labels: classes the graft brings, 0 where it brings none.
-        alpha: share of the graft in the mixture: 1 in the lesion, falling to 0 around it.
-        footprint: where the recipient must be free of lesions, so that none ever touches the graft.
-        surroundings: healthy tissue near the lesion.
-    """
-
-    contrast: Float32[np.ndarray, "m z y x"]
-    background: Float32[np.ndarray, " m"]
-    labels: UInt8[np.ndarray, "z y x"]
-    alpha: Float32[np.ndarray, "z y x"]
-    footprint: Bool[np.ndarray, "z y x"]
-    surroundings: Bool[np.ndarray, "z y x"]
+    contrast: Float32[np.ndarray, "m z y x"]  # z-scores of each modality above the lesion's local background
+    background: Float32[np.ndarray, " m"]  # z-scores of that background, the median of the surroundings
+    labels: UInt8[np.ndarray, "z y x"]  # classes the graft brings, 0 where it brings none
+    alpha: Float32[np.ndarray, "z y x"]  # weight of the graft in the mixture: 1 in the lesion, falling to 0 around it
+    footprint: Bool[np.ndarray, "z y x"]  # must be free of the recipient's lesions, so that none touches the graft
+    surroundings: Bool[np.ndarray, "z y x"]  # healthy tissue near the lesion
 
     def turned(self, rng: np.random.Generator, isotropic: bool) -> "Graft":
         """Views, mirrored along random axes and, if ``isotropic``, with the axes in random order."""
         axes = rng.permutation(3) if isotropic else np.arange(3)
         mirror = tuple(slice(None, None, -1) if flip else slice(None) for flip in rng.random(3) < 0.5)
 
-        def turn(array: np.ndarray) -> np.ndarray:
-            return array.transpose(*axes)[mirror]
-
         contrast = self.contrast.transpose(0, *(axes + 1))[:, *mirror]
         parts = (self.labels, self.alpha, self.footprint, self.surroundings)
-        return Graft(contrast, self.background, *(turn(part) for part in parts))
+        return Graft(contrast, self.background, *(part.transpose(*axes)[mirror] for part in parts))
 
 
 @dataclass(frozen=True)
@@ -94,7 +81,7 @@ class CopyPaste:
 
     A lesion brings its classes and its oedema, but no tissue: its z-scores relative to the healthy tissue around it are
     set upon the median of the recipient's tissue around the new place, ``new = (1 - α)·old + α·(local median + σ·Δz)``
-    for each modality, σ the recipient's standard deviation in codes. Of several random places inside the brain and
+    for each modality, σ the recipient's standard deviation. Of several random places inside the brain and
     clear of the recipient's own lesions it takes the one whose tissue is most like what surrounded the lesion.
 
     After Ghiasi et al., Simple Copy-Paste, CVPR 2021; for lesions of a volume, CarveMix (Zhang et al., MICCAI 2021).
@@ -149,9 +136,9 @@ class CopyPaste:
         """Paste into a patch of ``case``, **in place**, or leave it as it is.
 
         Args:
-            image: codes of ``modalities``, 0 outside the brain, which stays 0.
+            image: quantised intensities of ``modalities``, 0 outside the brain, which stays 0.
             mask: class indices.
-            case: the patch is from, which tells how its codes read.
+            case: the patch is from, which tells how its intensities read.
             modalities: of the image's channels.
             rng: the only source of randomness.
         """
@@ -178,36 +165,31 @@ class CopyPaste:
 
 
 def cut_out(case: CachedCase, lesion: Lesion, modalities: Sequence[str], reach: int) -> Graft | None:
-    """A lesion of a case and the oedema that belongs to it, or None if no healthy tissue is near.
-
-    Args:
-        case: the donor.
-        lesion: one of ``case.lesions``.
-        modalities: of the graft's channels.
-        reach: voxels around the lesion up to which its oedema comes along.
-    """
+    """One of a donor's lesions and its oedema up to ``reach`` voxels around, or None if no healthy tissue is near."""
     rows = case.positions()
     known = rows[lesion.start : lesion.stop, 2:].astype(np.int64)
     low = known.min(axis=0) - (reach + SURROUNDINGS)
     size = known.max(axis=0) + (reach + SURROUNDINGS + 1) - low
-    classes = read_patch(case.mask(), low.tolist(), size.tolist())
+    classes = read_box(case.mask(), low.tolist(), size.tolist())
     here = tuple((known - low).T)
 
     # No other lesion's voxels of these classes touch the lesion: that is what a component is.
     own_classes = np.unique(rows[lesion.start : lesion.stop, 1]).tolist()
-    core = _components_at(in_classes(classes, own_classes), here)
+    core = components_at(in_classes(classes, own_classes), here)
     tumour, fade = core, np.ones(core.shape)
     oedema = classes == rows[0, 1] if rows[0, 0] == 0 else np.zeros(core.shape, bool)  # around lesions comes first
     if oedema.any():
-        tumour = core | (_components_at(classes > 0, here) & oedema)
+        tumour = core | (components_at(classes > 0, here) & oedema)
         fade = np.clip(2 - 2 * ndimage.distance_transform_edt(~core) / reach, 0, 1)
 
-    box = _grown(nonzero_box(tumour & (fade > 0)))
+    inner = nonzero_box(tumour & (fade > 0))
+    # There is room: the array was read with as much around the lesion and all its oedema.
+    box = tuple(slice(part.start - SURROUNDINGS, part.stop + SURROUNDINGS) for part in inner)
     low = low + [part.start for part in box]
     classes, core, tumour, fade = classes[box], core[box], tumour[box], fade[box]
     region = tumour & (fade > 0)
-    codes = read_patch(case.image(), low.tolist(), classes.shape, channels=case.channels(modalities))
-    inside = (codes > 0).all(axis=0)
+    image = read_box(case.image(), low.tolist(), classes.shape, channels=case.channels(modalities))
+    inside = (image > 0).all(axis=0)
     distance = ndimage.distance_transform_edt(~region)
     surroundings = inside & (classes == 0) & (distance > 1) & (distance <= SURROUNDINGS)
     if surroundings.sum() < 10:
@@ -220,9 +202,9 @@ def cut_out(case: CachedCase, lesion: Lesion, modalities: Sequence[str], reach: 
     alpha[core] = 1
     alpha[~inside] = 0
     scales, offsets = _zscore(case, modalities)
-    background = np.median(codes[:, surroundings], axis=1).astype(np.float32)
+    background = np.median(image[:, surroundings], axis=1).astype(np.float32)
     return Graft(
-        contrast=(codes - _column(background)) * _column(scales),
+        contrast=(image - background[:, None, None, None]) * scales[:, None, None, None],
         background=background * scales + offsets,
         labels=np.where(region & (alpha >= 0.5), classes, 0).astype(np.uint8),
         alpha=alpha.astype(np.float32),
@@ -239,21 +221,13 @@ def find_place(
     offsets: Float32[np.ndarray, " m"],
     attempts: int,
     rng: np.random.Generator,
-) -> Slices | None:
+) -> tuple[slice, ...] | None:
     """The best of some random boxes of a patch for a graft, or None if none will do.
 
     The graft's labels must lie inside the brain and its footprint off the patch's lesions. The best box is the one
     whose tissue, where the graft's surroundings would lie, is most like them and most even: the sum over
     the modalities of the distance of its median from the graft's background, and of its mean deviation, is least.
-
-    Args:
-        graft: to be placed.
-        image: codes of the patch.
-        mask: its classes.
-        scales: z-score = code · scale + offset, of each modality.
-        offsets: of each modality.
-        attempts: boxes looked at.
-        rng: draws them.
+    A z-score is ``quantised · scale + offset`` of its modality; ``attempts`` boxes are looked at.
     """
     room = np.subtract(mask.shape, graft.labels.shape)
     if (room < 0).any():
@@ -263,14 +237,14 @@ def find_place(
     around = np.argwhere(graft.surroundings)
     around = around[rng.integers(len(around), size=64)]
     at = tuple((starts[:, None] + around).transpose(2, 0, 1))
-    codes = image[:, *at]
-    values = codes * scales[:, None, None] + offsets[:, None, None]
+    sample = image[:, *at]
+    values = sample * scales[:, None, None] + offsets[:, None, None]
     median = np.median(values, axis=2, keepdims=True)
     difference = np.abs(median[..., 0] - graft.background[:, None]) + np.abs(values - median).mean(axis=2)
     cost = difference.sum(axis=0)
-    in_brain = ((codes > 0).all(axis=0) & (mask[at] == 0)).mean(axis=1) > 0.5
+    in_brain = ((sample > 0).all(axis=0) & (mask[at] == 0)).mean(axis=1) > 0.5
     for index in np.argsort(cost, kind="stable"):
-        place = _box(starts[index].tolist(), graft.labels.shape)
+        place = tuple(slice(a, a + n) for a, n in zip(starts[index].tolist(), graft.labels.shape, strict=True))
         if in_brain[index] and not mask[place][graft.footprint].any() and image[:, *place][:, graft.labels > 0].all():
             return place
     return None
@@ -282,13 +256,9 @@ def paste(
     mask: UInt8[np.ndarray, "z y x"],
     scales: Float32[np.ndarray, " m"],
 ) -> None:
-    """Write a graft over a box of its shape, in place.
+    """Write a graft over a box of its shape, in place; 0 stays 0 in the image and nothing else becomes 0.
 
-    Args:
-        graft: what is pasted.
-        image: codes of the box; 0 stays 0 and nothing else becomes 0.
-        mask: its classes.
-        scales: z-score per code of each modality.
+    ``scales`` are the z-scores of a quantised step of each modality.
     """
     for old, contrast, scale in zip(image, graft.contrast, scales, strict=True):
         tissue = old[graft.surroundings & (old > 0)]
@@ -299,38 +269,13 @@ def paste(
     np.copyto(mask, graft.labels, where=graft.labels > 0)
 
 
-def _components_at(
-    mask: Bool[np.ndarray, "z y x"], voxels: tuple[np.ndarray, np.ndarray, np.ndarray]
-) -> Bool[np.ndarray, "z y x"]:
-    """The components of a mask that hold the voxels."""
-    labels, n = ndimage.label(mask, structure=NEIGHBOURS_26)
-    wanted = np.zeros(n + 1, dtype=bool)
-    wanted[labels[voxels]] = True
-    return wanted[labels]
-
-
 def _zscore(case: CachedCase, modalities: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(scales, offsets) by which codes of each modality become z-scores, whatever the network's normalisation."""
-    numbers = np.stack([normalisation(case.intensities[name]) for name in modalities])
-    return numbers[:, 0], numbers[:, 1]
+    """(scales, offsets) by which each modality becomes z-scores, whatever the network's normalisation."""
+    parameters = np.stack([normalisation_parameters(case.intensities[name]) for name in modalities])
+    return parameters[:, 0], parameters[:, 1]
 
 
 def _size_key(case: CachedCase) -> Ints:
     """Voxel size (z, y, x) in hundredths of a millimetre."""
     z, y, x = (round(100 * length) for length in case.spacing)
     return z, y, x
-
-
-def _box(start: Sequence[int], shape: Sequence[int]) -> Slices:
-    z, y, x = (slice(int(first), int(first) + length) for first, length in zip(start, shape, strict=True))
-    return z, y, x
-
-
-def _grown(box: Slices) -> Slices:
-    """With room for the surroundings; the box lies at least so far inside its array."""
-    z, y, x = (slice(part.start - SURROUNDINGS, part.stop + SURROUNDINGS) for part in box)
-    return z, y, x
-
-
-def _column(values: Float32[np.ndarray, " m"]) -> Float32[np.ndarray, "m 1 1 1"]:
-    return values[:, None, None, None]

@@ -7,6 +7,8 @@ augmented patches look like real ones; means, deviations and extremes are those 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float32
@@ -24,15 +26,24 @@ from brats_lightning.data.augment.randomness import (
 )
 
 
+@dataclass
 class IntensityChange(ABC):
     """A change drawn for a sample with probability ``p``, and then for each of its channels with ``p_channel``.
 
-    Its strength is drawn anew for each channel.
+    Its strength, a range [least, most], is drawn anew for each channel.
     """
 
-    def __init__(self, p: Number, p_channel: Number = 1.0) -> None:
-        self.p = as_probability(f"{type(self).__name__}.p", p)
-        self.p_channel = as_probability(f"{type(self).__name__}.p_channel", p_channel)
+    p: Number
+    p_channel: Number = field(default=1.0, kw_only=True)
+    above: ClassVar[Number] = 0  # what both ends of the range must exceed
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).copy().items():
+            key = f"{type(self).__name__}.{name}"
+            if name in ("p", "p_channel"):
+                setattr(self, name, as_probability(key, value))
+            elif not isinstance(value, bool):
+                setattr(self, name, as_range(key, value, self.above))
 
     def __call__(self, image: Float32[Tensor, "c z y x"], generator: torch.Generator) -> None:
         """Change the image of one sample **in place**."""
@@ -50,18 +61,18 @@ class IntensityChange(ABC):
     ) -> None:
         """Change one channel in place; ``brain`` is 1 inside and 0 outside, where the result is set to 0 afterwards."""
 
-    def _range(self, key: str, values: Sequence[Number], above: Number = -math.inf) -> tuple[float, float]:
-        return as_range(f"{type(self).__name__}.{key}", values, above)
 
-
+@dataclass
 class GaussianNoise(IntensityChange):
     """Adds white noise; ``std``: [least, most] standard deviation, uniform, in units of the normalised image."""
 
-    def __init__(self, p: Number, std: Sequence[Number] = (0.0, 0.1), p_channel: Number = 1.0) -> None:
-        super().__init__(p, p_channel)
-        self.std = self._range("std", std)
+    std: Sequence[Number] = (0.0, 0.1)
+    above = -math.inf
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.std[0] < 0:
-            raise ValueError(f"augmentation: GaussianNoise.std must not be negative, got {list(std)}")
+            raise ValueError(f"augmentation: GaussianNoise.std must not be negative, got {list(self.std)}")
 
     def change(self, channel: Tensor, brain: Tensor, generator: torch.Generator) -> None:  # noqa: ARG002
         """``v + std · N(0, 1)``"""
@@ -70,12 +81,11 @@ class GaussianNoise(IntensityChange):
         channel.add_(noise, alpha=std)
 
 
+@dataclass
 class GaussianBlur(IntensityChange):
     """Smooths; ``sigma``: [least, most] standard deviation in voxels, uniform, drawn for each axis."""
 
-    def __init__(self, p: Number, sigma: Sequence[Number] = (0.5, 1.0), p_channel: Number = 1.0) -> None:
-        super().__init__(p, p_channel)
-        self.sigma = self._range("sigma", sigma, above=0)
+    sigma: Sequence[Number] = (0.5, 1.0)
 
     def change(self, channel: Tensor, brain: Tensor, generator: torch.Generator) -> None:  # noqa: ARG002
         """A normalised Gaussian cut at 3 sigma along each axis; the faces of the patch are continued."""
@@ -83,36 +93,34 @@ class GaussianBlur(IntensityChange):
             blur_axis(channel, axis, uniform(self.sigma, generator))
 
 
+@dataclass
 class Brightness(IntensityChange):
     """Multiplies; ``factor``: [least, most], log-uniform."""
 
-    def __init__(self, p: Number, factor: Sequence[Number] = (0.75, 1.25), p_channel: Number = 1.0) -> None:
-        super().__init__(p, p_channel)
-        self.factor = self._range("factor", factor, above=0)
+    factor: Sequence[Number] = (0.75, 1.25)
 
     def change(self, channel: Tensor, brain: Tensor, generator: torch.Generator) -> None:  # noqa: ARG002
         """``factor · v``"""
         channel.mul_(log_uniform(self.factor, generator))
 
 
+@dataclass
 class Shift(IntensityChange):
     """Adds a constant; ``offset``: [least, most], uniform, in units of the normalised image."""
 
-    def __init__(self, p: Number, offset: Sequence[Number] = (-0.1, 0.1), p_channel: Number = 1.0) -> None:
-        super().__init__(p, p_channel)
-        self.offset = self._range("offset", offset)
+    offset: Sequence[Number] = (-0.1, 0.1)
+    above = -math.inf
 
     def change(self, channel: Tensor, brain: Tensor, generator: torch.Generator) -> None:  # noqa: ARG002
         """``v + offset``"""
         channel.add_(uniform(self.offset, generator))
 
 
+@dataclass
 class Contrast(IntensityChange):
     """Stretches around the mean, which stays; ``factor``: [least, most], log-uniform."""
 
-    def __init__(self, p: Number, factor: Sequence[Number] = (0.75, 1.25), p_channel: Number = 1.0) -> None:
-        super().__init__(p, p_channel)
-        self.factor = self._range("factor", factor, above=0)
+    factor: Sequence[Number] = (0.75, 1.25)
 
     def change(self, channel: Tensor, brain: Tensor, generator: torch.Generator) -> None:
         """``mean + factor · (v − mean)``"""
@@ -121,15 +129,14 @@ class Contrast(IntensityChange):
         channel.mul_(factor).add_(mean * (1 - factor))
 
 
+@dataclass
 class LowResolution(IntensityChange):
     """Takes a channel to a coarser grid by nearest neighbour and back by linear interpolation.
 
     ``zoom``: [least, most] ratio of the coarse grid's length to the patch's, uniform, the same along all axes.
     """
 
-    def __init__(self, p: Number, zoom: Sequence[Number] = (0.5, 1.0), p_channel: Number = 1.0) -> None:
-        super().__init__(p, p_channel)
-        self.zoom = self._range("zoom", zoom, above=0)
+    zoom: Sequence[Number] = (0.5, 1.0)
 
     def change(self, channel: Tensor, brain: Tensor, generator: torch.Generator) -> None:  # noqa: ARG002
         """Down and up again."""
@@ -139,22 +146,12 @@ class LowResolution(IntensityChange):
         channel.copy_(F.interpolate(small, channel.shape, mode="trilinear")[0, 0])
 
 
+@dataclass
 class Gamma(IntensityChange):
-    """Raises the channel, taken to 0 … 1 by its extremes, to a power; its mean and standard deviation are kept.
+    """Raises the channel, taken to 0 … 1 by its extremes, to a power; its mean and standard deviation are kept."""
 
-    Args:
-        p: probability for a sample.
-        gamma: [least, most] exponent, log-uniform.
-        invert: apply the power to the negative image, so that it acts on the bright end instead of the dark.
-        p_channel: probability for each channel of a drawn sample.
-    """
-
-    def __init__(
-        self, p: Number, gamma: Sequence[Number] = (0.7, 1.5), invert: bool = False, p_channel: Number = 1.0
-    ) -> None:
-        super().__init__(p, p_channel)
-        self.gamma = self._range("gamma", gamma, above=0)
-        self.invert = invert
+    gamma: Sequence[Number] = (0.7, 1.5)  # [least, most] exponent, log-uniform
+    invert: bool = False  # apply the power to the negative image, so that it acts on the bright end, not the dark
 
     def change(self, channel: Tensor, brain: Tensor, generator: torch.Generator) -> None:
         """``((v − min) / (max − min)) ^ gamma``, then the former mean and standard deviation."""

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import torch
 
 Number = int | float  # a configuration writes 0, 1 and 30 without a point
-Range = tuple[float, float]  # (least, most)
 
 
 def happens(p: float, generator: torch.Generator) -> bool:
@@ -14,14 +13,14 @@ def happens(p: float, generator: torch.Generator) -> bool:
     return uniform((0.0, 1.0), generator) < p
 
 
-def uniform(bounds: Range, generator: torch.Generator) -> float:
+def uniform(bounds: Sequence[Number], generator: torch.Generator) -> float:
     """Uniform in [least, most)."""
     low, high = bounds
     draw = torch.rand((), generator=generator, device=generator.device, dtype=torch.float64)
     return low + (high - low) * draw.item()
 
 
-def log_uniform(bounds: Range, generator: torch.Generator) -> float:
+def log_uniform(bounds: Sequence[Number], generator: torch.Generator) -> float:
     """Uniform on the logarithm: a factor of 1/2 is as likely as one of 2."""
     low, high = bounds
     return math.exp(uniform((math.log(low), math.log(high)), generator))
@@ -44,7 +43,7 @@ def as_probability(key: str, value: Number) -> float:
     return float(value)
 
 
-def as_range(key: str, values: Sequence[Number], above: Number = -math.inf) -> Range:
+def as_range(key: str, values: Sequence[Number], above: Number = -math.inf) -> tuple[float, float]:
     """``values`` as (least, most), or a ValueError that names the key; both must be more than ``above``."""
     low, high = values if len(values) == 2 else (math.nan, math.nan)
     if not above < low <= high < math.inf:

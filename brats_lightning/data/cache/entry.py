@@ -1,6 +1,6 @@
 """One cached case on disk: atomic write, memory-mapped read.
 
-A case is ``<case>.tif`` (OME-TIFF, CZYX, uint16 codes, uncompressed), ``<case>_seg.tif`` (ZYX, uint8 class indices),
+A case is ``<case>.tif`` (OME-TIFF, CZYX, uint16, uncompressed), ``<case>_seg.tif`` (ZYX, uint8 class indices),
 ``<case>_positions.npy`` (where its classes are), ``<case>_reference.tif`` (only if resampling or cropping cost mask
 voxels) and ``<case>.json``, written last, which says what the raw files were and where the voxels lie in the files. It
 has a checksum of each file and of itself: a file is compared with its own when a process first opens it.
@@ -20,13 +20,13 @@ import tifffile
 from jaxtyping import Int16, UInt8, UInt16
 
 from brats_lightning.core.components import lesion_components
-from brats_lightning.core.geometry import Ints, Placement, Triple, nonzero_box
+from brats_lightning.core.geometry import GridTransform, Ints, Triple, nonzero_box
 from brats_lightning.core.labels import LabelScheme
 from brats_lightning.data.cases import Case, Examination
 from brats_lightning.data.preprocessing import Intensities, Prepared
 from brats_lightning.runtime.files import replace_file, write_text
 
-FORMAT = 2  # raise it whenever the content of the files would differ
+FORMAT = 3  # raise it whenever the content of the files would differ
 POSITIONS_PER_CLASS = 1000  # stored of each class in each lesion
 
 # Files that this process, or the one that forked it, found to be what was written, and the state they were in.
@@ -61,47 +61,31 @@ class StoredArray:
 
 @dataclass(frozen=True)
 class CachedCase:
-    """A preprocessed case: what its small sidecar says. Arrays are memory-mapped, read-only, whenever asked for.
-
-    Attributes:
-        id: of the case.
-        patient: the unit of a split.
-        directory: that holds the files.
-        modalities: stored, in canonical order: the channels of `image`.
-        placement: of the working arrays in the original grid.
-        brain: placement of the brain's box, voxel for voxel.
-        intensities: by modality.
-        class_voxels: voxels of each class index in the working mask; empty without mask.
-        lesions: see `lesion_components`; ``lesions[i]`` is lesion i + 1 of the positions.
-        sources: the raw files by modality, the mask as ``seg``.
-        arrays: where the arrays lie.
-        distance: mm by which its files lie apart, see `Examination`.
-        remarks: what is unusual about its images.
-    """
+    """A preprocessed case: what its small sidecar says. Arrays are memory-mapped, read-only, whenever asked for."""
 
     id: str
     patient: str
-    directory: Path
-    modalities: tuple[str, ...]
-    placement: Placement
-    brain: Placement
-    intensities: dict[str, Intensities]
-    class_voxels: tuple[int, ...]
-    lesions: tuple[Lesion, ...]
-    sources: dict[str, Path]
+    directory: Path  # that holds the files
+    modalities: tuple[str, ...]  # stored, in canonical order: the channels of `image`
+    transform: GridTransform  # of the working arrays in the original grid
+    brain: GridTransform  # of the brain's box, voxel for voxel
+    intensities: dict[str, Intensities]  # by modality
+    class_voxels: tuple[int, ...]  # of each class index in the working mask; empty without mask
+    lesions: tuple[Lesion, ...]  # as `lesion_components` tells them; ``lesions[i]`` is lesion i + 1 of the positions
+    sources: dict[str, Path]  # the raw files by modality, the mask as ``seg``
     arrays: dict[str, StoredArray]
-    distance: float
-    remarks: tuple[str, ...]
+    distance: float  # mm by which its files lie apart, see `Examination`
+    remarks: tuple[str, ...]  # what is unusual about its images
 
     @property
     def shape(self) -> Ints:
         """(z, y, x) of the working arrays."""
-        return self.placement.shape
+        return self.transform.shape
 
     @property
     def spacing(self) -> Triple:
         """(z, y, x) in mm."""
-        return self.placement.spacing
+        return self.transform.spacing
 
     @property
     def has_mask(self) -> bool:
@@ -113,7 +97,7 @@ class CachedCase:
         return [self.modalities.index(modality) for modality in modalities]
 
     def image(self) -> UInt16[np.ndarray, "c z y x"]:
-        """Intensity codes, see `Intensities`."""
+        """Quantised intensities, see `Intensities`."""
         return self._map("image")
 
     def mask(self) -> UInt8[np.ndarray, "z y x"]:
@@ -124,7 +108,7 @@ class CachedCase:
         """Class indices on the original grid: exactly the raw mask's after the label map."""
         if "reference" in self.arrays:
             return self.brain.restore(self._map("reference"))
-        return self.placement.restore(self.mask())
+        return self.transform.restore(self.mask())
 
     def positions(self) -> Int16[np.ndarray, "n 5"]:
         """Rows (lesion, class, z, y, x) sorted by lesion, at most `POSITIONS_PER_CLASS` per lesion and class.
@@ -197,34 +181,26 @@ def write_entry(
     examination: Examination,
     prepared: Prepared,
     scheme: LabelScheme,
-    stamps: dict[str, dict[str, Any]],
+    stamps: dict[str, dict[str, Any]],  # identity of each raw file
 ) -> None:
     """Write all files of a case, the sidecar last; a reader never sees half a file.
-
-    Args:
-        directory: of the entries.
-        case: whose.
-        examination: what reading it gave.
-        prepared: its arrays.
-        scheme: classes of the mask.
-        stamps: identity of each raw file.
 
     Raises:
         UnwritableFile: for want of space or permission.
     """
     arrays: dict[str, StoredArray] = {}
 
-    def tif(name: str, suffix: str, array: np.ndarray, placement: Placement, channels: Sequence[str] = ()) -> None:
-        arrays[name] = _write_tif(directory / f"{case.id}{suffix}", array, placement.spacing, channels)
+    def tif(name: str, suffix: str, array: np.ndarray, transform: GridTransform, channels: Sequence[str] = ()) -> None:
+        arrays[name] = _write_tif(directory / f"{case.id}{suffix}", array, transform.spacing, channels)
 
-    tif("image", ".tif", prepared.image, prepared.placement, prepared.modalities)
+    tif("image", ".tif", prepared.image, prepared.transform, prepared.modalities)
     lesions: tuple[Lesion, ...] = ()
     class_voxels: list[int] = []
     if prepared.mask is not None:
-        tif("mask", "_seg.tif", prepared.mask, prepared.placement)
+        tif("mask", "_seg.tif", prepared.mask, prepared.transform)
         class_voxels = np.bincount(prepared.mask.reshape(-1), minlength=scheme.num_classes).tolist()
         seed = zlib.crc32(case.id.encode())  # equal in every process that builds this case
-        rows, lesions = find_positions(prepared.mask, scheme, prepared.placement.spacing, seed)
+        rows, lesions = find_positions(prepared.mask, scheme, prepared.transform.spacing, seed)
         arrays["positions"] = _write_npy(directory / f"{case.id}_positions.npy", rows)
     if prepared.reference is not None:
         tif("reference", "_reference.tif", prepared.reference, prepared.brain)
@@ -234,7 +210,7 @@ def write_entry(
         "patient": case.patient,
         "files": stamps,
         "modalities": prepared.modalities,
-        "placement": prepared.placement.to_dict(),
+        "transform": prepared.transform.to_dict(),
         "brain": prepared.brain.to_dict(),
         "intensities": {name: asdict(values) for name, values in prepared.intensities.items()},
         "class_voxels": class_voxels,
@@ -267,11 +243,11 @@ def read_sidecar(directory: Path, case_id: str) -> tuple[CachedCase, dict[str, d
         patient=values["patient"],
         directory=directory,
         modalities=tuple(values["modalities"]),
-        placement=Placement.from_dict(values["placement"]),
-        brain=Placement.from_dict(values["brain"]),
+        transform=GridTransform.from_dict(values["transform"]),
+        brain=GridTransform.from_dict(values["brain"]),
         intensities={
-            name: Intensities(**numbers | {"quantiles": tuple(numbers["quantiles"])})
-            for name, numbers in values["intensities"].items()
+            name: Intensities(**statistics | {"quantiles": tuple(statistics["quantiles"])})
+            for name, statistics in values["intensities"].items()
         },
         class_voxels=tuple(values["class_voxels"]),
         lesions=tuple(Lesion(*lesion) for lesion in values["lesions"]),

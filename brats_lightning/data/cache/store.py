@@ -4,8 +4,9 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +22,6 @@ from brats_lightning.runtime.console import progress_bar
 from brats_lightning.runtime.files import make_folder, remove_leftovers
 from brats_lightning.runtime.locks import alone
 from brats_lightning.runtime.workers import each_result, process_pool
-
-__all__ = ["Cache", "CachedCase", "Filled"]
 
 log = logging.getLogger(__name__)
 
@@ -40,26 +39,15 @@ class Filled:
 
 @dataclass(frozen=True)
 class Cache:
-    """Preprocessed cases below ``root``, in one directory for each combination of settings that change voxels.
-
-    Attributes:
-        root: holds the directories.
-        preprocessing: the settings.
-        scheme: classes of the masks.
-        label_map: raw label → class index.
-        source: the data root; data sets whose cases have equal ids then never share an entry.
-        verify: ``stat`` knows a raw file by path, size and modification time; ``content`` by its SHA-256, which costs
-            reading it.
-        tolerance: in mm, see `examine`.
-    """
+    """Preprocessed cases below ``root``, in one directory for each combination of settings that change voxels."""
 
     root: Path
     preprocessing: Preprocessing = NATIVE
-    scheme: LabelScheme = BRATS_METS
-    label_map: Mapping[int, int] | None = None
-    source: Path | None = None
-    verify: str = "stat"
-    tolerance: float = 0.1
+    scheme: LabelScheme = BRATS_METS  # of the masks
+    label_map: Mapping[int, int] | None = None  # raw label → class index
+    source: str = ""  # what tells its data set from others, whose cases may have equal ids
+    verify: str = "stat"  # how a raw file is known: ``stat`` by path, size and time, ``content`` by its SHA-256
+    tolerance: float = 0.1  # in mm, see `examine`
 
     def __post_init__(self) -> None:
         if self.verify not in ("stat", "content"):
@@ -77,8 +65,7 @@ class Cache:
         if settings.size:
             parts.append(f"{settings.fit}-{'x'.join(map(str, settings.size))}")
         parts += ["-".join(self.scheme.names), *(f"{old}to{new}" for old, new in label_map)]
-        source = os.path.abspath(self.source) if self.source else None  # noqa: PTH100
-        exact = [FORMAT, asdict(settings), self.scheme.names, label_map, source]
+        exact = [FORMAT, asdict(settings), self.scheme.names, label_map, self.source]
         return "_".join([*parts, hashlib.sha256(json.dumps(exact).encode()).hexdigest()[:10]])
 
     @property
@@ -139,7 +126,7 @@ class Cache:
         with progress_bar(progress) as bar:
             ready, _ = self._look(sound, modalities, need_mask, workers if check else None, bar)
             if len(ready) < len(sound):
-                self._open_directory()
+                remove_leftovers(make_folder(self.directory))
                 with alone(Path(self.root) / f".{self.key}.lock", "fills this cache"):
                     # Whoever held the lock has built some, or all.
                     rest = [case for case in sound if case.id not in ready]
@@ -150,10 +137,12 @@ class Cache:
                     todo = {case.id: (case, modalities, need_mask, case.id in damaged) for case in rest}
                     todo = {name: job for name, job in todo.items() if name not in ready}
                     task = bar.add_task("caching", total=len(todo))
-                    for name, problems in self._build_all(todo, workers):
-                        rejected |= {name: problems} if problems else {}
-                        built += [] if problems else [name]
-                        bar.advance(task)
+                    workers = min(workers, len(todo))
+                    with process_pool(workers) if workers > 1 else nullcontext() as pool:  # that imports no torch
+                        for name, problems in each_result(pool, self.build, todo, "data.cache_workers=1"):
+                            rejected |= {name: problems} if problems else {}
+                            built += [] if problems else [name]
+                            bar.advance(task)
         for case in sound:
             if case.id in built:
                 if cached := self.read(case, modalities, need_mask):
@@ -194,17 +183,6 @@ class Cache:
             {name: damage for name, damage in found.items() if isinstance(damage, DamagedEntry)},
         )
 
-    def _build_all(
-        self, jobs: Mapping[str, tuple[Case, tuple[str, ...], bool, bool]], workers: int
-    ) -> Iterator[tuple[str, list[Problem]]]:
-        workers = min(workers, len(jobs))
-        if workers <= 1:
-            for name, job in jobs.items():
-                yield name, self.build(*job)
-            return
-        with process_pool(workers) as pool:  # whose workers import no torch
-            yield from each_result(pool, self.build, jobs, "data.cache_workers=1")
-
     def build(self, case: Case, modalities: Sequence[str], need_mask: bool, anew: bool = False) -> list[Problem]:
         """Read a case and write its entry, or say why not; one that is there already stays, unless ``anew``."""
         if not anew and self.read(case, modalities, need_mask):
@@ -221,10 +199,6 @@ class Cache:
         prepared = prepare(examination.images, examination.mask, self.preprocessing)
         write_entry(self.directory, case, examination, prepared, self.scheme, stamps)
         return []
-
-    def _open_directory(self) -> None:
-        make_folder(self.directory)
-        remove_leftovers(self.directory)
 
 
 def _stamp(path: Path, verify: str) -> dict[str, Any]:

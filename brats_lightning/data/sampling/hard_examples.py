@@ -13,15 +13,7 @@ from brats_lightning.core.components import label_components
 from brats_lightning.core.geometry import nonzero_box
 from brats_lightning.data.cache.entry import CachedCase
 from brats_lightning.data.nifti import UnreadableFile, read_volume
-from brats_lightning.data.sampling.patches import (
-    LesionBalanced,
-    LesionCase,
-    Triple,
-    as_ratio,
-    lesion_voxel,
-    start_around,
-    uniform_start,
-)
+from brats_lightning.data.sampling.patches import LesionBalanced, LesionCase, as_ratio, lesion_voxel
 from brats_lightning.runtime.workers import cpu_count
 
 VOXELS_PER_COMPONENT = 20  # kept of each false positive
@@ -33,15 +25,10 @@ class PredictionError(ValueError):
 
 @dataclass(frozen=True)
 class Difficulty:
-    """What a prediction got wrong in one case.
+    """What a prediction got wrong in one case."""
 
-    Attributes:
-        missed: whether each lesion of the reference was missed.
-        negatives: for each false positive, some of its voxels (z, y, x) on the working grid.
-    """
-
-    missed: list[bool]
-    negatives: list[Int16[np.ndarray, "_ 3"]]
+    missed: list[bool]  # of each lesion of the reference
+    negatives: list[Int16[np.ndarray, "_ 3"]]  # some voxels (z, y, x) of each false positive, on the working grid
 
 
 class HardExamples(LesionBalanced):
@@ -49,7 +36,7 @@ class HardExamples(LesionBalanced):
 
     A lesion is *missed* if none of its voxels was given a class it has; missed ones are drawn more often than found
     ones. A *false positive* is a 26-connected component of the predicted foreground without a voxel of the reference's;
-    a share of the patches holds one, each of the case equally likely. Cases without give that share to uniform patches.
+    a fraction of the patches holds one, each of the case equally likely. In cases without, those patches are uniform.
 
     Args:
         size: (z, y, x) of the patch in voxels.
@@ -106,29 +93,21 @@ class HardExamples(LesionBalanced):
                 "training cases; predict them all with the earlier network:\n  " + "\n  ".join(faults)
             )
 
-    def draw_start(self, case: LesionCase, size: Triple, rng: np.random.Generator) -> Triple:
-        """See `PatchSampler.draw_start`; the case was among those prepared."""
+    def draw_voxel(self, case: LesionCase, rng: np.random.Generator) -> Int16[np.ndarray, "3"] | None:
+        """A voxel of a lesion or of a false positive; the case was among those prepared."""
         negatives = self._difficulties[case.id].negatives
         u = rng.random()
         if u < self.ratio and case.lesions:
-            cumulative = np.cumsum(self._lesion_weights(case))
+            cumulative = np.cumsum(self.lesion_weights(case))
             index = int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
-            voxel = lesion_voxel(case, index, rng)
-        elif u >= 1 - self.negative_ratio and negatives:
+            return lesion_voxel(case, index, rng)
+        if u >= 1 - self.negative_ratio and negatives:
             component = negatives[int(rng.integers(len(negatives)))]
-            voxel = component[int(rng.integers(len(component)))]
-        else:
-            return uniform_start(case.shape, size, rng)
-        return start_around(voxel, case.shape, size, self.margin, rng)
+            return component[int(rng.integers(len(component)))]
+        return None
 
-    def case_weights(self, cases: Sequence[LesionCase]) -> Float64[np.ndarray, " cases"] | None:
-        """Proportional to the sum of the weights of each case's lesions if ``across_cases``, else None."""
-        if not self.across_cases:
-            return None
-        weights = np.array([max(self._lesion_weights(case).sum(), 1.0) for case in cases])
-        return weights / weights.sum()
-
-    def _lesion_weights(self, case: LesionCase) -> Float64[np.ndarray, " lesions"]:
+    def lesion_weights(self, case: LesionCase) -> Float64[np.ndarray, " lesions"]:
+        """``missed_weight`` for what was missed, 1 for what was found."""
         return np.where(self._difficulties[case.id].missed, self.missed_weight, 1.0)
 
 
@@ -136,16 +115,14 @@ def _difficulty(case: CachedCase, path: Path, tolerance: float) -> Difficulty:
     if not path.is_file():
         raise PredictionError(f"there is no {path.name}")
     volume = read_volume(path)
-    original = case.placement.original
+    original = case.transform.original
     if volume.grid.shape != original.shape or original.distance(volume.grid) > tolerance:
         raise PredictionError(f"{path.name} of shape {volume.grid.shape} is not on the grid of the case's images")
-    predicted = case.placement.sample(volume.values.astype(np.uint8), volume.start, order=0)
+    predicted = case.transform.sample(volume.values.astype(np.uint8), volume.start, order=0)
     rows = case.positions()
     found = predicted[tuple(rows[:, 2:].T)]
-    missed = []
-    for lesion in case.lesions:
-        part = slice(lesion.start, lesion.stop)
-        missed.append(not np.isin(found[part], rows[part, 1]).any())
+    parts = (slice(lesion.start, lesion.stop) for lesion in case.lesions)
+    missed = [not np.isin(found[part], rows[part, 1]).any() for part in parts]
     return Difficulty(missed, _false_positives(predicted, np.asarray(case.mask()), zlib.crc32(case.id.encode())))
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from markupsafe import Markup
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from brats_lightning.evaluation.summary import HEADLINE, lower_is_better
+from brats_lightning.evaluation.summary import lower_is_better
+from brats_lightning.metrics.official import headline_columns
 
 # Stand-ins that `_svg` replaces by the page's variables, so that one figure suits a light and a dark page.
 _INK, _FAINT = "#010203", "#010204"
@@ -52,8 +54,8 @@ COLUMN_TITLES = {
 }
 
 
-def series_colour(index: int) -> str:
-    """The colour of a region by its place in the scheme."""
+def _region_colour(index: int) -> str:
+    """By the region's place in the scheme."""
     return _SERIES[index % len(_SERIES)]
 
 
@@ -63,7 +65,7 @@ def _figure(width: float, height: float) -> Iterator[Figure]:
         yield Figure(figsize=(width, height), layout="constrained")
 
 
-def _svg(figure: Figure, title: str) -> str:
+def _svg(figure: Figure, title: str) -> Markup:
     """The figure's SVG, without what only a file of its own needs."""
     file = io.StringIO()
     FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
@@ -74,12 +76,12 @@ def _svg(figure: Figure, title: str) -> str:
     text = re.sub(r' id="[^"]*_\d+"', "", text)  # named by matplotlib, the same in every figure, and not referred to
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, variable)
-    return text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1))
 
 
-def score_distribution(tables: Sequence[Mapping[str, Mapping[str, float]]], summary: Any, protocol: str) -> str:
+def score_distribution(tables: Sequence[Mapping[str, Mapping[str, float]]], summary: Any, protocol: str) -> Markup:
     """Each case's main score by region, with the mean and its interval."""
-    column = HEADLINE[protocol][0]
+    column = headline_columns(protocol)[0]
     regions = list(summary)
     rng = np.random.default_rng(0)  # of the jitter
     with _figure(7.6, 0.7 + 0.55 * len(regions)) as figure:
@@ -87,7 +89,7 @@ def score_distribution(tables: Sequence[Mapping[str, Mapping[str, float]]], summ
         for i, region in enumerate(regions):
             values = np.array([table[region][column] for table in tables])
             values = values[~np.isnan(values)]
-            row, colour = summary[region][column], series_colour(i)
+            row, colour = summary[region][column], _region_colour(i)
             axes.scatter(values, i - 0.12 + rng.uniform(-0.12, 0.12, len(values)), s=16, color=colour, alpha=0.55, lw=0)
             if row["n"]:
                 axes.plot([row["low"], row["high"]], [i + 0.25] * 2, color=colour, lw=2.5, solid_capstyle="butt")
@@ -106,22 +108,20 @@ def band_title(band: Mapping[str, Any]) -> str:
     return f"≥ {lower}" if upper is None else f"< {upper}" if not lower else f"{lower}–{upper}"
 
 
-def size_figure(lesions: Mapping[str, Any]) -> str:
+def size_figure(lesions: Mapping[str, Any]) -> Markup:
     """Sensitivity and Dice by lesion volume, regions side by side."""
     with _figure(9.2, 3.2) as figure:
         left, right = figure.subplots(1, 2)
-        panels = (
-            (left, "sensitivity", "Share of lesions detected"),
-            (right, "dice", "Mean Dice of all lesions (missed: 0)"),
-        )
-        for axes, name, title in panels:
+        titles = {"sensitivity": "Share of lesions detected", "dice": "Mean Dice of all lesions (missed: 0)"}
+        for axes, (name, title) in zip((left, right), titles.items(), strict=True):
             for i, (region, entry) in enumerate(lesions.items()):
                 bands = entry["size_bands"]
                 x = np.arange(len(bands)) + (i - (len(lesions) - 1) / 2) * 0.2
-                value, low, high = (np.array([band[key] for band in bands], float) for key in _with_interval(name))
+                keys = name, f"{name}_low", f"{name}_high"
+                value, low, high = (np.array([band[key] for band in bands], float) for key in keys)
                 error = np.maximum(np.nan_to_num(np.stack([value - low, high - value])), 0)
                 axes.errorbar(
-                    x, value, error, fmt="o", ms=5, lw=1.6, color=series_colour(i), label=region.upper(), clip_on=False
+                    x, value, error, fmt="o", ms=5, lw=1.6, color=_region_colour(i), label=region.upper(), clip_on=False
                 )
             axes.set(title=title, ylim=(0, 1), xlabel="lesion volume (mm³)")
             axes.set_xticks(range(len(bands)), [band_title(band) for band in bands])
@@ -130,19 +130,15 @@ def size_figure(lesions: Mapping[str, Any]) -> str:
         return _svg(figure, "Detection and Dice by lesion volume")
 
 
-def _with_interval(name: str) -> tuple[str, str, str]:
-    return name, f"{name}_low", f"{name}_high"
-
-
-def detection_figure(lesions: Mapping[str, Any], labelled: str) -> str:
+def detection_figure(lesions: Mapping[str, Any], labelled: str) -> Markup:
     """Sensitivity against false positives per case, as small predictions are left out; volumes at one region's dots."""
     with _figure(6.4, 3.6) as figure:
         axes = figure.subplots()
         for i, (region, entry) in reversed(list(enumerate(lesions.items()))):  # the first on top
             curve = entry["detection_curve"]
             x, y = ([point[key] for point in curve] for key in ("false_positives_per_case", "sensitivity"))
-            axes.plot(x, y, "o-", color=series_colour(i), ms=4, lw=1.4, label=region.upper(), clip_on=False)
-            axes.plot(x[0], y[0], "o", color=series_colour(i), ms=9, clip_on=False)
+            axes.plot(x, y, "o-", color=_region_colour(i), ms=4, lw=1.4, label=region.upper(), clip_on=False)
+            axes.plot(x[0], y[0], "o", color=_region_colour(i), ms=9, clip_on=False)
             placed: list[tuple[float, float]] = []
             for point, a, b in zip(curve, x, y, strict=True):
                 span = max(max(x), 1e-9)
@@ -160,7 +156,7 @@ def detection_figure(lesions: Mapping[str, Any], labelled: str) -> str:
 
 def difference_figure(
     differences: Sequence[Mapping[str, Any]], scores: Mapping[tuple[str, str], np.ndarray], pair: tuple[int, int]
-) -> str:
+) -> Markup:
     """Two methods: each case's main score by both, and the mean differences with their intervals.
 
     Args:
@@ -178,29 +174,28 @@ def difference_figure(
         axes[0].plot([0, 1], [0, 1], color=_FAINT, lw=1.2)
         for i, region in enumerate(regions):
             values = scores[region, main]
-            colour = series_colour(i)
+            colour = _region_colour(i)
             axes[0].scatter(values[:, a], values[:, b], s=20, color=colour, alpha=0.65, lw=0, label=region.upper())
         axes[0].set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xlabel=first, ylabel=second)
         axes[0].set_title(f"{COLUMN_TITLES[main]}, each case")
         axes[0].legend(loc="lower right", handletextpad=0, borderpad=0)
-        titles = ("Mean difference", "HD95 difference in mm")
-        for panel, rows, title in zip(axes[1:], groups, titles, strict=True):
+        titles = ("Mean difference", f"{second} better →"), ("HD95 difference in mm", f"← {second} better")
+        for panel, rows, (title, label) in zip(axes[1:], groups, titles, strict=True):
             ticks = [f"{row['region'].upper()} {short_title(row['column'])}" for row in rows]
             for y, row in enumerate(rows):
-                colour = series_colour(regions.index(row["region"]))
+                colour = _region_colour(regions.index(row["region"]))
                 panel.plot([row["low"], row["high"]], [y, y], color=colour, lw=2)
                 panel.plot(row["mean"], y, "D", ms=5, color=colour)
             panel.axvline(0, color=_INK, lw=0.8)
             panel.set_yticks(range(len(rows)), ticks)
             panel.set_ylim(len(rows) - 0.5, -0.5)
             panel.tick_params(axis="y", length=0)
-            better = "lower is better" if rows is groups[1] else "higher is better"
-            panel.set(title=title, xlabel=f"{second} better →" if better.startswith("higher") else f"← {second} better")
+            panel.set(title=title, xlabel=label)
             panel.grid(axis="x")
         return _svg(figure, "Differences between two methods")
 
 
 def short_title(column: str) -> str:
-    """A column's print name in a word; the F1s need a second."""
+    """A column's title in a word or two."""
     title = COLUMN_TITLES[column]
     return next((word for word in ("Dice", "NSD", "HD95") if word in title), title.removesuffix(" lesions"))

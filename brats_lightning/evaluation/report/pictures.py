@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from brats_lightning.core.geometry import Grid, Ints, Placement
+from brats_lightning.core.geometry import Grid, GridTransform
 from brats_lightning.core.labels import in_classes
 from brats_lightning.data.nifti import UnreadableFile, Volume, read_volume
 from brats_lightning.evaluation.pairing import Pair, find_images
-from brats_lightning.evaluation.scoring import CaseScores, Evaluation, Scoring
+from brats_lightning.evaluation.scoring import Evaluation, ScoredCase, Scoring
 from brats_lightning.metrics.lesions import LesionRow
 
 REFERENCE_COLOUR, PREDICTION_COLOUR = "#35d0ff", "#ff9a3c"  # told apart by all, on grey
@@ -29,14 +29,14 @@ _TITLES = {"t1c": "T1c", "t2f": "FLAIR"}
 
 @dataclass(frozen=True)
 class LesionPicture:
-    """A lesion that was missed or invented, and its picture as a data URI."""
+    """A missed lesion or a false positive, and its picture as a data URI."""
 
     case: str
     lesion: LesionRow
     image: str
 
 
-def worst_lesions(cases: Sequence[CaseScores], region: str, count: int) -> list[tuple[str, LesionRow]]:
+def worst_lesions(cases: Sequence[ScoredCase], region: str, count: int) -> list[tuple[str, LesionRow]]:
     """The largest missed lesions and the largest false positives, about as many of each, with their cases.
 
     Cases without a prediction are left out: there is nothing to see in them.
@@ -66,41 +66,32 @@ def lesion_pictures(evaluation: Evaluation, count: int) -> list[LesionPicture]:
 class _View:
     """One case in (z, y, x) LPS order: row 0 is the forehead, column 0 the patient's right."""
 
-    grid: Grid
-    reference: Volume
-    prediction: Volume
+    masks: tuple[Volume, Volume]
     classes: tuple[int, ...]
     images: Mapping[str, Volume]
 
     @classmethod
     def read(cls, pair: Pair, scoring: Scoring) -> "_View":
-        if pair.prediction is None:
-            raise ValueError(f"{pair.case} has no prediction to draw")
         reference, _ = scoring.read_mask(pair.reference, predicted=False)
-        prediction, _ = scoring.read_mask(pair.prediction, predicted=True)
+        prediction, _ = scoring.read_mask(pair.prediction, predicted=True) if pair.prediction else (None, [])
         if reference is None or prediction is None:
             raise ValueError(f"{pair.case}: its masks have changed since they were scored")
-        images = {}
-        for modality, path in find_images(pair.reference).items():
-            volume = _sound_image(path, reference.grid) if modality in _TITLES else None
-            if volume is not None:
-                images[modality] = volume
-        classes = scoring.scheme.regions[scoring.lesion_region]
-        return cls(reference.grid, reference, prediction, classes, {m: images[m] for m in _TITLES if m in images})
+        found = find_images(pair.reference)
+        images = {m: _sound_image(found[m], reference.grid) for m in _TITLES if m in found}
+        sound = {modality: image for modality, image in images.items() if image is not None}
+        return cls((reference, prediction), scoring.scheme.regions[scoring.lesion_region], sound)
 
     def draw(self, row: LesionRow) -> str:
         """The whole slice, then the part around the lesion in each image (or on black, without images)."""
-        placement = Placement.whole(self.grid)
+        transform = GridTransform.whole(self.masks[0].grid)
         z, y, x = (
-            placement.original.shape[axis] - 1 - row.centre[axis] if flip else row.centre[axis]
-            for axis, flip in zip(placement.axes, placement.flips, strict=True)
+            transform.original.shape[axis] - 1 - row.centre[axis] if flip else row.centre[axis]
+            for axis, flip in zip(transform.axes, transform.flips, strict=True)
         )
-        _, *size = placement.oriented_shape
-        spacing = placement.spacing[1:]
-        masks = [in_classes(axial_slice(volume, z, size), self.classes) for volume in (self.reference, self.prediction)]
-        whole = axial_slice(self.reference, z, size) > 0
-        backgrounds = [(_TITLES[m], grey(axial_slice(volume, z, size))) for m, volume in self.images.items()]
-        backgrounds = backgrounds or [("no image", np.where(whole, 0.25, 0.0))]
+        spacing = transform.spacing[1:]
+        reference, prediction = (axial_slice(volume, z) for volume in self.masks)
+        backgrounds = [(_TITLES[m], grey(axial_slice(volume, z))) for m, volume in self.images.items()]
+        backgrounds = backgrounds or [("no image", np.where(reference > 0, 0.25, 0.0))]
         half = FIELD / 2
         left, right = x - half / spacing[1], x + half / spacing[1]
         top, bottom = y - half / spacing[0], y + half / spacing[0]
@@ -112,10 +103,9 @@ class _View:
             panel.imshow(image, cmap="gray", vmin=0, vmax=1, aspect=spacing[0] / spacing[1], interpolation="nearest")
             panel.axis("off")
             zoomed = panel is not figure.axes[0]
-            for mask, colour in zip(masks, (REFERENCE_COLOUR, PREDICTION_COLOUR), strict=True):
-                panel.add_collection(
-                    LineCollection(list(outline(mask)), colors=colour, linewidths=1.6 if zoomed else 0.9)
-                )
+            for mask, colour in ((reference, REFERENCE_COLOUR), (prediction, PREDICTION_COLOUR)):
+                edges = list(outline(in_classes(mask, self.classes)))
+                panel.add_collection(LineCollection(edges, colors=colour, linewidths=1.6 if zoomed else 0.9))
             if zoomed:
                 panel.set(xlim=(left, right), ylim=(bottom, top))
                 _scale_bar(panel)
@@ -138,14 +128,10 @@ def _sound_image(path: Path, grid: Grid) -> Volume | None:
     return volume if volume.grid.shape == grid.shape and volume.grid.distance(grid) < 1 else None
 
 
-def axial_slice(volume: Volume, z: int, size: Sequence[int]) -> Shaped[np.ndarray, "y x"]:
+def axial_slice(volume: Volume, z: int) -> Shaped[np.ndarray, "y x"]:
     """Slice ``z`` of the oriented volume, with the margin that `Volume` leaves out."""
-    out = np.zeros(tuple(size), volume.values.dtype)
-    start: Ints = volume.start
-    if start[0] <= z < start[0] + len(volume.values):
-        values = volume.values[z - start[0]]
-        out[start[1] : start[1] + values.shape[0], start[2] : start[2] + values.shape[1]] = values
-    return out
+    whole = GridTransform.whole(volume.grid)
+    return whole.crop((z, 0, 0), (1, *whole.shape[1:])).sample(volume.values, volume.start, order=0)[0]
 
 
 def grey(image: Shaped[np.ndarray, "y x"]) -> Float[np.ndarray, "y x"]:

@@ -1,6 +1,4 @@
-"""What happens around training: averaged weights, the last validation, losses that are numbers, interruptions,
-pictures, progress, the steps.
-"""
+"""Callbacks: averaged weights, the final validation, finite losses, interruptions, pictures, progress, step counts."""
 
 from brats_lightning.training.callbacks.average import AveragedWeights
 from brats_lightning.training.callbacks.finite import FiniteLoss

@@ -1,4 +1,4 @@
-"""Averaged weights, evaluated and saved in place of the last step's."""
+"""An exponential moving average of the weights, evaluated and saved in place of the current ones."""
 
 from itertools import chain, compress
 from typing import Any
@@ -17,7 +17,7 @@ class AveragedWeights(WeightAveraging):
     Costs a second copy of the weights on the device that trains and in each checkpoint, and a few milliseconds a step.
 
     Args:
-        decay: share of the average that a step keeps, in the long run; 1 / (1 - decay) steps are its memory.
+        decay: fraction of the average that each step keeps in the long run; it remembers about 1 / (1 - decay) steps.
     """
 
     def __init__(self, decay: int | float = 0.999) -> None:
@@ -27,21 +27,21 @@ class AveragedWeights(WeightAveraging):
         self.decay = decay
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Start the average, on the device that will train."""
+        """Start the average on the training device."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and self._average_model is not None:
-            # The count decides what happens in each step: on a GPU, reading it would make the host wait.
+            # The count is read at each step; on a GPU that would make the host wait.
             self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Move the average towards the weights, once for each step of the optimiser."""
+        """Move the average towards the weights, once per optimiser step."""
         if trainer.global_step > self._latest_update_step:
             self._latest_update_step = trainer.global_step
             self._update(pl_module)
 
     @torch.no_grad()
     def _update(self, pl_module: pl.LightningModule) -> None:
-        # Lightning's own would copy the count to the device in each step, and a GPU would make the host wait.
+        # Lightning's own update copies the count to the device at each step, which makes the host wait for a GPU.
         average = self._average_model
         assert average is not None  # made in setup
         done = int(average.n_averaged)
@@ -55,16 +55,16 @@ class AveragedWeights(WeightAveraging):
         average.n_averaged += 1
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the last step's weights in the module: a checkpoint made from now on can still be resumed from."""
+        """Keep the current weights in the module, so that a checkpoint saved from now on can still be resumed."""
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Leave the device with the module: a test needs the memory."""
+        """Leave the device with the module; testing needs the memory."""
         if self._average_model is not None:
             self._average_model.module.to(pl_module.device)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Go on with the last step's weights when training is resumed; a test is of the average."""
+        """Restore the current weights when training resumes; testing uses the average."""
         if trainer.state.fn == "fit":
             super().on_load_checkpoint(trainer, pl_module, checkpoint)

@@ -1,4 +1,4 @@
-"""A training whose loss is no number any more ends, and what was saved before stays."""
+"""Stop a training whose loss is no longer finite; earlier checkpoints stay."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from brats_lightning.data.datamodule import PatchBatch
+from brats_lightning.data.batches import PatchBatch
 
 
 class NotFinite(ValueError):
@@ -15,13 +15,13 @@ class NotFinite(ValueError):
 
 
 class FiniteLoss(pl.Callback):
-    """Look at the losses every ``log_every_n_steps`` steps, and at the weights, too, before anything is saved.
+    """Check the losses every ``log_every_n_steps`` steps, and the weights as well before each save.
 
-    In between the losses stay on the device, so that no step waits for one. With a loss scaler (``16-mixed``), which
-    skips a step that overflows and tries a smaller scale, they must all be at fault since the last look.
+    In between, the losses stay on the device, so that no step waits for one. A loss scaler (``16-mixed``) skips a step
+    that overflows and retries with a smaller scale; with one, all losses since the last check must be bad.
 
     Raises:
-        NotFinite: nothing is saved then, and the last good checkpoints stay.
+        NotFinite: nothing is saved, and the last good checkpoints stay.
     """
 
     def __init__(self) -> None:
@@ -35,11 +35,11 @@ class FiniteLoss(pl.Callback):
         batch: PatchBatch,
         batch_idx: int,  # noqa: ARG002
     ) -> None:
-        """Keep the loss; look, if it is time."""
+        """Keep the loss; check, if it is time."""
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         self._recent.append((trainer.global_step, batch.cases, loss.detach()))
         if trainer.global_step % (trainer.log_every_n_steps or 50) == 0:  # type: ignore[attr-defined]
-            self._look(trainer)
+            self._check(trainer)
 
     def on_save_checkpoint(
         self,
@@ -47,13 +47,13 @@ class FiniteLoss(pl.Callback):
         pl_module: pl.LightningModule,
         checkpoint: dict[str, Any],  # noqa: ARG002
     ) -> None:
-        """Look before it is written."""
-        self._look(trainer)
+        """Check before it is written."""
+        self._check(trainer)
         norms = torch._foreach_norm([parameter.detach() for parameter in pl_module.parameters()])
         if norms and not bool(torch.stack([norm.float() for norm in norms]).isfinite().all()):
             raise NotFinite(f"weights are NaN or infinite at step {trainer.global_step}; {_ADVICE}")
 
-    def _look(self, trainer: pl.Trainer) -> None:
+    def _check(self, trainer: pl.Trainer) -> None:
         recent, self._recent = self._recent, []
         if not recent:
             return

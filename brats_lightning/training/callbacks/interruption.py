@@ -1,4 +1,4 @@
-"""A training that is stopped from outside can be gone on with, and loses no step."""
+"""A training that is stopped from outside can be resumed without losing a step."""
 
 import logging
 import shlex
@@ -16,12 +16,12 @@ log = logging.getLogger(__name__)
 
 
 class Interruption(pl.Callback):
-    """On Ctrl-C and SIGTERM end after the step at hand, save ``last.ckpt`` and say how to go on.
+    """On Ctrl-C and SIGTERM, finish the current step, save ``last.ckpt`` and say how to resume.
 
-    The signals are heard within `brats_lightning.runtime.signals.listening`, as in `brats_lightning.train.train`.
+    The signals are received within `brats_lightning.runtime.signals.listening`, as in `brats_lightning.train.train`.
 
-    Before each validation it is saved, too: what ends the program there, even ``kill -9``, costs no step. Several
-    processes end together when the first of them is asked to.
+    ``last.ckpt`` is also saved before each validation, so that whatever ends the program there, even ``kill -9``, costs
+    no step. Several processes end together when the first of them is asked to.
 
     Args:
         dirpath: folder of ``last.ckpt``.
@@ -34,11 +34,11 @@ class Interruption(pl.Callback):
         self._before_validation = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """Take the signals from Lightning, whose handlers talk to other processes from wherever they are called."""
+        """Take the signals back from Lightning, whose handlers communicate with other processes at any point."""
         signals.listen()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """Take the signals, as in training."""
+        """Take the signals back, as in training."""
         signals.listen()
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:  # noqa: ARG002
@@ -49,13 +49,13 @@ class Interruption(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """A step ends, unless further batches belong to it."""
         self._whole = not trainer.fit_loop._should_accumulate()
-        # Of several processes none may end by itself: the others would wait for it in the next step.
+        # None of several processes may end by itself: the others would wait for it in the next step.
         signals.hold(not self._whole or trainer.world_size > 1)
         if self._whole and signals.received() and trainer.is_global_zero and not trainer.should_stop:
             trainer._signal_connector.received_sigterm = True  # where Lightning looks between two steps
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """Save what was trained."""
+        """Save the training so far."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.global_step > 0:
             self._before_validation = True
             self._save(trainer)
@@ -65,7 +65,7 @@ class Interruption(pl.Callback):
             signals.check()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """Training may go on."""
+        """The step is complete again."""
         self._whole = trainer.state.fn == "fit"
 
     def on_save_checkpoint(
@@ -74,7 +74,7 @@ class Interruption(pl.Callback):
         pl_module: pl.LightningModule,  # noqa: ARG002
         checkpoint: dict[str, Any],
     ) -> None:
-        """Before a validation, make Lightning's counters say that it has begun: a resumed run will carry it out."""
+        """Before a validation, mark it as begun in Lightning's counters, so that a resumed run carries it out."""
         if self._before_validation:
             name = "epoch_loop.val_loop.batch_progress"
             progress = checkpoint["loops"]["fit_loop"][name]
@@ -84,7 +84,7 @@ class Interruption(pl.Callback):
             checkpoint["loops"]["fit_loop"][name] = progress | {"total": total}
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:  # noqa: ARG002
-        """Save if this is an interruption, or no batch came; another error leaves no state worth going on from."""
+        """Save after an interruption or a failed loader; other errors leave no state worth resuming."""
         if not isinstance(exception, KeyboardInterrupt | SIGTERMException | signals.Interrupted | LoaderError):
             return
         if trainer.state.fn != "fit":

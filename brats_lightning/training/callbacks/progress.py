@@ -1,4 +1,4 @@
-"""How far training is: a bar on a terminal, lines in the log elsewhere."""
+"""Training progress: a bar on a terminal, log lines elsewhere."""
 
 import logging
 import time
@@ -31,25 +31,25 @@ class Progress(RichProgressBar):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Draw the bar if it is time. Lightning would ask for the loss at each step, for which a GPU makes it wait."""
+        """Draw the bar if it is time. Lightning would read the loss at each step, and so wait for the GPU."""
         if trainer.is_last_batch or (batch_idx + 1) % self.refresh_rate == 0:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def get_metrics(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """What stands right of the bar."""
+        """The values to the right of the bar."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
 
 
 class ProgressLog(pl.Callback):
-    """Where there is no terminal to draw a bar on: the first step, one now and then, and each validation in the log.
+    """Without a terminal, log the first step, one at each interval, and each validation.
 
     Args:
         interval: seconds between two lines.
-        objective: the score a validation's line names.
+        objective: the score to log after a validation.
     """
 
     def __init__(self, interval: float | int, objective: str) -> None:

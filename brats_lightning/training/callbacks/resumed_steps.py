@@ -1,4 +1,4 @@
-"""The dashboards' step after a resumption."""
+"""The step that dashboards show after a resume."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ import pytorch_lightning as pl
 
 
 class ResumedSteps(pl.Callback):
-    """Keep the logged step equal to the optimiser's; Lightning's own count falls back by one on resuming in mid-epoch.
+    """Keep the logged step equal to the optimiser's: Lightning's own count drops by one when resuming in mid-epoch.
 
-    To stand before every callback that logs.
+    Must come before every callback that logs.
     """
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from brats_lightning.core.geometry import Ints
 from brats_lightning.data.cache.entry import CachedCase
-from brats_lightning.data.sampling.patches import PatchSampler, Triple, UniformPatches
+from brats_lightning.data.sampling.patches import UniformPatches
 from brats_lightning.losses import DeepSupervision
 from brats_lightning.models import UNet
 
@@ -70,8 +71,8 @@ class DiceCrossEntropy(DeepSupervision):
         return entropy - dice.mean()
 
 
-class ForegroundOversampling(PatchSampler):
-    """A share of the patches is centred on a voxel of a class: the class uniform among the case's, then its voxel.
+class ForegroundOversampling(UniformPatches):
+    """A fraction of the patches is centred on a voxel of a class: the class uniform among the case's, then its voxel.
 
     The others are uniform. Cases are drawn with replacement.
 
@@ -81,21 +82,14 @@ class ForegroundOversampling(PatchSampler):
     """
 
     def __init__(self, size: Sequence[int], ratio: float) -> None:
-        self.uniform, self.ratio = UniformPatches(size), ratio
+        super().__init__(size)
+        self.ratio = ratio
         self._locations: dict[str, list[np.ndarray]] = {}
 
-    @property
-    def largest(self) -> Triple:
-        """See `PatchSampler.largest`."""
-        return self.uniform.largest
-
-    def draw_size(self, rng: np.random.Generator) -> Triple:
-        return self.uniform.draw_size(rng)
-
-    def draw_start(self, case: CachedCase, size: Triple, rng: np.random.Generator) -> Triple:
+    def draw_start(self, case: CachedCase, size: Ints, rng: np.random.Generator) -> Ints:
         classes = self._class_locations(case)
         if not classes or rng.random() >= self.ratio:
-            return self.uniform.draw_start(case, size, rng)
+            return super().draw_start(case, size, rng)
         voxels = classes[rng.integers(len(classes))]
         voxel = np.unravel_index(voxels[rng.integers(len(voxels))], case.shape)
         start = []

@@ -262,9 +262,9 @@ def score_cases(cfg: DictConfig, checkpoint: Path, masks: Path) -> dict[str, dic
         found = infer(case, ensemble, tolerance)
         if isinstance(found, list):
             raise CaseError(found)
-        labels = postprocess(found.values, found.placement.spacing, scheme)
+        labels = postprocess(found.values, found.transform.spacing, scheme)
         file = masks / f"{case.id}.nii.gz"
-        write_mask(file, found.placement.restore(labels), case.images[ensemble.modalities[0]])
+        write_mask(file, found.transform.restore(labels), case.images[ensemble.modalities[0]])
         scores[case.id] = case_scores(scoring.score(Pair(case.id, case.mask, file)), scheme)
     return scores
 
@@ -274,8 +274,8 @@ def case_scores(found: Any, scheme: Any) -> dict[str, float | None]:
     from brats_lightning.metrics import headline_scores
 
     regions = scheme.headline_regions
-    scores = {f"dice_{region}": found.plain[region]["dice"] for region in regions}
-    scores["dice_mean"] = found.plain["all"]["dice"]
+    scores = {f"dice_{region}": found.voxelwise[region]["dice"] for region in regions}
+    scores["dice_mean"] = found.voxelwise["all"]["dice"]
     for protocol, official in found.official.items():
         scores |= headline_scores(official, scheme, protocol)
     alarms = [found.official["brats2026"][region]["all_instance_fp"] for region in regions]

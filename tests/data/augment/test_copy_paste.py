@@ -12,7 +12,7 @@ from brats_lightning.core.labels import BRATS_METS
 from brats_lightning.data.augment import copy_paste as module
 from brats_lightning.data.augment.copy_paste import FEATHER, CopyPaste, Donors, cut_out, find_place, paste
 from brats_lightning.data.cache.entry import CachedCase, Lesion, find_positions
-from brats_lightning.data.preprocessing import encode
+from brats_lightning.data.preprocessing import quantise
 
 MODALITIES = ("t1c", "t2f")
 SHAPE = (40, 44, 48)
@@ -44,7 +44,7 @@ def make_case(name, values, mask, spacing=(1.0, 1.0, 1.0)):
     """With its float values encoded as the cache does."""
     codes = np.zeros(values.shape, np.uint16)
     pairs = zip(MODALITIES, values, codes, strict=True)
-    intensities = {modality: encode(channel, channel_codes) for modality, channel, channel_codes in pairs}
+    intensities = {modality: quantise(channel, channel_codes) for modality, channel, channel_codes in pairs}
     rows, lesions = find_positions(mask, BRATS_METS, spacing, seed=0)
     arrays = {"codes": codes, "classes": mask, "rows": rows}
     return FakeCase(id=name, modalities=MODALITIES, spacing=spacing, intensities=intensities, lesions=lesions, **arrays)
@@ -91,10 +91,7 @@ def pasted(cases, case, seed=0, **settings):
 def zscores(image, case):
     values = [case.intensities[name] for name in MODALITIES]
     return np.stack(
-        [
-            (codes * v.code_scale + v.code_offset - v.mean) / v.std
-            for codes, v in zip(image.astype(float), values, strict=True)
-        ]
+        [(codes * v.scale + v.offset - v.mean) / v.std for codes, v in zip(image.astype(float), values, strict=True)]
     )
 
 

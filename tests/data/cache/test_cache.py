@@ -35,8 +35,8 @@ def original(case, modality):
     """A modality decoded onto its original grid."""
     codes = np.array(case.image()[case.channels([modality])[0]])
     numbers = case.intensities[modality]
-    values = np.where(codes == 0, 0, codes * numbers.code_scale + numbers.code_offset)
-    return case.placement.restore(values)
+    values = np.where(codes == 0, 0, codes * numbers.scale + numbers.offset)
+    return case.transform.restore(values)
 
 
 @pytest.mark.parametrize(
@@ -50,8 +50,8 @@ def test_images_and_mask_return_to_the_original_grid_bit_for_bit(tmp_path, affin
     for modality in MODALITIES:
         np.testing.assert_array_equal(original(case, modality), loaded(tmp_path, modality, np.float64))
     np.testing.assert_array_equal(case.reference(), lesions())
-    np.testing.assert_array_equal(case.placement.restore(np.array(case.mask())), lesions())
-    np.testing.assert_allclose(case.placement.original.affine, affine)
+    np.testing.assert_array_equal(case.transform.restore(np.array(case.mask())), lesions())
+    np.testing.assert_allclose(case.transform.original.affine, affine)
     assert case.modalities == MODALITIES
     assert case.class_voxels == (case.mask().size - 21, 1, 12, 8)
 
@@ -127,7 +127,7 @@ def test_the_reference_stays_exact_when_the_working_grid_is_not(tmp_path, settin
     case = one(tmp_path, preprocessing=settings)
     np.testing.assert_array_equal(case.reference(), lesions())
     assert case.mask().shape == case.shape == case.image().shape[1:]
-    assert case.placement.restore(np.array(case.mask())).shape == SHAPE
+    assert case.transform.restore(np.array(case.mask())).shape == SHAPE
 
 
 def test_a_case_without_mask(tmp_path):
@@ -295,8 +295,8 @@ def test_what_changes_voxels_changes_the_key(tmp_path):
         key(label_map={4: 3}),
         key(label_map={4: 1}),
         key(scheme=LabelScheme(("netc", "snfh", "et", "rc"))),
-        key(source=Path("/data/a")),
-        key(source=Path("/data/b")),
+        key(source="/data/a"),
+        key(source="/data/b"),
     ]
     assert len({native, *others}) == 10
     assert others[0].startswith("1x1x1mm_netc")

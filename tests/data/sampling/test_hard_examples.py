@@ -44,12 +44,12 @@ def sampled(composed, tmp_path):
 def kinds(sampler, case, n=3000, seed=0):
     """How many of n patches lie on the core, on the single voxel, on the false positives, elsewhere."""
     rng = np.random.default_rng(seed)
-    mask, predicted = case.mask(), case.placement.apply(false_positives())
+    mask, predicted = case.mask(), case.transform.apply(false_positives())
     counts = np.zeros(4, int)
     for _ in range(n):
         at = sampler.draw_start(case, (1, 1, 1), rng)
         if mask[at] in (1, 3):
-            counts[1 if case.placement.restore(one_voxel(mask.shape, at))[SINGLE] else 0] += 1
+            counts[1 if case.transform.restore(one_voxel(mask.shape, at))[SINGLE] else 0] += 1
         else:
             counts[2 if predicted[at] else 3] += 1
     return counts
@@ -91,7 +91,7 @@ def test_each_false_positive_is_equally_likely_and_found_lesions_alike(sampled):
     sampler, (case,) = sampled(prediction, "sampling.ratio=0", "sampling.negative_ratio=1", "sampling.margin=0")
     rng = np.random.default_rng(0)
     drawn = [sampler.draw_start(case, (1, 1, 1), rng) for _ in range(2000)]
-    alone = case.placement.apply((false_positives() == 2).astype(np.uint8))
+    alone = case.transform.apply((false_positives() == 2).astype(np.uint8))
     hits = sum(int(alone[at]) for at in drawn)
     assert hits / 2000 == pytest.approx(0.5, abs=0.04)
     sampler, (case,) = sampled(prediction, "sampling.ratio=1", "sampling.negative_ratio=0", "sampling.margin=0")

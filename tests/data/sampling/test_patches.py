@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from brats_lightning.data.sampling.patches import LesionBalanced, SliceBlocks, UniformPatches, read_patch
+from brats_lightning.core.geometry import read_box
+from brats_lightning.data.sampling.patches import LesionBalanced, SliceBlocks, UniformPatches
 
 
 @dataclass
@@ -48,7 +49,7 @@ def test_a_smaller_volume_is_centred():
         assert set(x) == {-2}  # 1 voxel of zeros after, 2 before
         assert y.min() >= 0
         assert y.max() <= 5
-    patch = read_patch(np.ones((4, 9, 5), np.uint8), (-2, 0, -2), (8, 4, 8))
+    patch = read_box(np.ones((4, 9, 5), np.uint8), (-2, 0, -2), (8, 4, 8))
     assert patch[:, 0, 3].tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
     assert patch[3, 0].tolist() == [0, 0, 1, 1, 1, 1, 1, 0]
 
@@ -160,45 +161,3 @@ def test_slice_blocks_are_contiguous_uniform_and_meet_lesions_at_the_ratio():
 def test_wrong_settings_are_named(build, key):
     with pytest.raises(ValueError, match=key):
         build()
-
-
-def test_read_patch_copies_only_what_was_asked():
-    volume = np.arange(2 * 4 * 5 * 6, dtype=np.uint16).reshape(2, 4, 5, 6)
-    patch = read_patch(volume, (1, 2, 3), (2, 3, 2))
-    np.testing.assert_array_equal(patch, volume[:, 1:3, 2:5, 3:5])
-    assert not np.shares_memory(patch, volume)
-    np.testing.assert_array_equal(read_patch(volume[0], (0, 0, 0), (4, 5, 6)), volume[0])
-
-
-def test_read_patch_channels_come_in_the_order_asked():
-    volume = np.arange(4 * 27, dtype=np.uint16).reshape(4, 3, 3, 3)
-    np.testing.assert_array_equal(read_patch(volume, (0, 0, 0), (3, 3, 3), channels=[2, 0]), volume[[2, 0]])
-    with pytest.raises(ValueError, match="without channels"):
-        read_patch(volume[0], (0, 0, 0), (3, 3, 3), channels=[0])
-
-
-@pytest.mark.parametrize("start", [(-2, -1, 3), (2, 0, 0), (-9, 0, 0), (9, 0, 0), (-1, -1, -1)])
-def test_read_patch_is_zero_outside_the_volume(start):
-    volume = np.random.default_rng(0).integers(1, 99, (2, 4, 5, 6), dtype=np.uint16)
-    padded = np.pad(volume, ((0, 0), (20, 20), (20, 20), (20, 20)))
-    region = tuple(slice(s + 20, s + 20 + n) for s, n in zip(start, (6, 7, 8), strict=True))
-    out = np.full((2, 6, 7, 8), 7, np.uint16)
-    assert read_patch(volume, start, (6, 7, 8), out=out) is out
-    np.testing.assert_array_equal(out, padded[:, *region])
-    np.testing.assert_array_equal(read_patch(volume, start, (6, 7, 8), channels=[1]), padded[[1], *region])
-
-
-def test_read_patch_refuses_another_buffer():
-    volume = np.zeros((2, 4, 4, 4), np.uint16)
-    for out in (np.zeros((2, 3, 3, 3), np.float32), np.zeros((1, 3, 3, 3), np.uint16)):
-        with pytest.raises(ValueError, match="out is"):
-            read_patch(volume, (0, 0, 0), (3, 3, 3), out=out)
-
-
-def test_read_patch_of_a_memory_map_is_an_ordinary_writable_array(tmp_path):
-    np.arange(64, dtype=np.uint16).tofile(tmp_path / "volume")
-    volume = np.memmap(tmp_path / "volume", np.uint16, "r", shape=(4, 4, 4))
-    patch = read_patch(volume, (1, 1, 1), (2, 2, 2))
-    assert type(patch) is np.ndarray
-    assert patch.flags.writeable
-    assert patch[0, 0].tolist() == [21, 22]

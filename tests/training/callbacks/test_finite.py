@@ -7,7 +7,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from brats_lightning.data.datamodule import PatchBatch
+from brats_lightning.data.batches import PatchBatch
 from brats_lightning.train import train
 from brats_lightning.training.callbacks.finite import FiniteLoss, NotFinite
 

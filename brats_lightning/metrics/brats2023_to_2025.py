@@ -13,23 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int32, Integer
 
-from brats_lightning.core.labels import LabelScheme
-from brats_lightning.metrics.lesions import (
-    label_runs,
-    lesion_sizes,
-    merged_components,
-    overlaps,
-    region_mask,
-    touching,
-)
-from brats_lightning.metrics.surfaces import (
-    Spacing,
-    cell_surface,
-    surface_dice,
-    surface_distances,
-    voxel_surface,
-    weighted_hd95,
-)
+from brats_lightning.core.components import label_components
+from brats_lightning.core.geometry import Ints, Triple
+from brats_lightning.core.labels import LabelScheme, in_classes
+from brats_lightning.metrics import surfaces
+from brats_lightning.metrics.lesions import lesion_sizes, merged_components, overlaps, touching
+from brats_lightning.metrics.surfaces import surface_dice, surface_distances, weighted_hd95
 
 SMALLEST_LESION = 2.0  # mm³; reference lesions must be larger to count
 SMALLEST_PREDICTION = 2  # voxels; merged predictions must be larger to stay
@@ -43,7 +32,7 @@ class Rules:
     Attributes:
         merge_predictions: predictions are merged by dilation like the reference and tiny ones deleted; ET lesions
             around one NETC lesion are one.
-        hd95_penalty: HD95 of a lesion missed or invented; None is the diagonal of the array in voxels.
+        hd95_penalty: HD95 of a missed lesion or a false positive; None is the diagonal of the array in voxels.
         nsd_tolerances: in mm; a normalised surface Dice at each.
     """
 
@@ -71,9 +60,9 @@ class _Side:
 def score_regions(
     reference: Integer[np.ndarray, "x y z"],
     prediction: Integer[np.ndarray, "x y z"],
-    spacing: Spacing,
+    spacing: Triple,
     scheme: LabelScheme,
-    shape: tuple[int, int, int],
+    shape: Ints,
     rules: Rules,
 ) -> dict[str, dict[str, float]]:
     """Every column of every region.
@@ -87,15 +76,15 @@ def score_regions(
         shape: of the whole volume; true negatives and brats2025's penalty depend on it.
         rules: the year's.
     """
-    predicted_lesions = _merged_without_tiny if rules.merge_predictions else label_runs
+    predicted_lesions = _merged_without_tiny if rules.merge_predictions else label_components
     scores = {}
     for region, classes in scheme.regions.items():
-        a, b = region_mask(reference, classes), region_mask(prediction, classes)
+        a, b = in_classes(reference, classes), in_classes(prediction, classes)
         lesions, predicted = merged_components(a), predicted_lesions(b)
         if rules.merge_predictions and region == "et" and "netc" in scheme.names:
             netc = (scheme.index("netc"),)
-            lesions = _joined_by_cores(*lesions, merged_components(region_mask(reference, netc))[0])
-            predicted = _joined_by_cores(*predicted, predicted_lesions(region_mask(prediction, netc))[0])
+            lesions = _joined_by_cores(*lesions, merged_components(in_classes(reference, netc))[0])
+            predicted = _joined_by_cores(*predicted, predicted_lesions(in_classes(prediction, netc))[0])
         scores[region] = _score_region(_Side(a, *lesions), _Side(b, *predicted), spacing, shape, rules)
     return scores
 
@@ -119,16 +108,14 @@ def _joined_by_cores(
     return numbers[labels], int(numbers.max())
 
 
-def _score_region(
-    reference: _Side, prediction: _Side, spacing: Spacing, shape: tuple[int, int, int], rules: Rules
-) -> dict[str, float]:
+def _score_region(reference: _Side, prediction: _Side, spacing: Triple, shape: Ints, rules: Rules) -> dict[str, float]:
     penalty = rules.hd95_penalty or float(np.linalg.norm(shape))
-    neither = not (reference.mask.any() or prediction.mask.any())
-    both = bool(reference.mask.any() and prediction.mask.any())
-    reference_cells = cell_surface(reference.mask, reference.labels, reference.n, spacing)
-    predicted_cells = cell_surface(prediction.mask, prediction.labels, prediction.n, spacing)
-    reference_voxels = voxel_surface(reference.mask, reference.labels, reference.n)
-    predicted_voxels = voxel_surface(prediction.mask, prediction.labels, prediction.n)
+    n_reference, n_prediction = int(reference.mask.sum()), int(prediction.mask.sum())
+    neither, both = not (n_reference or n_prediction), bool(n_reference and n_prediction)
+    reference_cells = surfaces.cell_surface(reference.mask, reference.labels, reference.n, spacing)
+    predicted_cells = surfaces.cell_surface(prediction.mask, prediction.labels, prediction.n, spacing)
+    reference_voxels = surfaces.voxel_surface(reference.mask, reference.labels, reference.n)
+    predicted_voxels = surfaces.voxel_surface(prediction.mask, prediction.labels, prediction.n)
 
     sizes, predicted_sizes = lesion_sizes(reference.labels, reference.n), lesion_sizes(prediction.labels, prediction.n)
     counted = np.flatnonzero(sizes * spacing[0] * spacing[1] * spacing[2] > SMALLEST_LESION)
@@ -156,7 +143,6 @@ def _score_region(
         n = len(values) + lost
         return float((sum(values) + lost * lost_score) / n) if n else of_nothing
 
-    n_reference, n_prediction = int(reference.mask.sum()), int(prediction.mask.sum())
     tp = int((reference.mask & prediction.mask).sum())
     fp, fn = n_prediction - tp, n_reference - tp
     tn = math.prod(shape) - tp - fp - fn

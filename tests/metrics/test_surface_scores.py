@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from brats_lightning.core.labels import BRATS_METS
-from brats_lightning.metrics.plain import plain_scores
-from brats_lightning.metrics.voxel import score_names
+from brats_lightning.metrics.voxel import score_names, surface_scores
 
 SPACING = (1.0, 2.0, 0.5)
 
@@ -18,7 +17,7 @@ def test_by_hand():
     prediction[4:8, 2:5, 2:6] = 3  # two voxels, 2 mm, further along x
     reference[9, 8, 15] = prediction[9, 8, 16] = 1
     prediction[1, 1, 1] = 2
-    scores = plain_scores(reference, prediction, SPACING, BRATS_METS, tolerance=0.5)
+    scores = surface_scores(reference, prediction, SPACING, BRATS_METS, tolerance=0.5)
     assert set(scores) == set(score_names(BRATS_METS))
     assert scores["et"] == scores["et_class"]
     assert scores["et"]["volume_error"] == 0
@@ -34,14 +33,14 @@ def test_edge_cases():
     nothing, one = np.zeros((2, 6, 8, 10), np.uint8)
     one[3, 3, 3] = 2
     diagonal = math.sqrt(6**2 + 16**2 + 5**2)
-    both_empty = plain_scores(nothing, one, SPACING, BRATS_METS)["et"]
+    both_empty = surface_scores(nothing, one, SPACING, BRATS_METS)["et"]
     assert math.isnan(both_empty["hd95"])
     assert math.isnan(both_empty["nsd"])
     assert both_empty["volume_error"] == 0
-    assert plain_scores(nothing, one, SPACING, BRATS_METS)["wt"] == pytest.approx(
+    assert surface_scores(nothing, one, SPACING, BRATS_METS)["wt"] == pytest.approx(
         {"hd95": diagonal, "nsd": 0, "volume_error": 0.001}
     )
-    assert plain_scores(one, nothing, SPACING, BRATS_METS)["snfh"] == pytest.approx(
+    assert surface_scores(one, nothing, SPACING, BRATS_METS)["snfh"] == pytest.approx(
         {"hd95": diagonal, "nsd": 0, "volume_error": -0.001}
     )
-    assert plain_scores(one, one, SPACING, BRATS_METS)["snfh"] == {"hd95": 0, "nsd": 1, "volume_error": 0}
+    assert surface_scores(one, one, SPACING, BRATS_METS)["snfh"] == {"hd95": 0, "nsd": 1, "volume_error": 0}

@@ -1,0 +1,82 @@
+"""Which post-processing belongs to a checkpoint: what its run was tested with, and what was tuned for it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from brats_lightning.config.allow_list import build_saved
+from brats_lightning.inference.ensemble import TrainedModel
+from brats_lightning.inference.postprocessing import Postprocessing, PostprocessingError
+
+
+def own_postprocessing(model: TrainedModel, trust: Sequence[str] = ()) -> Postprocessing:
+    """The rules in a run's config; none if there are none.
+
+    Raises:
+        CheckpointError: rules that this version does not know.
+        UntrustedTarget: steps outside the allow-list.
+    """
+    settings = model.config.get("postprocessing")
+    return Postprocessing() if settings is None else _built(settings, trust, model.path)
+
+
+def trained_postprocessing(models: Sequence[TrainedModel], trust: Sequence[str] = ()) -> Postprocessing:
+    """The rules that the validation and test scores of the models' own runs were made with.
+
+    Raises:
+        CheckpointError: rules that this version does not know.
+        PostprocessingError: models of an ensemble that have different ones.
+    """
+    return _agreed(
+        {model.path: own_postprocessing(model, trust) for model in models},
+        "the members were trained with different rules; choose: postprocessing=none, hysteresis, confident or tuned",
+    )
+
+
+def tuned_file(checkpoint: Path | str) -> Path:
+    """Where `brats_lightning.tune` leaves what it found for a checkpoint."""
+    checkpoint = Path(checkpoint)
+    return checkpoint.with_name(f"{checkpoint.stem}_postprocessing.yaml")
+
+
+def tuned(checkpoint: str | Path | Sequence[str | Path], trust: Sequence[str] = ()) -> Postprocessing:
+    """The rules that `brats_lightning.tune` chose for a checkpoint, or for the members of an ensemble alike.
+
+    Raises:
+        PostprocessingError: not tuned, or members that were tuned to different rules.
+    """
+    found = {}
+    for path in [checkpoint] if isinstance(checkpoint, str | Path) else checkpoint:
+        file = tuned_file(path)
+        if not file.is_file():
+            raise PostprocessingError(f"there is no {file}; make it with: python -m brats_lightning.tune ckpt={path}")
+        content: Any = OmegaConf.to_container(OmegaConf.load(file))
+        found[file] = _built(content["chosen"], trust, file)
+    return _agreed(found, "the members were tuned to different rules; tune them together: 'ckpt=[A,B]'")
+
+
+def as_config(rules: Postprocessing) -> dict[str, Any]:
+    """The config that builds these rules."""
+
+    def node(part: Any) -> dict[str, str]:
+        return {"_target_": f"{type(part).__module__}.{type(part).__qualname__}"}
+
+    steps = {name: node(step) | asdict(step) for name, step in rules.steps.items()}
+    return node(rules) | {"decode": rules.decode, "steps": steps}
+
+
+def _built(settings: Any, trust: Sequence[str], origin: Path) -> Postprocessing:
+    rules = build_saved(settings, trust, str(origin))
+    if not isinstance(rules, Postprocessing):
+        raise PostprocessingError(f"{origin}: no post-processing of this version: {settings}")
+    return rules
+
+
+def _agreed(rules: Mapping[Path, Postprocessing], otherwise: str) -> Postprocessing:
+    """The rules of an ensemble's members, which must be the same, their order too."""
+    if len(set(map(str, rules.values()))) > 1:
+        raise PostprocessingError("\n  ".join([otherwise, *(f"{file}: {found}" for file, found in rules.items())]))
+    return next(iter(rules.values()))

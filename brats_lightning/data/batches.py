@@ -1,0 +1,158 @@
+"""Batches of patches, and whole cases: what is read from the cache, in which order, by which random numbers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from brats_lightning.core.geometry import read_box
+from brats_lightning.data.augment.copy_paste import CopyPaste
+from brats_lightning.data.cache.entry import CachedCase
+from brats_lightning.data.loading import Key, LoaderSettings
+from brats_lightning.data.normalisation import Normaliser
+from brats_lightning.data.sampling.patches import PatchSampler
+
+Batch = TypeVar("Batch", bound="_Batch")
+
+PLACES, AUGMENTATION, COPY_PASTE, DROPOUT = range(4)  # what a batch's random numbers are for
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Tensors on their way to the device. As read, ``image`` holds quantised intensities of the source modalities,
+    which halves what travels; after the transfer it is the network's input.
+    """
+
+    image: Shaped[Tensor, "*b c z y x"]
+    mask: UInt8[Tensor, "*b z y x"]
+    normalisation: Float[Tensor, "*b m 4"]  # see `normalisation_parameters`
+
+    def to(self: Batch, device: torch.device, **kwargs: Any) -> Batch:
+        """On another device; copies need not be waited for from pinned memory."""
+        return self._each(lambda tensor: tensor.to(device, **{"non_blocking": True, **kwargs}))
+
+    def pin_memory(self: Batch) -> Batch:
+        """In page-locked memory, for DataLoader."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+        return replace(self, **{name: change(getattr(self, name)) for name in ("image", "mask", "normalisation")})
+
+
+@dataclass(frozen=True)
+class PatchBatch(_Batch):
+    """Patches of one training step."""
+
+    spacing: list[tuple[float, float, float]]  # (z, y, x) in mm of each patch
+    cases: list[str]  # whose patches these are
+    seed: tuple[int, ...]
+
+    def seed_for(self, purpose: int) -> int:
+        """A well-mixed 63-bit seed of this batch, another one for each purpose."""
+        return int(np.random.SeedSequence((*self.seed, purpose)).generate_state(1, np.uint64)[0] >> 1)
+
+
+@dataclass(frozen=True)
+class WholeCase(_Batch):
+    """One whole case for validation or test, on the working grid."""
+
+    case: CachedCase
+    counted: bool  # False for a repetition, so that all processes take equally many steps
+
+
+class PatchBatches(Dataset[PatchBatch]):
+    """Batch number ``b`` of epoch ``e``, the same whichever worker reads it and whenever.
+
+    An epoch goes ``patches_per_case`` times through the shuffled cases (or draws as many by the sampler's weights);
+    batches that cannot be filled at its end are dropped, unless there is not even one.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[CachedCase],
+        sampler: PatchSampler,
+        normaliser: Normaliser,
+        loader: LoaderSettings,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        copy_paste: CopyPaste | None = None,
+    ) -> None:
+        self.cases, self.sampler, self.normaliser, self.loader = cases, sampler, normaliser, loader
+        self.copy_paste = copy_paste
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, dtype=np.int64))
+
+    def __len__(self) -> int:
+        patches = len(self.cases) * self.loader.patches_per_case
+        return max(1, patches // (self.loader.batch_size * self.world_size))
+
+    def __getitem__(self, key: Key | int) -> PatchBatch:
+        # Lightning's overfit_batches asks by number alone: the same batches in every epoch.
+        epoch, batch = key if isinstance(key, tuple) else (0, key)
+        size, sources = self.loader.batch_size, self.normaliser.sources
+        order = self._cases_of(epoch)
+        first = (batch * self.world_size + self.rank) * size
+        chosen = [self.cases[order[(first + i) % len(order)]] for i in range(size)]
+        # All processes draw the same size, each its own places.
+        shape = self.sampler.draw_size(np.random.default_rng((self.seed, epoch, batch)))
+        seed = (self.seed, epoch, batch, self.rank)
+
+        images = np.empty((size, len(sources), *shape), dtype=np.uint16)
+        masks = np.empty((size, *shape), dtype=np.uint8)
+        rng = np.random.default_rng((*seed, PLACES))
+        for case, image, mask in zip(chosen, images, masks, strict=True):
+            start = self.sampler.draw_start(case, shape, rng)
+            read_box(case.image(), start, shape, out=image, channels=case.channels(sources))
+            read_box(case.mask(), start, shape, out=mask)
+        if self.copy_paste is not None:  # draws of its own: the patches are the same with and without it
+            rng = np.random.default_rng((*seed, COPY_PASTE))
+            for case, image, mask in zip(chosen, images, masks, strict=True):
+                self.copy_paste(image, mask, case, sources, rng)
+        return PatchBatch(
+            torch.from_numpy(images),
+            torch.from_numpy(masks),
+            torch.from_numpy(np.stack([self.normaliser.parameters(case.intensities) for case in chosen])),
+            [case.spacing for case in chosen],
+            [case.id for case in chosen],
+            seed,
+        )
+
+    def _cases_of(self, epoch: int) -> np.ndarray:
+        if self._order[0] != epoch:
+            rng = np.random.default_rng((self.seed, epoch))
+            weights = self.sampler.case_weights(self.cases)
+            n = len(self.cases)
+            if weights is None:
+                order = np.concatenate([rng.permutation(n) for _ in range(self.loader.patches_per_case)])
+            else:
+                order = rng.choice(n, size=n * self.loader.patches_per_case, p=weights)
+            self._order = epoch, order
+        return self._order[1]
+
+
+class WholeCases(Dataset[WholeCase]):
+    """Whole cases, every ``world_size``-th one from ``rank`` on; each is counted once over all processes."""
+
+    def __init__(self, cases: Sequence[CachedCase], normaliser: Normaliser, rank: int = 0, world_size: int = 1) -> None:
+        self.cases, self.normaliser = cases, normaliser
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        return -(-len(self.cases) // self.world_size)
+
+    def __getitem__(self, index: int) -> WholeCase:
+        position = index * self.world_size + self.rank
+        case = self.cases[position % len(self.cases)]
+        return WholeCase(
+            torch.from_numpy(np.asarray(case.image()[case.channels(self.normaliser.sources)])),
+            torch.from_numpy(np.array(case.mask())),
+            torch.from_numpy(self.normaliser.parameters(case.intensities)),
+            case,
+            counted=position < len(self.cases),
+        )

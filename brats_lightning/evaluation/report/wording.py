@@ -1,0 +1,97 @@
+"""How a report prints numbers and names, and what it says of a case; the tables on the terminal."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from brats_lightning.evaluation.report.figures import COLUMN_TITLES
+from brats_lightning.evaluation.scoring import ScoredCase
+from brats_lightning.evaluation.summary import lower_is_better
+from brats_lightning.metrics.official import headline_columns, mean_without_nan
+
+POOR = 0.5  # Dice below which a lesion that was found is worth a word
+_REGION_TITLES = {"et": "enhancing tumour", "tc": "tumour core", "wt": "whole tumour", "rc": "resection cavity"}
+
+
+def number(value: int | float, digits: int = 3) -> str:
+    """A number as it is printed; – for NaN."""
+    return "–" if math.isnan(value) else f"{value:,.{digits}f}".replace("-", "−")
+
+
+def sort_key(value: int | float) -> str:
+    """What a cell is sorted by: nothing for NaN, which is last."""
+    return "" if math.isnan(value) else f"{value:.9g}"
+
+
+def digits(column: str) -> int:
+    """Decimals a column is printed with: distances are mm."""
+    return 1 if lower_is_better(column) else 3
+
+
+def counted(n: int, word: str) -> str:
+    """``1 lesion``, ``2 lesions``."""
+    return f"{n:,} {word}{'s' * (n != 1)}"
+
+
+def p_value(p: float) -> str:
+    """As papers print it."""
+    return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def region_title(region: str) -> str:
+    """``ET · enhancing tumour``."""
+    title = _REGION_TITLES.get(region)
+    return f"{region.upper()} · {title}" if title else region.upper()
+
+
+def what_went_wrong(case: ScoredCase, region: str) -> str:
+    """One line on the lesions of a region: what was missed, falsely detected, or segmented badly."""
+    if case.missing:
+        return "no prediction"
+    lesions = [row for row in case.lesions[region] if not row.false_positive]
+    missed = [row.volume for row in lesions if not row.detected]
+    invented = [row.volume for row in case.lesions[region] if row.false_positive]
+    parts = []
+    if missed:
+        parts.append(f"missed {len(missed)} of {len(lesions)} (largest {number(max(missed), 0)} mm³)")
+    if invented:
+        parts.append(f"{counted(len(invented), 'false positive')} (largest {number(max(invented), 0)} mm³)")
+    worst = min((row for row in lesions if row.detected), key=lambda row: row.dice, default=None)
+    if worst is not None and worst.dice < POOR:
+        parts.append(f"a lesion of {number(worst.volume, 0)} mm³ found with Dice {number(worst.dice, 2)}")
+    if not parts:
+        return "all lesions found" if lesions else "nothing to find, nothing found"
+    return "; ".join(parts)
+
+
+def worst_first(cases: Sequence[ScoredCase], protocol: str, region: str) -> list[ScoredCase]:
+    """Missing predictions, then by the mean of the main score over regions, then by lesions missed or false."""
+    main = headline_columns(protocol)[0]
+
+    def badness(case: ScoredCase) -> tuple[bool, float, int, str]:
+        official = mean_without_nan([columns[main] for columns in case.official[protocol].values()])
+        # Without a lesion to score, the voxels tell a false alarm from a clean case.
+        voxelwise = mean_without_nan([case.voxelwise[name]["dice"] for name in case.official[protocol]])
+        mean = next((mean for mean in (official, voxelwise) if not math.isnan(mean)), 1.0)
+        return not case.missing, mean, -sum(not row.detected for row in case.lesions[region]), case.case
+
+    return sorted(cases, key=badness)
+
+
+def terminal_table(name: str, summary: Mapping[str, Any], protocol: str) -> Table:
+    """The headline scores of one protocol, mean over cases and 95 % interval."""
+    shown = Table(title=escape(f"{name} · {protocol} · {counted(summary['cases']['scored'], 'case')}"))
+    shown.add_column("region")
+    for column in headline_columns(protocol):
+        shown.add_column(COLUMN_TITLES[column], justify="right")
+    for region, columns in summary["scores"][protocol].items():
+        cells = []
+        for column in headline_columns(protocol):
+            row, n = columns[column], digits(column)
+            between = "" if math.isnan(row["low"]) else f"\n[{number(row['low'], n)}, {number(row['high'], n)}]"
+            cells.append(escape(number(row["mean"], n) + between))
+        shown.add_row(region.upper(), *cells)
+    return shown
