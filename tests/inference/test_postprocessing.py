@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from brats_lightning.config.allow_list import UntrustedTarget
 from brats_lightning.config.build import build_part
-from brats_lightning.config.checkpoint import UntrustedTarget
 from brats_lightning.config.postprocessing import as_config, tuned, tuned_file
 from brats_lightning.config.resolvers import config_dir
 from brats_lightning.core.labels import BRATS_METS, LabelScheme
