@@ -18,7 +18,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from brats_lightning.config.command_line import with_quoted_paths
 from brats_lightning.config.resolvers import config_dir, register_resolvers
-from brats_lightning.synthetic.phantom import phantom_cases
+from brats_lightning.data.cases import find_cases
+from brats_lightning.synthetic.phantom import PhantomSettings, make_phantoms, phantom_folder
 
 ROOT = Path(__file__).parents[1]
 DOCS, CONF, ARENA = ROOT / "docs", config_dir(), ROOT / "tests/benchmarks/arena/conf"
@@ -40,6 +41,7 @@ SMALL = {
         "data.cache_workers=1",
         "data.patches_per_case=1",
         "data.batch_size=1",
+        "logger=none",
         "seed=0",
     ],
     "preprocess": ["data.cache_workers=1"],
@@ -47,21 +49,27 @@ SMALL = {
 }
 SMALL_NETWORK, SMALL_PHANTOMS = "model.widths=[4,8,16,32]", ["++data.source.cases=10", "++data.source.shape=[40,48,32]"]
 
-# Runs commands in one process, which imports torch once; RUN is the newest run.
+# Runs the commands of the pages, each in its own folder, in one process: torch is imported once. RUN is the newest run.
 RUNNER = """
-import json, runpy, sys
+import json, os, runpy, sys, traceback
 from pathlib import Path
-sys.path.insert(0, ".")
-for module, *arguments in json.load(open("commands.json")):
-    runs = sorted(Path("outputs").glob("**/checkpoints"), key=lambda path: path.stat().st_mtime)
-    newest = runs[-1].parent if runs else "RUN"
-    sys.argv = [module, *(argument.replace("RUN/", f"{newest}/") for argument in arguments)]
-    print("$", *sys.argv, file=sys.stderr, flush=True)
-    try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except SystemExit as stop:
-        if stop.code:
-            raise
+failed = {}
+for page, folder, commands in json.load(open("pages.json")):
+    os.chdir(folder)
+    sys.path.insert(0, folder)
+    for module, *arguments in commands:
+        runs = sorted(Path("outputs").glob("**/checkpoints"), key=lambda path: path.stat().st_mtime)
+        newest = runs[-1].parent if runs else "RUN"
+        sys.argv = [module, *(argument.replace("RUN/", f"{newest}/") for argument in arguments)]
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except BaseException as error:
+            if isinstance(error, SystemExit) and not error.code:
+                continue
+            traceback.print_exc()
+            failed[page] = sys.argv
+            break
+Path(os.environ["FAILED"]).write_text(json.dumps(failed))
 """
 
 
@@ -217,8 +225,9 @@ def in_order(page, wholly, folder):
         groups = {word.partition("=")[0]: word.partition("=")[2] for word in command.overrides}
         if command.name == "train" and groups.get("model", "unet") != "one_layer":
             small.append(SMALL_NETWORK)
-        if command.name in ("train", "preprocess") and "data" not in groups:
-            small += SMALL_PHANTOMS
+        if command.name in ("train", "preprocess"):
+            small.append(f"paths.cache_dir={folder}/cache")
+            small += [] if "data" in groups else [*SMALL_PHANTOMS, f"paths.phantom_dir={folder}/phantoms"]
         small = [] if "resume" in groups else [word for word in small if word.partition("=")[0] not in groups]
         cases = folder / ("hospital" if groups.get("data") == "hospital" else "cases")
         overrides = [re.sub(r"\bDIR\b", str(cases), word) for word in command.overrides]
@@ -226,42 +235,42 @@ def in_order(page, wholly, folder):
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """``cases`` as BraTS has them, and ``hospital``, the same under the names of the page on data sets."""
+def cases(tmp_path_factory):
+    """A folder with ``cases`` as BraTS has them, and ``hospital``, the same as the page on data sets names them."""
     folder = tmp_path_factory.mktemp("docs")
-    for case in phantom_cases(folder / "phantoms", cases=10, shape=(40, 48, 32)):
-        hospital = folder / "hospital" / case.id
-        hospital.mkdir(parents=True)
-        names = {"t1n": "t1", "t1c": "t1_gd", "t2w": "t2", "t2f": "flair", "seg": "lesions"}
+    settings = PhantomSettings(cases=10, shape=(40, 48, 32))
+    (folder / "cases").symlink_to(make_phantoms(phantom_folder(folder / "phantoms", settings), settings, workers=1))
+    names = {"t1n": "t1", "t1c": "t1_gd", "t2w": "t2", "t2f": "flair", "seg": "lesions"}
+    for case in find_cases(folder / "cases"):
+        (folder / "hospital" / case.id).mkdir(parents=True)
         for modality, file in case.files.items():
-            (hospital / f"{names[modality]}.nii.gz").symlink_to(file)
-    (folder / "cases").symlink_to(file.parent.parent)
+            (folder / "hospital" / case.id / f"{names[modality]}.nii.gz").symlink_to(file)
     return folder
 
 
-def run(page, folders, folder, wholly):
-    write_files(page, folder)
-    todo = list(in_order(page, wholly, folders))
-    assert todo
-    (folder / "commands.json").write_text(json.dumps(todo))
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", RUNNER], cwd=folder, env=environment, capture_output=True, text=True
-    )
+@pytest.fixture(scope="module")
+def pages_run(cases):
+    """Folders in which the pages' commands have run, what failed, and the output."""
+    folders = {page: cases / identifier(page).replace("/", "_") for page in (*RUN_WHOLLY, *RUN_OWN_CODE)}
+    todo = []
+    for page, folder in folders.items():
+        folder.mkdir()
+        write_files(page, folder)
+        todo.append([identifier(page), str(folder), list(in_order(page, page in RUN_WHOLLY, cases))])
+    (cases / "pages.json").write_text(json.dumps(todo))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "FAILED": str(cases / "failed.json")}
+    command = [sys.executable, "-W", "ignore", "-c", RUNNER]
+    done = subprocess.run(command, cwd=cases, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+    return folders, json.loads((cases / "failed.json").read_text()), done.stderr[-5000:]
 
 
-@pytest.mark.parametrize("page", RUN_WHOLLY, ids=identifier)
-def test_commands_for_newcomers_run(page, folders, tmp_path):
-    run(page, folders, tmp_path, wholly=True)
-    (report,) = tmp_path.glob("outputs/**/report.html")
-    assert "lesion" in report.read_text()
-
-
-@pytest.mark.parametrize("page", RUN_OWN_CODE, ids=identifier)
-def test_own_code_runs_as_the_page_says(page, folders, tmp_path):
-    run(page, folders, tmp_path, wholly=False)
-    assert list(tmp_path.glob("outputs/train/*/metrics.json"))
+@pytest.mark.parametrize("page", [*RUN_WHOLLY, *RUN_OWN_CODE], ids=identifier)
+def test_commands_run(page, pages_run):
+    folders, failed, output = pages_run
+    assert identifier(page) not in failed, f"{failed[identifier(page)]}\n{output}"
+    assert list(folders[page].glob("outputs/**/metrics.json"))
+    assert len(list(folders[page].glob("outputs/**/report.html"))) == (page in RUN_WHOLLY)
 
 
 def test_readme_is_short():

@@ -1,4 +1,4 @@
-"""The README's promise: a model, a loss and a data set are each one Python and one YAML file, nothing else touched."""
+"""The promise of the docs: a model, a loss and a data set are each one Python and one YAML file, and nothing else."""
 
 import sys
 
