@@ -29,21 +29,30 @@ def print_hints(conf: Path, config_name: str, arguments: Sequence[str]) -> None:
 
 
 def near_misses(conf: Path, config_name: str, arguments: Sequence[str]) -> list[tuple[str, str]]:
-    """Unknown options with the nearest known ones."""
+    """Unknown options, each with the choices of its group that have it, or else the nearest known one."""
+
+    def composed(*choices: str) -> set[str]:
+        with initialize_config_dir(str(conf), version_base="1.3"):
+            return set(_keys(OmegaConf.to_container(compose(config_name, [*choices]))))
+
     groups = {folder.relative_to(conf).as_posix() for folder in conf.rglob("*") if folder.is_dir()}
     told = [argument for argument in arguments if "=" in argument and not argument.startswith(("-", "+", "~", "hydra"))]
     names = [argument.split("=", 1)[0] for argument in told]
     chosen = [argument for argument, name in zip(told, names, strict=True) if name in groups]
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(conf), version_base="1.3"):
-            config: Any = OmegaConf.to_container(compose(config_name, chosen))
+        known = groups | composed(*chosen)
+        near = []
+        for name in (name for name in names if name not in known):
+            group = name.partition(".")[0]
+            files = [file.stem for file in sorted((conf / group).glob("*.yaml"))]
+            if having := [choice for choice in files if name in composed(*chosen, f"{group}={choice}")]:
+                near.append((name, f"it with {group}={' or '.join(having)}"))
+            elif found := difflib.get_close_matches(name, known, n=1):
+                near.append((name, found[0]))
+        return near
     except Exception:  # Hydra has said what is wrong with a choice
         return []
-    known = {*groups, *_keys(config)}
-    unknown = [name for name in names if name not in known]
-    near = ((name, difflib.get_close_matches(name, known, n=1)) for name in unknown)
-    return [(name, found[0]) for name, found in near if found]
 
 
 def _keys(node: Any, path: str = "") -> Iterator[str]:
