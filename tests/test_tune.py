@@ -266,7 +266,7 @@ def test_a_source_that_is_no_list_of_cases_is_refused(run, runs):
 def test_a_checkpoint_fills_no_folder(run, runs, tmp_path, target):
     checkpoint = torch.load(runs[0], weights_only=True)
     more = {"background": str(tmp_path / "in")} if "implant" in target else {}
-    source = {"_target_": f"brats_lightning.data.{target}", "parent": str(tmp_path / "there"), "cases": 5, **more}
+    source = {"_target_": f"brats_lightning.synthetic.{target}", "parent": str(tmp_path / "there"), "cases": 5, **more}
     checkpoint["config"]["data"]["source"] = source
     torch.save(checkpoint, runs[0])
     with pytest.raises(ValueError, match=r"its cases are not there; tell where: input=DIR"):
