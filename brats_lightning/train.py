@@ -10,7 +10,7 @@ import secrets
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
@@ -238,20 +238,20 @@ def join(config: str) -> None:
     train(OmegaConf.load(config))  # type: ignore[arg-type]
 
 
-def main() -> None:
-    """The command ``brats-train``."""
-    from brats_lightning.config.resume import ResumeError, expand
+def _command_line(given: Sequence[str]) -> list[str]:
+    """With ``resume=RUN`` replaced; only the first of several processes has a run folder."""
+    from brats_lightning.config.resume import expand
     from brats_lightning.training import processes
 
-    try:
-        sys.argv[1:] = expand(sys.argv[1:])
-    except ResumeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    if processes.started_from_outside() and not processes.is_first_process():
-        # The run folder is the first process's; Hydra would make one for each.
-        sys.argv += [f"hydra.run.dir={tempfile.mkdtemp()}", "hydra.output_subdir=null", "hydra/job_logging=none"]
-    entry_point("train", _run, failed=_worst)()
+    arguments = expand(given)
+    if processes.started_from_outside() and not processes.is_first_process():  # Hydra would make a folder for each
+        arguments += [f"hydra.run.dir={tempfile.mkdtemp()}", "hydra.output_subdir=null", "hydra/job_logging=none"]
+    return arguments
+
+
+def main() -> None:
+    """The command ``brats-train``."""
+    entry_point("train", _run, _worst, _command_line)()
 
 
 if __name__ == "__main__":

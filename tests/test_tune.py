@@ -6,7 +6,7 @@ import torch
 from omegaconf import OmegaConf
 
 from brats_lightning import tune as entry
-from brats_lightning.config.checkpoint import build
+from brats_lightning.config.allow_list import build_saved
 from brats_lightning.config.postprocessing import as_config, tuned, tuned_file
 from brats_lightning.data.cases import CaseError
 from brats_lightning.inference.postprocessing import Hysteresis, MinVolume, Postprocessing
@@ -90,7 +90,7 @@ def run(composed):
 def test_the_rules_that_score_best_are_chosen(run, runs):
     result = run(runs[0], "protocol=brats2023")
     # Only hysteresis finds the whole lesion; only its peak tells it from the look-alike, and its size from the speck.
-    assert build(result["chosen"]) == BEST
+    assert build_saved(result["chosen"]) == BEST
     assert result["score"] == 1
     assert result["cases"] == NAMES[1:3]
     names = ("hysteresis.low", "hysteresis.high", "min_volume.mm3")
@@ -123,7 +123,7 @@ def test_the_runs_own_rules_are_tried_too(run, runs):
     result = run(runs[0], "protocol=brats2023", "grid.hysteresis.high=[0.9]", "grid.min_volume.mm3=[]")
     # Alone in the grid, hysteresis keeps the speck as well; the run's own rules keep the lesion and nothing else.
     assert [row["score"] for row in result["tried"]] == pytest.approx([1, 1 / 2, 2 / 28 / 3], abs=1e-6)
-    assert build(result["chosen"]).steps["small"] == MinVolume(9, ["et"])
+    assert build_saved(result["chosen"]).steps["small"] == MinVolume(9, ["et"])
 
 
 def test_what_does_not_vary_is_the_runs_own(run, runs):
@@ -260,14 +260,14 @@ def test_folds_are_tuned_together_each_case_by_the_models_it_validates(run, runs
     result = run(runs)
     assert result["cases"] == NAMES[1:4]
     assert members == [[runs[0]], [*runs], [runs[1]]]
-    assert tuned([*runs]) == build(result["chosen"])
+    assert tuned([*runs]) == build_saved(result["chosen"])
 
 
 @pytest.mark.parametrize("protocol", ["brats2023", "brats2025", "brats2026"])
 def test_other_protocols(run, runs, protocol):
     result = run(runs[0], f"protocol={protocol}")
     assert result["protocol"] == protocol
-    assert build(result["chosen"]).steps["hysteresis"] == Hysteresis(0.25, 0.9)
+    assert build_saved(result["chosen"]).steps["hysteresis"] == Hysteresis(0.25, 0.9)
     assert result["score"] == 1
 
 

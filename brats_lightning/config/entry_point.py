@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,16 @@ from brats_lightning.config.sweep import record_failure
 
 
 def entry_point(
-    config_name: str, function: Callable[[DictConfig], Any], failed: Callable[[DictConfig], Any] = lambda _: None
+    config_name: str,
+    function: Callable[[DictConfig], Any],
+    failed: Callable[[DictConfig], Any] = lambda _: None,
+    rewrite: Callable[[Sequence[str]], Sequence[str]] = list,
 ) -> Callable[[], None]:
     """A command: compose ``conf/<config_name>.yaml`` with the command line and call ``function`` with the result.
 
     An error that says all there is to know is one line on stderr, and exit code 1. A job of a multirun leaves it in its
-    folder, a sweeper is told the value of ``failed``, and the others go on; the exit code is 1 in the end.
+    folder, a sweeper is told the value of ``failed``, and the others go on; the exit code is 1 in the end. ``rewrite``
+    changes the command line first, or raises a ValueError.
     """
     register_resolvers()
     composed = False
@@ -61,8 +65,9 @@ def entry_point(
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)
 
     def command() -> None:
-        sys.argv[1:] = arguments = with_quoted_paths(sys.argv[1:])
+        arguments = sys.argv[1:]
         try:
+            sys.argv[1:] = arguments = with_quoted_paths(rewrite(arguments))
             if bare_words(arguments):  # of which Hydra's message says nothing that helps
                 raise SystemExit(1)
             main()
@@ -72,6 +77,11 @@ def entry_point(
 
                 print_hints(config_dir(), config_name, arguments)
             raise
+        except ValueError as error:  # of the command line; those of the job are told above
+            if composed or not _raised_here(error):
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
         except KeyboardInterrupt:  # where nothing is to be saved
             print("interrupted", file=sys.stderr)
             raise SystemExit(128 + signal.SIGINT) from None

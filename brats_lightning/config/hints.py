@@ -29,13 +29,27 @@ def print_hints(conf: Path, config_name: str, arguments: Sequence[str]) -> None:
 
 
 def near_misses(conf: Path, config_name: str, arguments: Sequence[str]) -> list[tuple[str, str]]:
-    """Unknown options with the nearest known ones."""
-    if (cfg := _composed(conf, config_name, arguments)) is None:
+    """Unknown options, each with the choices of its group that have it, or else the nearest known one."""
+    if (known := _keys(conf, config_name, arguments)) is None:
         return []
+    near = []
+    for name in [name for name in _options(arguments) if name not in known]:
+        group = name.partition(".")[0]
+        choices = [file.stem for file in sorted((conf / group).glob("*.yaml"))]
+        having = [c for c in choices if name in (_keys(conf, config_name, [*arguments, f"{group}={c}"]) or ())]
+        if having:
+            near.append((name, f"it with {group}={' or '.join(having)}"))
+        else:
+            near += [(name, found) for found in difflib.get_close_matches(name, known, n=1)]
+    return near
+
+
+def _keys(conf: Path, config_name: str, arguments: Sequence[str]) -> set[str] | None:
+    """All groups and dotted keys there are with the choices that are told; None where Hydra refuses these."""
+    if (cfg := _composed(conf, config_name, arguments)) is None:
+        return None
     paths = (accumulate(key.split("."), "{}.{}".format) for key, _ in leaves(OmegaConf.to_container(cfg)))
-    known = {*_groups(conf), *(key for path in paths for key in path)}
-    near = ((name, difflib.get_close_matches(name, known, n=1)) for name in _options(arguments) if name not in known)
-    return [(name, found[0]) for name, found in near if found]
+    return {*_groups(conf), *(key for path in paths for key in path)}
 
 
 def _composed(conf: Path, config_name: str, arguments: Sequence[str]) -> DictConfig | None:

@@ -13,12 +13,7 @@ from brats_lightning.inference.postprocessing import Postprocessing, Postprocess
 
 
 def own_postprocessing(model: TrainedModel, trust: Sequence[str] = ()) -> Postprocessing:
-    """The rules in a run's config; none if there are none.
-
-    Raises:
-        CheckpointError: rules that this version does not know.
-        UntrustedTarget: steps outside the allow-list.
-    """
+    """The rules in a run's config; none if there are none. What it may name is what `build` allows."""
     settings = model.config.get("postprocessing")
     return Postprocessing() if settings is None else _built(settings, trust, model.path)
 
@@ -27,7 +22,6 @@ def trained_postprocessing(models: Sequence[TrainedModel], trust: Sequence[str] 
     """The rules that the validation and test scores of the models' own runs were made with.
 
     Raises:
-        CheckpointError: rules that this version does not know.
         PostprocessingError: models of an ensemble that have different ones.
     """
     return _agreed(
@@ -60,12 +54,9 @@ def tuned(checkpoint: str | Path | Sequence[str | Path], trust: Sequence[str] = 
 
 def as_config(rules: Postprocessing) -> dict[str, Any]:
     """The config that builds these rules."""
-
-    def node(part: Any) -> dict[str, str]:
-        return {"_target_": f"{type(part).__module__}.{type(part).__qualname__}"}
-
-    steps = {name: node(step) | asdict(step) for name, step in rules.steps.items()}
-    return node(rules) | {"decode": rules.decode, "steps": steps}
+    target = {part: f"{part.__module__}.{part.__qualname__}" for part in map(type, (rules, *rules.steps.values()))}
+    steps = {name: {"_target_": target[type(step)], **asdict(step)} for name, step in rules.steps.items()}
+    return {"_target_": target[Postprocessing], "decode": rules.decode, "steps": steps}
 
 
 def _built(settings: Any, trust: Sequence[str], origin: Path) -> Postprocessing:

@@ -13,6 +13,7 @@ from brats_lightning.core.labels import LabelScheme, in_classes
 
 NEIGHBOURS_26 = np.ones((3, 3, 3), dtype=bool)
 _VOXELS_PER_RUN = 50  # of the whole box; with fewer, scipy is as fast
+_SMALL_BOX = 1 << 14  # voxels; so is it with fewer
 
 
 def label_components(mask: Bool[np.ndarray, "a b c"]) -> tuple[Int32[np.ndarray, "a b c"], int]:
@@ -31,7 +32,7 @@ def label_components(mask: Bool[np.ndarray, "a b c"]) -> tuple[Int32[np.ndarray,
     voxels[:, :-1, :-1] = inside
     bounds = np.flatnonzero(np.diff(voxels.reshape(-1), prepend=False))
     starts, ends = bounds[::2], bounds[1::2]
-    if len(starts) > inside.size / _VOXELS_PER_RUN:
+    if inside.size < _SMALL_BOX or len(starts) > inside.size / _VOXELS_PER_RUN:
         labels[box], n = ndimage.label(inside, structure=NEIGHBOURS_26)
         return labels, n
     pairs = []

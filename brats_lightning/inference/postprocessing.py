@@ -38,24 +38,15 @@ class Labelling:
     scheme: LabelScheme
 
     def regions(self, names: Sequence[str] | None, default: Iterable[str]) -> Iterator[tuple[list[int], list[int]]]:
-        """Each region's classes, and those that enclose it from inside out, the background last.
-
-        Args:
-            names: of the regions, in their order; None for those of ``default`` that there are.
-            default: names.
-
-        Raises:
-            PostprocessingError: a region that the scheme lacks.
-        """
-        scheme, known = self.scheme, self.scheme.regions
-        for name in default if names is None else names:
-            if name in known:
-                around = [scheme.index(other) for other in _ENCLOSING.get(name, ()) if other in scheme.names]
-                yield sorted(known[name]), [*around, 0]
-            elif names is not None:
-                raise PostprocessingError(
-                    f"postprocessing: regions names {name}; those of these classes are {', '.join(known)}"
-                )
+        """Classes of each named region, or of ``default``'s, and those around it, from inside out to the background."""
+        known = self.scheme.regions
+        if unknown := set(names or ()) - set(known):
+            raise PostprocessingError(
+                f"postprocessing: regions has {min(unknown)}, the classes make {', '.join(known)}"
+            )
+        for name in [name for name in default if name in known] if names is None else names:
+            around = [self.scheme.index(other) for other in _ENCLOSING.get(name, ()) if other in self.scheme.names]
+            yield sorted(known[name]), [*around, 0]
 
 
 @dataclass(frozen=True)
@@ -63,11 +54,7 @@ class Step:
     """One rule, with its settings."""
 
     def __call__(self, case: Labelling) -> None:
-        """Change the labels.
-
-        Raises:
-            PostprocessingError: the step needs a class or region that the scheme lacks.
-        """
+        """Change the labels; a `PostprocessingError` if the scheme lacks a class or region for it."""
         raise NotImplementedError
 
 
@@ -77,9 +64,8 @@ class Postprocessing:
 
     Args:
         steps: each `Step` by its name, in their order; None leaves one out.
-        decode: ``argmax`` gives each voxel its most probable class; ``regions`` the class of the innermost region whose
-            probability is at least ½ (`brats_lightning.core.targets.decode_regions`); None leaves it to the network's
-            target (`decoding`), and is else ``argmax``.
+        decode: ``argmax``: the most probable class; ``regions``: by `brats_lightning.core.targets.decode_regions`; None
+            leaves it to the network's target (`decoding`), and is else ``argmax``.
 
     Raises:
         PostprocessingError: impossible settings.
@@ -94,9 +80,9 @@ class Postprocessing:
         for name, step in steps.items():
             if not isinstance(step, Step):
                 raise PostprocessingError(
-                    f"postprocessing.steps.{name} has the settings {step} and no _target_: no such step was chosen. "
-                    "Choose one that has it, e.g. postprocessing=hysteresis, add it, e.g. "
-                    f"'postprocessing/step=[{name}]', or leave it out, postprocessing.steps.{name}=null"
+                    f"postprocessing.steps.{name} has the settings {step} and no _target_: no such step was chosen; "
+                    f"choose it, e.g. by postprocessing=hysteresis or 'postprocessing/step=[{name}]', or leave it out, "
+                    f"postprocessing.steps.{name}=null"
                 )
         if self.decode not in ("argmax", "regions", None):
             raise PostprocessingError(f"postprocessing.decode must be argmax, regions or null, got {self.decode!r}")
@@ -116,8 +102,7 @@ class Postprocessing:
             scheme: the classes.
 
         Raises:
-            PostprocessingError: a step needs a class or region that the scheme lacks.
-            ValueError: decoding by regions that do not tell the classes apart.
+            ValueError: a step, or decoding by regions, does not fit the classes.
         """
         labels = np.zeros(probabilities.shape[1:], np.uint8)
         inside = probabilities[0] < 0.6  # above ½ nothing but background can be decoded; the rest is for rounding
@@ -135,16 +120,14 @@ class Postprocessing:
 class Hysteresis(Step):
     """The foreground is each component of the voxels above ``low`` that is above ``high`` somewhere.
 
-    The probability is the foreground's, ``1 - p(background)``. Inside, a voxel decoded as background gets its most
-    probable foreground class. It keeps a small lesion that is seen faintly but with one clear peak, which a filter of
-    size or mean confidence would lose.
+    The probability is ``1 - p(background)``. Inside, a voxel decoded as background gets its most probable foreground
+    class. It keeps a small lesion with one clear peak, which a filter of size or mean confidence would lose.
 
     With ``regions``, from the outside in, the same of each within what encloses it (TC in WT, ET in TC): what a region
     loses becomes the enclosing class, what it gains its own most probable one.
 
-    ``keep_surest`` lets the component with the highest probability stay whatever that is. On scans unlike those it was
-    trained on, a network is sure of nothing, and would else lose the whole tumour; for data where hardly a case has no
-    lesion.
+    ``keep_surest`` lets the component with the highest probability stay whatever that is: on scans unlike those it was
+    trained on, a network is sure of nothing, and would else lose the whole tumour. Hardly a case has no lesion.
     """
 
     low: Number
@@ -154,9 +137,7 @@ class Hysteresis(Step):
 
     def __post_init__(self) -> None:
         if not 0 <= self.low <= self.high < 1:
-            raise PostprocessingError(
-                f"hysteresis needs 0 ≤ low ≤ high < 1 (probabilities), got low={self.low} high={self.high}"
-            )
+            raise PostprocessingError(f"hysteresis needs 0 ≤ low ≤ high < 1, got low={self.low} high={self.high}")
 
     def __call__(self, case: Labelling) -> None:
         """Keep the components with a peak."""

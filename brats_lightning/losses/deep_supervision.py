@@ -46,22 +46,17 @@ class DeepSupervision(nn.Module):
         return {size[1:]: self._reference(target, size) for size in sizes}
 
     def forward(
-        self,
-        logits: Logits | list[Float[Tensor, "b k _ _ _"]],
-        target: Reference,
-        lesions: References | None = None,
+        self, logits: Logits | list[Float[Tensor, "b k _ _ _"]], target: Reference, lesions: References | None = None
     ) -> Float[Tensor, ""] | dict[str, Float[Tensor, ""]]:
         """What the loss returns for the full resolution, its total replaced by the mean over all.
 
-        ``lesions``, by `find_lesions` of the same target, save the time to find them now.
+        ``lesions`` are what `find_lesions` made of the same target, if it was asked.
         """
         levels = [logits] if isinstance(logits, Tensor) else logits
         sizes = self._sizes[target.shape] = [level.shape[1:] for level in levels]
         known = lesions or {}
-        results = [
-            self.loss(level, *(known.get(size[1:]) or self._reference(target, size)))
-            for level, size in zip(levels, sizes, strict=True)
-        ]
+        references = [known.get(size[1:]) or self._reference(target, size) for size in sizes]
+        results = [self.loss(level, *reference) for level, reference in zip(levels, references, strict=True)]
         if len(results) == 1:
             return results[0]
         totals = [result["loss"] if isinstance(result, dict) else result for result in results]
@@ -78,31 +73,28 @@ class DeepSupervision(nn.Module):
 def downsample_target(target: Integer[Tensor, "*b z y x"], size: Sequence[int], classes: int) -> Integer[Tensor, "..."]:
     """The target on a coarser grid, where nothing is lost: whatever foreground a block has, the coarse voxel is.
 
-    Of class indices it gets the most frequent foreground class of its block, of equals the lower one, and 0 only
-    without any; of memberships every region that has a voxel in the block. Picking one voxel of a block would lose
-    seven of eight single-voxel lesions at half the resolution, and teach the coarse heads that there is nothing where
-    there is one. Blocks are those of adaptive pooling: all voxels count, whatever the size.
+    Of class indices it gets the most frequent foreground class of its block, of equals the lower one; of memberships
+    every region that has a voxel in the block. Picking one voxel of a block would lose seven of eight single-voxel
+    lesions at half the resolution. Blocks are those of adaptive pooling: all voxels count, whatever the size.
 
     Args:
         target: class indices (b, z, y, x), 0 being background, or memberships (b, k, z, y, x).
         size: (z, y, x) to come to.
         classes: channels of the logits; of class indices their number with the background.
     """
-    depth, height, width = size
-    if target.shape[-3:] == (depth, height, width):
+    z, y, x = size
+    if target.shape[-3:] == (z, y, x):
         return target
+
+    def share(mask: Tensor) -> Tensor:  # of each block
+        return functional.adaptive_avg_pool3d(mask.float(), (z, y, x))
+
     if target.ndim == 5:
-        return _shares(target, size).gt(0).to(target.dtype)
-    result = target.new_zeros(target.shape[0], depth, height, width)
+        return share(target).gt(0).to(target.dtype)
+    result = target.new_zeros((len(target), z, y, x))
     most = torch.zeros(result.shape, device=target.device)
     for index in range(1, classes):
-        share = _shares(target == index, size)
-        result.masked_fill_(share > most, index)
-        most = torch.maximum(most, share)
+        part = share(target == index)
+        result.masked_fill_(part > most, index)
+        most = torch.maximum(most, part)
     return result
-
-
-def _shares(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """The share of each block that lies in a mask."""
-    depth, height, width = size
-    return functional.adaptive_avg_pool3d(mask.float(), (depth, height, width))

@@ -22,11 +22,9 @@ class WeightedDiceLoss(ClassSumsLoss):
 
     A class absent from the reference has no Dice. Left in the mean its cost is 1 for any false positive, however
     faint, and almost without gradient; so it leaves the mean, the weights of the others take its share, and its false
-    positives are charged beside it. The charge is the first formula's, for false positives beside a perfectly
-    segmented lesion that fills ``absent_fraction / 2`` of the volume: 0 without any, growing smoothly, ½ at
-    ``absent_fraction`` of the volume, below 1. A fraction rather than a number of voxels gives the same charge at
-    every patch size and resolution. The loss lies in [0, 2), is 0 for a perfect prediction and in the absence of
-    lesions rises strictly with every false positive.
+    positives are charged beside it: 0 without any, ½ where they fill ``absent_fraction`` of the volume, below 1. A
+    fraction rather than a number of voxels gives the same charge at every patch size and resolution. The loss lies in
+    [0, 2), is 0 for a perfect prediction and in the absence of lesions rises strictly with every false positive.
 
     Args:
         class_weights: one weight per class, background first (unused without ``include_background``), or per region;

@@ -155,9 +155,8 @@ class LesionFocalLoss(LesionLoss):
             if n := len(sizes):
                 lesion = segments.reshape(-1)[sample.voxels]
                 index = np.flatnonzero(lesion < n)
-                weight = 1 / (n * sizes[lesion[index]])
                 log_p, log_q = _log_probabilities(x[to_device(index, x.device)], channels, exclusive)
-                weights = to_device(weight, x.device, log_p.dtype)
+                weights = to_device(1 / (n * sizes[lesion[index]]), x.device, log_p.dtype)
                 losses.append((weights * (self.gamma * log_q).exp() * -log_p).sum())
         return torch.stack(losses).mean() if losses else x.sum()
 

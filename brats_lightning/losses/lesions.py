@@ -47,12 +47,7 @@ class LesionMap:
         nearest: whether the background is divided by the nearest lesion.
     """
 
-    def __init__(
-        self,
-        target: Integer[Tensor, "b z y x"] | Integer[Tensor, "b k z y x"],
-        scheme: LabelScheme,
-        nearest: bool = False,
-    ) -> None:
+    def __init__(self, target: Integer[Tensor, "*b z y x"], scheme: LabelScheme, nearest: bool = False) -> None:
         self._shape, self._scheme, self._nearest = target.shape, scheme, nearest
         array = begin_on_host(target)
         self._samples = [_threads().submit(lambda i: self._find(array()[i]), i) for i in range(len(target))]

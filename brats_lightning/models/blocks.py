@@ -200,14 +200,10 @@ def crop_to(x: Tensor, like: Tensor) -> Tensor:
 class PlainSkip(nn.Module):
     """The skip connection of a U-Net: the encoder's features as they are."""
 
-    def __init__(self, channels: int, gating_channels: int, stride: PerAxis) -> None:  # noqa: ARG002 — every skip's signature
+    def __init__(self, *_: Any) -> None:  # every skip is made with channels and a stride
         super().__init__()
 
-    def forward(
-        self,
-        skip: Float[Tensor, "b c z y x"],
-        gating: Float[Tensor, "b g _ _ _"],  # noqa: ARG002
-    ) -> Float[Tensor, "b c z y x"]:
+    def forward(self, skip: Float[Tensor, "b c z y x"], gating: Tensor) -> Float[Tensor, "b c z y x"]:  # noqa: ARG002
         """``skip`` itself."""
         return skip
 

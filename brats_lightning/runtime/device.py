@@ -35,7 +35,7 @@ def begin_on_host(tensor: Shaped[Tensor, "*shape"]) -> Callable[[], Shaped[np.nd
     The tensor is not to be changed until then.
     """
     if tensor.device.type != "cuda":
-        array = on_host(tensor)
+        array = tensor.detach().cpu().numpy()
         return lambda: array
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     host.copy_(tensor, non_blocking=True)

@@ -76,8 +76,8 @@ class Segmentation(pl.LightningModule):
         target = self.target.encode(batch.mask)
         lesions = self.loss.find_lesions(target)  # on the CPU, beside the network
         logits = self.network(batch.image)
-        parts = self._named(self.loss(logits, target, lesions))
-        self.log_dict({_loss_name("train", part): value.detach() for part, value in parts.items()})
+        parts = self._parts(logits, target, lesions)
+        self.log_dict({f"train/{_loss_name(part)}": value.detach() for part, value in parts.items()})
         self.log("loss", parts["loss"].detach(), prog_bar=True, logger=False)
         # Counting voxels makes a GPU wait; only the points that are drawn pay for it.
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -89,11 +89,9 @@ class Segmentation(pl.LightningModule):
             self.log_dict({f"train/patch_{name}": scores[name] for name in names if scores[name] == scores[name]})
         return parts["loss"]
 
-    def _loss(self, logits: Any, mask: Tensor) -> dict[str, Tensor]:
-        return self._named(self.loss(logits, self.target.encode(mask)))
-
-    @staticmethod
-    def _named(loss: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+    def _parts(self, logits: Any, *reference: Any) -> dict[str, Tensor]:
+        """The loss, and beside it the parts it is the sum of."""
+        loss = self.loss(logits, *reference)
         return loss if isinstance(loss, dict) else {"loss": loss}
 
     # ---- validation and test: whole volumes
@@ -132,16 +130,17 @@ class Segmentation(pl.LightningModule):
         empty = torch.zeros((self.scheme.num_classes,) * 2, dtype=torch.int64)
         # The loss's parts are known only once it has run; a few voxels tell.
         logits = torch.zeros((1, self.target.channels, 8, 8, 8), device=self.device)
-        parts = self._loss(logits, torch.zeros((1, 8, 8, 8), dtype=torch.uint8, device=self.device))
-        return [*voxel_scores(empty, self.scheme), *self.lesion_names, *(_loss_name("", part) for part in parts)]
+        mask = torch.zeros((1, 8, 8, 8), dtype=torch.uint8, device=self.device)
+        parts = self._parts(logits, self.target.encode(mask))
+        return [*voxel_scores(empty, self.scheme), *self.lesion_names, *map(_loss_name, parts)]
 
     def _score(self, volume: WholeCase, stage: str) -> dict[str, Tensor] | None:
         """Score a case on its original grid; the callbacks get each working voxel's class, before post-processing."""
         if not volume.counted:  # fills up this process's share so that all processes take equally many steps
             self.case_scores[stage].update(volume.case.id, None)
             return None
-        logits = self.inference(self.network, volume.image, _between_windows, self.target.background)
-        parts = self._loss(logits[None], volume.mask[None])
+        logits = self.inference(self.network, volume.image, lambda _: signals.check(), self.target.background)
+        parts = self._parts(logits[None], self.target.encode(volume.mask[None]))
         decided = self.target.decide(logits[None])[0]
         transform = volume.case.transform
         probabilities = on_host(self.target.probabilities(logits))
@@ -155,14 +154,13 @@ class Segmentation(pl.LightningModule):
         for protocol in self.protocols:
             official = score_case(reference, prediction, transform.original.spacing, self.scheme, protocol)
             scores |= headline_scores(official, self.scheme, protocol)
-        scores |= {_loss_name("", part): value.item() for part, value in parts.items()}
+        scores |= {_loss_name(part): value.item() for part, value in parts.items()}
         self.case_scores[stage].update(volume.case.id, scores)
         return {"labels": decided}
 
     def _finish(self, stage: str) -> None:
-        table = self.case_scores[stage]
-        means, counts = table.means(), table.counts()
-        scores = {f"{stage}/{name}": value for name, value in means.items()}
+        counts = self.case_scores[stage].counts()
+        scores = {f"{stage}/{name}": value for name, value in self.case_scores[stage].means().items()}
         scores |= {f"{stage}/cases_dice_{name}": float(counts[f"dice_{name}"]) for name in self.scheme.regions}
         # The table is the same on every process already; Lightning would warn without sync_dist.
         self.log_dict(scores, sync_dist=True)
@@ -209,10 +207,7 @@ class Segmentation(pl.LightningModule):
                     group["lr"] = group["lr"] / rate * base if rate else base
 
     def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip as Lightning does, but with a fused optimiser too where no loss scaler is at work."""
         if getattr(self.trainer.precision_plugin, "scaler", None) is None and gradient_clip_algorithm != "value":
@@ -228,10 +223,5 @@ class Segmentation(pl.LightningModule):
             checkpoint["split"] = {part: list(names) for part, names in asdict(data.split).items()}
 
 
-def _between_windows(share: float) -> None:  # noqa: ARG001
-    signals.check()
-
-
-def _loss_name(stage: str, part: str) -> str:
-    name = "loss" if part == "loss" else f"loss_{part}"
-    return f"{stage}/{name}" if stage else name
+def _loss_name(part: str) -> str:
+    return "loss" if part == "loss" else f"loss_{part}"

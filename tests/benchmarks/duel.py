@@ -146,7 +146,8 @@ def choose_cases(found: Sequence[Case], cfg: DictConfig) -> dict[str, list[Case]
         raise ArenaError("\n  ".join(faults))
 
     if named["train"] is None and named["test"] is None:
-        split = SplitSettings(0, cfg.data.test_share, seed=cfg.data.split_seed).split(list(cases.values()))
+        patient_of = {case.id: case.patient for case in cases.values()}
+        split = SplitSettings(0, cfg.data.test_share, seed=cfg.data.split_seed).split(patient_of)
         chosen: dict[str, Sequence[str]] = {"train": split.train, "test": split.test}
     else:
         patients = {part: {cases[name].patient for name in names or []} for part, names in named.items()}

@@ -146,11 +146,12 @@ def test_values_longer_than_a_name_may_be_pass():
     assert with_quoted_paths(line) == line
 
 
-def test_ctrl_c_is_no_traceback(tmp_path):
+@pytest.mark.parametrize("call", ["'preprocess', stop", "'preprocess', print, rewrite=stop"])
+def test_ctrl_c_is_no_traceback(tmp_path, call):
     code = (
         "from brats_lightning.config.entry_point import entry_point\n"
-        "def run(cfg): raise KeyboardInterrupt\n"
-        "entry_point('preprocess', run)()"
+        "def stop(_): raise KeyboardInterrupt\n"
+        f"entry_point({call})()"
     )
     command = [sys.executable, "-c", code, f"paths.outputs={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)

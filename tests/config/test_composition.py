@@ -67,6 +67,14 @@ def test_no_hint_where_nothing_is_near_or_hydra_lists_the_choices():
     assert near_misses(CONF, "train", ["model=unett", "modle=unet"]) == []
 
 
+def test_an_option_of_another_choice():
+    option = "postprocessing.steps.hysteresis.low"
+    for command in ("train", "predict"):
+        found = near_misses(CONF, command, [f"{option}=0.3"])
+        assert found == [(option, "it with postprocessing=confident or hysteresis or strict")]
+    assert near_misses(CONF, "train", ["optimizer.momentum=0.5"]) == [("optimizer.momentum", "it with optimizer=sgd")]
+
+
 @pytest.mark.parametrize("model", ["unet", "attention_unet", "resunet"])
 @pytest.mark.parametrize("loss", ["dice", "focal", "dice_focal"])
 def test_every_pair_composes_with_the_channels_of_the_data(composed, model, loss):

@@ -112,7 +112,8 @@ def train_a_little(cfg: Any, group: str, data: CaseData) -> None:
     if group in ("model", "loss"):
         mask = torch.zeros((1, 16, 16, 16), dtype=torch.uint8)
         mask[0, 4:8, 4:8, 4:8] = 3
-        module._loss(module.network(torch.randn(1, 4, 16, 16, 16)), mask)["loss"].backward()
+        logits = module.network(torch.randn(1, 4, 16, 16, 16))
+        module._parts(logits, module.target.encode(mask))["loss"].backward()
     if group in ("inference", "postprocessing"):
         with torch.no_grad():
             logits = module.inference(module.network, torch.ones(4, 18, 18, 18), None, module.target.background)

@@ -2,10 +2,16 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from brats_lightning.core.components import label_components, lesion_components
+from brats_lightning.core import components as module
+from brats_lightning.core.components import components_at, label_components, lesion_components
 from brats_lightning.core.labels import BRATS_METS, LabelScheme
 
 NETC, SNFH, ET = 1, 2, 3
+
+
+@pytest.fixture(autouse=True, params=[0, 1 << 14], ids=["runs", "small"])
+def both_ways(request, monkeypatch):
+    monkeypatch.setattr(module, "_SMALL_BOX", request.param)
 
 
 def test_corners_connect():
@@ -88,3 +94,14 @@ def test_a_scheme_without_oedema_counts_everything():
     lesions, n = lesion_components(np.array([[[1, 0, 2, 2]]], np.uint8), LabelScheme(("et", "rc")))
     assert n == 2
     assert lesions.ravel().tolist() == [1, 0, 2, 2]
+
+
+def test_components_at_some_places():
+    mask = np.zeros((5, 6, 7), bool)
+    mask[0, 0, 0] = mask[1, 1, 1] = True  # one, by the corner
+    mask[4, 4, 4:6] = True
+    assert np.argwhere(components_at(mask, ([0], [0], [0]))).tolist() == [[0, 0, 0], [1, 1, 1]]
+    touched = np.zeros_like(mask)
+    touched[4, 4, 5] = touched[2, 4, 4] = True  # the second lies in no component
+    assert np.argwhere(components_at(mask, touched)).tolist() == [[4, 4, 4], [4, 4, 5]]
+    assert not components_at(mask, np.zeros_like(mask)).any()

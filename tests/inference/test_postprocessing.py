@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from brats_lightning.config.allow_list import UntrustedTarget
 from brats_lightning.config.build import build_part
-from brats_lightning.config.checkpoint import UntrustedTarget
 from brats_lightning.config.postprocessing import as_config, tuned, tuned_file
 from brats_lightning.config.resolvers import config_dir
 from brats_lightning.core.labels import BRATS_METS, LabelScheme
@@ -397,7 +397,7 @@ def test_impossible_settings(settings, message):
 def test_rules_that_do_not_fit_the_classes():
     labels = volume(np.zeros((1, 1, 1), np.uint8))
     for step in (Hysteresis(0.5, 0.5, regions=["rc"]), ConfidentCore(0.5, regions=["rc"]), MinVolume(1, ["rc"])):
-        with pytest.raises(PostprocessingError, match="names rc; those of these classes are et, tc, wt"):
+        with pytest.raises(PostprocessingError, match="regions has rc, the classes make et, tc, wt"):
             steps(step)(labels, MM, BRATS_METS)
     with pytest.raises(PostprocessingError, match="needs the classes netc and snfh"):
         steps(FillHoles())(labels, MM, LabelScheme(("lesion", "b", "c")))
@@ -489,9 +489,9 @@ def test_settings_of_a_step_that_was_not_chosen(chosen, sign):
     with pytest.raises(ValueError, match="and no _target_") as error:
         chosen("postprocessing=none", f"{sign}postprocessing.steps.hysteresis.low=0.3")
     assert str(error.value) == (
-        "postprocessing.steps.hysteresis has the settings {'low': 0.3} and no _target_: no such step was chosen. "
-        "Choose one that has it, e.g. postprocessing=hysteresis, add it, e.g. 'postprocessing/step=[hysteresis]', or "
-        "leave it out, postprocessing.steps.hysteresis=null"
+        "postprocessing.steps.hysteresis has the settings {'low': 0.3} and no _target_: no such step was chosen; "
+        "choose it, e.g. by postprocessing=hysteresis or 'postprocessing/step=[hysteresis]', or leave it out, "
+        "postprocessing.steps.hysteresis=null"
     )
 
 
