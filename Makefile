@@ -20,8 +20,9 @@ setup: $(VENV)/installed ## virtual environment with the program and its extras 
 train: setup ## train on synthetic data to the end: a first run of minutes, without any download
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m brats_lightning.train experiment=first seed=0
 
+# A file of tests stays in one process, since its tests share what they make.
 test: setup ## the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 coverage: setup ## the test suite with line coverage
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered

@@ -17,10 +17,10 @@ in_environment() {
 # What asks the machine something: who starts the processes, a seed that is drawn, pools of processes, a prediction.
 slice=(
   tests/test_train.py::test_a_resumed_run_keeps_the_seed_that_was_drawn
-  tests/test_distributed.py::test_who_reports
-  tests/test_distributed.py::test_the_trainer_and_we_agree_on_who_starts_the_processes
+  tests/training/test_processes.py::test_who_reports
+  tests/training/test_processes.py::test_the_trainer_and_we_agree_on_who_starts_the_processes
   tests/test_predict.py::test_an_interrupted_prediction_goes_on
-  tests/data/test_filling.py::test_the_same_in_parallel
+  tests/data/cache/test_filling.py::test_the_same_in_parallel
   tests/runtime/test_workers.py
 )
 
