@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from brats_lightning.training import processes as distributed
+from brats_lightning.training import processes
 from tests.conftest import TINY
 
 # A loss that writes down what its process trains with.
@@ -120,13 +120,13 @@ class OneDevice:
     strategy = object()
 
 
-def test_a_single_device_starts_nothing(tmp_path):
+def test_a_single_device_starts_nothing():
     before = dict(os.environ)
-    with distributed.other_processes(OneDevice(), tmp_path / "none.yaml"):
+    with processes.other_processes(OneDevice(), ["/bin/false"]):
         assert dict(os.environ) == before
 
 
-def test_the_environment_is_restored_and_no_group_is_left(tmp_path, monkeypatch):
+def test_the_environment_is_restored_and_no_group_is_left(monkeypatch):
     from pytorch_lightning.plugins.environments import LightningEnvironment
 
     class Strategy:
@@ -137,9 +137,7 @@ def test_the_environment_is_restored_and_no_group_is_left(tmp_path, monkeypatch)
 
     monkeypatch.setenv("MASTER_PORT", "23456")
     before = dict(os.environ)
-    (tmp_path / "c.yaml").write_text("{}")
-    monkeypatch.setattr(distributed.sys, "executable", "/bin/true")
-    with distributed.other_processes(TwoDevices(), tmp_path / "c.yaml"):
+    with processes.other_processes(TwoDevices(), ["/bin/true"]):
         assert (os.environ["LOCAL_RANK"], os.environ["WORLD_SIZE"]) == ("0", "2")
     assert dict(os.environ) == before
     assert not torch.distributed.is_initialized()
@@ -181,8 +179,8 @@ def variables_of(monkeypatch):
 )
 def test_who_reports(variables_of, variables, first, outside):
     variables_of(variables)
-    assert distributed.is_first_process() is first
-    assert distributed.started_from_outside() is outside
+    assert processes.is_first_process() is first
+    assert processes.started_from_outside() is outside
 
 
 @pytest.mark.parametrize(
@@ -197,7 +195,7 @@ def test_the_trainer_and_we_agree_on_who_starts_the_processes(composed, variable
     trainer = build_trainer(composed("trainer=ddp_cpu", "logger=none"))
     assert trainer.world_size == 2
     assert trainer.strategy.cluster_environment.creates_processes_externally is not starts
-    assert distributed.started_from_outside() is not starts
+    assert processes.started_from_outside() is not starts
 
 
 @pytest.mark.parametrize("variables", [SALLOC | SRUN | {"SLURM_NTASKS_PER_NODE": "2"}, {"WORLD_SIZE": "2"}])
