@@ -70,7 +70,7 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
                 summary["existing"].append(case.id)
             else:
                 started = time.monotonic()
-                found = infer(case, ensemble, tolerance, lambda share: bar.advance(task, share))
+                found = infer(case, ensemble, tolerance, lambda fraction: bar.advance(task, fraction))
                 if isinstance(found, list):
                     problems += found
                 else:

@@ -74,14 +74,14 @@ def build_data(cfg: DictConfig, split: "Split | None" = None) -> "CaseData":
         verify=data.verify,
         tolerance=float(data.affine_tolerance),
     )
-    shares = (data.val_share, data.test_share, data.folds, data.fold)
+    fractions = (data.val_share, data.test_share, data.folds, data.fold)
     lenient = data.on_bad_case == "skip"
     return CaseData(
         source=build_part("data.source", data.source, _partial_=True),
         cache=cache,
         normaliser=Normaliser(data.modalities, **data.normalisation),
         scheme=scheme,
-        split=split or SplitSettings(*shares, data.split_file, data.split_seed, data.split_from, lenient),
+        split=split or SplitSettings(*fractions, data.split_file, data.split_seed, data.split_from, lenient),
         on_bad_case=data.on_bad_case,
         loader=LoaderSettings(data.batch_size, data.patches_per_case, data.workers, data.loader_timeout),
         sampler=build_part("sampling", cfg.get("sampling")),

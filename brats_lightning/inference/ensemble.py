@@ -117,7 +117,7 @@ class Ensemble:
 
         Args:
             prepared: by `prepare`.
-            advance: told the share of the case that is done, of 1 in all.
+            advance: told the fraction of the case completed since the last call.
         """
         places = [part.transform for part in prepared]
         target = places[0] if places[0].exact and all(place == places[0] for place in places) else prepared[0].brain
@@ -126,7 +126,7 @@ class Ensemble:
             # torch can do little with uint16, Apple's GPUs nothing: only the normaliser asks for these bits' value.
             quantised = torch.from_numpy(part.image).view(torch.int16).to(self.device)
             for model in models:
-                step = None if advance is None else lambda share: advance(share / len(self.models))
+                step = None if advance is None else lambda fraction: advance(fraction / len(self.models))
                 values = self._predict(model, quantised, part, step)
                 values = values if part.transform == target else transfer(values, part.transform, target)
                 values /= len(self.models)

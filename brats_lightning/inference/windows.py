@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from brats_lightning.runtime.device import on_host
 
 Network = Callable[[Tensor], Tensor]
-Advance = Callable[[float], None]  # told the share of the work done since the last call
+Advance = Callable[[float], None]  # told the fraction of the work done since the last call
 
 
 def window_starts(length: int, window: int, overlap: int | float) -> list[int]:
@@ -42,12 +42,12 @@ class SlidingWindow:
 
     Args:
         window: voxels (z, y, x) the network sees at once; best the size it was trained on.
-        overlap: share of a window that neighbouring windows share, 0 ≤ overlap < 1.
+        overlap: fraction of a window that overlaps its neighbours, 0 ≤ overlap < 1.
         batch_size: windows per forward pass.
         mirror_axes: spatial axes (0 = z, 1 = y, 2 = x) of mirroring test-time augmentation: logits are averaged over
             all combinations of flips, 2ⁿ forward passes for n axes.
-        stretch: share by which a window may be longer along an axis where it thereby spans the whole volume; that saves
-            a second, nearly equal position. Lengths stay multiples of 16, which networks can halve four times.
+        stretch: fraction by which a window may grow along an axis to span the whole volume, which saves a second,
+            nearly equal position. Lengths stay multiples of 16, which networks can halve four times.
     """
 
     window: Sequence[int]

@@ -86,15 +86,15 @@ def downsample_target(target: Integer[Tensor, "*b z y x"], size: Sequence[int], 
     if target.shape[-3:] == (z, y, x):
         return target
 
-    def share(mask: Tensor) -> Tensor:  # of each block
+    def fraction(mask: Tensor) -> Tensor:  # of each block
         return functional.adaptive_avg_pool3d(mask.float(), (z, y, x))
 
     if target.ndim == 5:
-        return share(target).gt(0).to(target.dtype)
+        return fraction(target).gt(0).to(target.dtype)
     result = target.new_zeros((len(target), z, y, x))
     most = torch.zeros(result.shape, device=target.device)
     for index in range(1, classes):
-        part = share(target == index)
+        part = fraction(target == index)
         result.masked_fill_(part > most, index)
         most = torch.maximum(most, part)
     return result

@@ -32,8 +32,8 @@ class Segmentation(pl.LightningModule):
         network: (b, c, z, y, x) → logits (b, k, z, y, x); in training it may return a list, full resolution first.
         loss: of logits at one or several resolutions and what the target makes of a mask.
         optimizer: parameters → optimiser.
-        scheduler: optimiser and the share of the run done before a step → learning-rate schedule, stepped after every
-            optimiser step.
+        scheduler: optimiser and the completed fraction of the run before a step → learning-rate schedule, stepped after
+            every optimiser step.
         inference: how whole volumes are predicted.
         postprocessing: probabilities to labels.
         target: what the logits mean.
@@ -136,7 +136,7 @@ class Segmentation(pl.LightningModule):
 
     def _score(self, volume: WholeCase, stage: str) -> dict[str, Tensor] | None:
         """Score a case on its original grid; the callbacks get each working voxel's class, before post-processing."""
-        if not volume.counted:  # fills up this process's share so that all processes take equally many steps
+        if not volume.counted:  # padding, so that all processes take equally many steps
             self.case_scores[stage].update(volume.case.id, None)
             return None
         logits = self.inference(self.network, volume.image, lambda _: signals.check(), self.target.background)
@@ -174,7 +174,7 @@ class Segmentation(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _progress(self) -> Callable[[int], float]:
-        """Share of the run done before a step: of its steps or, with ``max_time``, of its time if that is further."""
+        """Completed fraction of the run before a step: of its steps, or of ``max_time`` if that is further."""
         steps = self.trainer.estimated_stepping_batches
         timers = [c for c in self.trainer.callbacks if isinstance(c, Timer) and c.time_remaining() is not None]  # type: ignore[attr-defined]
         if steps == float("inf") and not timers:
@@ -183,13 +183,13 @@ class Segmentation(pl.LightningModule):
             )
 
         def progress(step: int) -> float:
-            shares = [step / max(1, steps)]
+            fractions = [step / max(1, steps)]
             for timer in timers:
                 elapsed, remaining = timer.time_elapsed(), timer.time_remaining() or 0.0
-                shares.append(elapsed / (elapsed + max(0.0, remaining)) if elapsed else 0.0)
-            share = min(1.0, max(shares))
+                fractions.append(elapsed / (elapsed + max(0.0, remaining)) if elapsed else 0.0)
+            fraction = min(1.0, max(fractions))
             # One clock for all processes: they must take the same step.
-            return self.trainer.strategy.broadcast(share) if timers else share
+            return self.trainer.strategy.broadcast(fraction) if timers else fraction
 
         return progress
 

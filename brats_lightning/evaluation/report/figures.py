@@ -112,7 +112,7 @@ def size_figure(lesions: Mapping[str, Any]) -> Markup:
     """Sensitivity and Dice by lesion volume, regions side by side."""
     with _figure(9.2, 3.2) as figure:
         left, right = figure.subplots(1, 2)
-        titles = {"sensitivity": "Share of lesions detected", "dice": "Mean Dice of all lesions (missed: 0)"}
+        titles = {"sensitivity": "Fraction of lesions detected", "dice": "Mean Dice of all lesions (missed: 0)"}
         for axes, (name, title) in zip((left, right), titles.items(), strict=True):
             for i, (region, entry) in enumerate(lesions.items()):
                 bands = entry["size_bands"]
@@ -147,7 +147,7 @@ def detection_figure(lesions: Mapping[str, Any], labelled: str) -> Markup:
                     shown = "all" if not point["smallest_mm3"] else f"≥ {point['smallest_mm3']:g}"
                     axes.annotate(shown, (a, b), (-4, 6), textcoords="offset points", fontsize=8, ha="right")
                     placed.append((a, b))
-        axes.set(xlabel="false positives per case", ylabel="share of lesions detected", ylim=(0, 1.0))
+        axes.set(xlabel="false positives per case", ylabel="fraction of lesions detected", ylim=(0, 1.0))
         axes.set_xlim(left=-0.1 * axes.get_xlim()[1])  # room for the labels
         axes.grid()
         axes.legend(loc="lower right", reverse=True)
