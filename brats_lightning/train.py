@@ -231,9 +231,9 @@ def _run(cfg: DictConfig) -> float | None:
 def join(config: str) -> None:
     """Train as one of the processes of a job that another one began, by the YAML of the config that they all share."""
     from brats_lightning.config.resolvers import register_resolvers
-    from brats_lightning.training.processes import end_with
+    from brats_lightning.runtime.workers import end_with_parent
 
-    end_with(os.getppid())
+    end_with_parent(os.getppid())
     register_resolvers()
     train(OmegaConf.load(config))  # type: ignore[arg-type]
 

@@ -51,7 +51,7 @@ def tune(cfg: DictConfig) -> dict[str, Any]:
     from brats_lightning.data.cases import CaseError, examine, required
     from brats_lightning.inference.ensemble import Ensemble
     from brats_lightning.metrics import PROTOCOLS
-    from brats_lightning.metrics.voxel import mean_without_nan
+    from brats_lightning.metrics.official import mean_without_nan
     from brats_lightning.runtime.console import progress_bar
 
     if cfg.protocol not in PROTOCOLS:
@@ -192,8 +192,7 @@ def _score_all(
 ) -> list[dict[str, float]]:
     """Scores of one case under each of the rules."""
     from brats_lightning.core.geometry import GridTransform
-    from brats_lightning.metrics.official import HEADLINES, score_case
-    from brats_lightning.metrics.voxel import mean_without_nan
+    from brats_lightning.metrics.official import HEADLINES, mean_without_nan, score_case
 
     column = next(iter(HEADLINES[protocol].values()))  # the lesion-wise Dice comes first
     mask = examination.mask

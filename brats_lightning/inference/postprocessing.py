@@ -4,6 +4,7 @@ Labels are classes, so ET ⊂ TC ⊂ WT holds whatever a step does. Components a
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -50,12 +51,12 @@ class Labelling:
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(ABC):
     """One rule, with its settings."""
 
+    @abstractmethod
     def __call__(self, case: Labelling) -> None:
         """Change the labels; a `PostprocessingError` if the scheme lacks a class or region for it."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

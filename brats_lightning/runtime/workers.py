@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -110,17 +111,25 @@ def _begin_worker() -> None:
     end_with_parent()
 
 
-def end_with_parent(end: Callable[[int], object] = os._exit) -> None:
-    """Watch the parent of a process that `multiprocessing` started, and end this one when it is gone.
+def end_with_parent(parent: int | None = None) -> None:
+    """Watch the parent of this process, and end this one when it is gone, which cannot end it if it is killed.
 
-    A worker waits for work at a pipe whose other end the other workers hold open, too: it would never learn of it.
+    A worker of a pool waits for work at a pipe whose other end the other workers hold open, too: it would never learn
+    of it.
+
+    Args:
+        parent: its process id; None is the process that `multiprocessing` started this one from, if it did.
     """
-    parent = multiprocessing.parent_process()
-    if parent is None:
+    started_by = multiprocessing.parent_process()
+    if parent is None and started_by is None:
         return
 
     def watch() -> None:
-        parent.join()
-        end(1)
+        if parent is not None:
+            while os.getppid() == parent:
+                time.sleep(0.5)
+        elif started_by is not None:
+            started_by.join()
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="watch parent").start()

@@ -159,14 +159,3 @@ def _watch(processes: list[subprocess.Popen], finished: threading.Event) -> None
                 process.kill()
             os._exit(1)  # nothing softer reaches a thread that waits in a collective operation
         time.sleep(0.5)
-
-
-def end_with(parent: int) -> None:
-    """End this process when its parent is gone, which cannot end it if it is killed; it would wait for it."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -98,6 +98,22 @@ def test_workers_from_a_server_end_with_a_killed_parent_too(tmp_path):
     assert not _alive(worker)
 
 
+def test_a_process_ends_with_the_parent_it_is_told():
+    child = "import os, time; from brats_lightning.runtime.workers import end_with_parent as e; e(os.getppid()); "
+    child += "print(os.getpid(), flush=True); time.sleep(60)"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    pid = int(parent.stdout.readline())
+    assert _alive(pid)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 30
+    while _alive(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def _task(text):
     if text == "die":
         os._exit(1)
