@@ -1,6 +1,7 @@
 """Official scores of masks: ``python -m brats_lightning.evaluate predictions=DIR references=DIR output=DIR``."""
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,7 @@ def _listed(value: Any) -> list[str]:
     return [str(value)] if isinstance(value, str) else [str(item) for item in value]
 
 
-def main() -> None:
-    """The command ``brats-evaluate``."""
-    entry_point("evaluate", evaluate)()
-
+main = partial(entry_point, "evaluate", evaluate)
 
 if __name__ == "__main__":
     main()

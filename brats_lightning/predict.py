@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,10 +125,7 @@ def _report(summary: dict[str, Any], problems: Sequence["Problem"], cfg: DictCon
         write_text(make_folder(Path(cfg.summary).parent) / Path(cfg.summary).name, json.dumps(summary, indent=1) + "\n")
 
 
-def main() -> None:
-    """The command ``brats-predict``."""
-    entry_point("predict", predict)()
-
+main = partial(entry_point, "predict", predict)
 
 if __name__ == "__main__":
     main()

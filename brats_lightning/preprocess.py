@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
@@ -89,10 +90,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> "Table":
     return table
 
 
-def main() -> None:
-    """The command ``brats-preprocess``."""
-    entry_point("preprocess", preprocess)()
-
+main = partial(entry_point, "preprocess", preprocess)
 
 if __name__ == "__main__":
     main()

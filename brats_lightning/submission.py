@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,10 +119,7 @@ def _faults(path: Path, labels: Sequence[int], case: "Case | None") -> Iterator[
         yield f"lies {distance:.3g} mm off {name}", "the input's affine", "write it with the header of the input"
 
 
-def main() -> None:
-    """The command ``brats-submission``."""
-    entry_point("submission", submission)()
-
+main = partial(entry_point, "submission", submission)
 
 if __name__ == "__main__":
     main()

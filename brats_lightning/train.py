@@ -11,6 +11,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
@@ -249,10 +250,7 @@ def _command_line(given: Sequence[str]) -> list[str]:
     return arguments
 
 
-def main() -> None:
-    """The command ``brats-train``."""
-    entry_point("train", _run, _worst, _command_line)()
-
+main = partial(entry_point, "train", _run, _worst, _command_line)
 
 if __name__ == "__main__":
     main()

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -244,10 +245,7 @@ def _report(result: dict[str, Any], files: Sequence[Path]) -> None:
     log.info("written: %s", ", ".join(map(str, files)))
 
 
-def main() -> None:
-    """The command ``brats-tune``."""
-    entry_point("tune", tune)()
-
+main = partial(entry_point, "tune", tune)
 
 if __name__ == "__main__":
     main()
