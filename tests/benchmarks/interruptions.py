@@ -1,4 +1,4 @@
-"""Stop a training at random points, go on with it, and compare its losses with the undisturbed run's, bit by bit.
+"""Stop a training at random points, resume it, and compare its losses with the undisturbed run's, bit by bit.
 
     python -m tests.benchmarks.interruptions --points 30 --variants plain,workers,accumulate,ddp --folder DIR
 

@@ -1,4 +1,4 @@
-"""Going on with a run: what is replayed, what is refused, and which checkpoint it is."""
+"""Resuming a run: what is replayed, what is refused, and which checkpoint it is."""
 
 import os
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_hydra_takes_the_line(tmp_path):
     assert cfg.resume == str(run)
 
 
-def test_what_a_run_went_on_with_lasts(tmp_path):
+def test_what_a_run_was_resumed_with_lasts(tmp_path):
     run = write_run(tmp_path, ["seed=1", "trainer.max_steps=5"])
     record(run, ["seed=1", "trainer.max_steps=9", "ckpt_path=x", f"resume={quote(str(run))}"])
     assert expand([f"resume={quote(str(run))}"])[1:3] == ["seed=1", "trainer.max_steps=9"]
@@ -100,7 +100,7 @@ def test_relative_paths_are_meant_from_where_the_run_was_started(tmp_path, monke
         (["resume=my run", "-m"], "multirun"),
     ],
 )
-def test_what_cannot_be_gone_on_with(tmp_path, arguments, message):
+def test_what_cannot_be_resumed(tmp_path, arguments, message):
     (tmp_path / "file").touch()
     write_run(tmp_path)
     with pytest.raises(ResumeError, match=message):
@@ -185,7 +185,7 @@ def cohort(tmp_path):
 
 @pytest.fixture
 def begun(composed, cohort, tmp_path):
-    """A run of two steps on it, and how to go on with it."""
+    """A run of two steps on it, and how to resume it."""
     root = f"data.root={tmp_path}/data"
     train(composed(*SHORT, root, run="begun"))
     last = tmp_path / "begun/checkpoints/last.ckpt"
