@@ -306,5 +306,5 @@ def test_what_is_no_checkpoint_is_told_so(tmp_path):
     with pytest.raises(CheckpointError, match="model and inference make"):
         load_model(tmp_path / "e.ckpt")
     save_checkpoint(tmp_path / "f.ckpt", nn.Conv3d(1, 4, 1), CONV, preprocessing={"zoom": 1})
-    with pytest.raises(CheckpointError, match="not this version's"):
+    with pytest.raises(CheckpointError, match="not those of this version"):
         load_model(tmp_path / "f.ckpt")
