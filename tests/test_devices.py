@@ -153,9 +153,9 @@ def test_standardisation(channels, method, dtype):
 def test_standardisation_where_there_is_no_uint16(monkeypatch):
     normaliser, (codes, numbers) = Normaliser(["t1n", "t1c"]), codes_and_numbers()
     here = normaliser(codes, numbers)
-    assert devices.knows_uint16(DEVICE)
-    assert not devices.knows_uint16(torch.device("mps"))
-    monkeypatch.setattr("brats_lightning.data.normalisation.knows_uint16", lambda _: False)
+    assert devices.supports_uint16(DEVICE)
+    assert not devices.supports_uint16(torch.device("mps"))
+    monkeypatch.setattr("brats_lightning.data.normalisation.supports_uint16", lambda _: False)
     assert torch.equal(normaliser(codes.view(torch.int16), numbers), here)
 
 

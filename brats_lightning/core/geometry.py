@@ -46,15 +46,6 @@ class Grid:
         corners[:, :3] *= np.array(self.shape) - 1
         return float(np.linalg.norm((corners @ (self.affine - other.affine).T)[:, :3], axis=1).max())
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"shape": list(self.shape), "affine": self.affine.tolist()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Grid":
-        """Inverse of `to_dict`."""
-        return cls(tuple(values["shape"]), np.array(values["affine"]))
-
 
 @dataclass(frozen=True)
 class GridTransform:
@@ -167,16 +158,11 @@ class GridTransform:
             self._restore_into(self.orient(target), values, order=0 if self.exact else 1)
         return out
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        parts = {name: list(getattr(self, name)) for name in ("axes", "flips", "origin", "step", "shape")}
-        return {"original": self.original.to_dict(), **parts}
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "GridTransform":
-        """Inverse of `to_dict`."""
-        parts = {name: tuple(values[name]) for name in ("axes", "flips", "origin", "step", "shape")}
-        return cls(original=Grid.from_dict(values["original"]), **parts)
+        """From what ``dataclasses.asdict`` gives, also by way of JSON."""
+        original = Grid(tuple(values["original"]["shape"]), np.array(values["original"]["affine"]))
+        return cls(**{name: tuple(value) for name, value in values.items()} | {"original": original})
 
     def _blank(self, dtype: np.dtype, fill: int, *channels: int) -> np.ndarray:
         """An array on the original grid, in memory as the oriented one, since copying across the grain is slow."""
@@ -203,7 +189,7 @@ class GridTransform:
 
 def nonzero_box(array: Shaped[np.ndarray, "a b c"]) -> Slices:
     """Smallest box with every voxel that isn't 0; empty slices if there is none."""
-    # OR over the bits of whole rows is several times faster than comparing voxels; floats know a negative zero.
+    # OR over the bits of whole rows is several times faster than comparing voxels; a float can be -0.
     bits = array if array.dtype.kind in "biu" else array != 0
     plane = np.bitwise_or.reduce(bits, axis=0)
     rows = np.flatnonzero(plane.any(axis=1))
@@ -237,7 +223,7 @@ def read_box(
         ValueError: channels of an array without channels, or an ``out`` of another shape or type.
     """
     if channels is not None and array.ndim != 4:
-        raise ValueError(f"channels {list(channels)} asked of a volume without channels, shape {array.shape}")
+        raise ValueError(f"channels {list(channels)} of a volume without channels, of shape {array.shape}")
     source, target = [], []
     for first, length, extent in zip(start, shape, array.shape[-3:], strict=True):
         low = min(max(first, 0), extent)

@@ -47,7 +47,7 @@ class LabelScheme:
     def regions(self) -> dict[str, tuple[int, ...]]:
         """Class indices of each region whose classes all exist: ``{"et": (3,), "tc": (1, 3), "wt": (1, 2, 3)}``.
 
-        A class the challenge does not know is a region of its own.
+        Any other class is a region by itself.
         """
         known = {name for classes in _REGION_CLASSES.values() for name in classes}
         members = {r: c for r, c in _REGION_CLASSES.items() if set(c) <= set(self.names)}
@@ -56,7 +56,7 @@ class LabelScheme:
 
     @property
     def headline_regions(self) -> tuple[str, ...]:
-        """The regions a mean score is over: ET, TC and WT; all regions of a scheme without them."""
+        """The regions that mean scores average: ET, TC and WT; all regions of a scheme without them."""
         return tuple(name for name in ("et", "tc", "wt") if name in self.regions) or tuple(self.regions)
 
     def index(self, name: str) -> int:
@@ -103,13 +103,13 @@ def parse_channel(channel: str) -> tuple[str, str | None]:
     """``"t1c"`` → ``("t1c", None)``; a derived difference ``"t1c-t1n"`` → ``("t1c", "t1n")``.
 
     Raises:
-        ValueError: a name that is no modality.
+        ValueError: a name that is not a modality.
     """
     minuend, _, subtrahend = channel.partition("-")
     for name in (minuend, subtrahend) if subtrahend else (minuend,):
         if name not in MODALITIES:
             raise ValueError(
-                f"data.modalities: {channel!r} is no channel; known are {', '.join(MODALITIES)} "
+                f"data.modalities: {channel!r} is not a channel; choose from {', '.join(MODALITIES)} "
                 "and differences like t1c-t1n"
             )
     return minuend, subtrahend or None

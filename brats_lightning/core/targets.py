@@ -1,6 +1,6 @@
 """What a network learns: exclusive classes (a softmax), or regions that lie inside each other (a sigmoid for each).
 
-Losses see the difference; everything after the network goes on with class probabilities, which sum to 1.
+Losses see the difference; everything after the network works with class probabilities, which sum to 1.
 """
 
 from collections.abc import Iterator, Sequence
@@ -54,8 +54,8 @@ class RegionTarget:
     """A channel for each of ``scheme.regions``, in their order; a sigmoid makes each the probability of its region.
 
     Probabilities of regions inside the same larger one (WT, TC, … or the whole volume, of probability 1) that sum to
-    more than its own are scaled down to it; a single one is thereby clamped. A class is what its smallest region has
-    beyond the regions inside, e.g. with σ for the sigmoids::
+    more than its own are scaled down to it; a single one is thereby clamped. A class is its smallest region
+    without the regions inside that, e.g. with σ for the sigmoids::
 
         P(ET) = min(σ_ET, P(TC))    P(TC) = min(σ_TC, P(WT))    P(WT) = σ_WT
         p(et) = P(ET)    p(netc) = P(TC) - P(ET)    p(snfh) = P(WT) - P(TC)    p(background) = 1 - P(WT)
@@ -134,7 +134,7 @@ class NestedRegion(NamedTuple):
 
     channel: int | None  # its place in ``scheme.regions``; None for the whole volume
     classes: frozenset[int]
-    own: int  # the class it has beyond the regions inside; the background for the whole volume
+    own: int  # the class that is in it but in no region inside; the background for the whole volume
     children: tuple[int, ...]  # channels of the largest regions inside
 
 

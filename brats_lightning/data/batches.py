@@ -24,8 +24,8 @@ PLACES, AUGMENTATION, COPY_PASTE, DROPOUT = range(4)  # what a batch's random nu
 
 @dataclass(frozen=True)
 class _Batch:
-    """Tensors on their way to the device. As read, ``image`` holds quantised intensities of the source modalities,
-    which halves what travels; after the transfer it is the network's input.
+    """As read, ``image`` holds quantised intensities of the source modalities, which halves what is copied to the
+    device; after the transfer it is the network's input.
     """
 
     image: Shaped[Tensor, "*b c z y x"]
@@ -33,7 +33,7 @@ class _Batch:
     normalisation: Float[Tensor, "*b m 4"]  # see `normalisation_parameters`
 
     def to(self: Batch, device: torch.device, **kwargs: Any) -> Batch:
-        """On another device; copies need not be waited for from pinned memory."""
+        """On another device; from pinned memory the copy is not waited for."""
         return self._each(lambda tensor: tensor.to(device, **{"non_blocking": True, **kwargs}))
 
     def pin_memory(self: Batch) -> Batch:
@@ -62,7 +62,7 @@ class WholeCase(_Batch):
     """One whole case for validation or test, on the working grid."""
 
     case: CachedCase
-    counted: bool  # False for a repetition, so that all processes take equally many steps
+    counted: bool  # False for a repeated case, which gives all processes equally many steps
 
 
 class PatchBatches(Dataset[PatchBatch]):
@@ -110,7 +110,7 @@ class PatchBatches(Dataset[PatchBatch]):
             start = self.sampler.draw_start(case, shape, rng)
             read_box(case.image(), start, shape, out=image, channels=case.channels(sources))
             read_box(case.mask(), start, shape, out=mask)
-        if self.copy_paste is not None:  # draws of its own: the patches are the same with and without it
+        if self.copy_paste is not None:  # with its own random numbers: the patches are the same without it
             rng = np.random.default_rng((*seed, COPY_PASTE))
             for case, image, mask in zip(chosen, images, masks, strict=True):
                 self.copy_paste(image, mask, case, sources, rng)

@@ -31,7 +31,7 @@ class Case:
     mask: Path | None = None  # the reference segmentation, if there is one
     clashes: tuple[Path, ...] = ()  # further files that claim to be one of those above
     masks_from: Path | None = None  # the searched folder that has ``mask``, if that doesn't lie with the images
-    others: tuple[Path, ...] = ()  # NIfTI files that by place or name may be the case's, but are named as nothing known
+    others: tuple[Path, ...] = ()  # NIfTI files that may be the case's by folder or name, but follow no known naming
 
     @property
     def files(self) -> dict[str, Path]:
@@ -93,7 +93,7 @@ def find_cases(root: Path | str, masks: Path | str | Sequence[Path | str] | None
     root = Path(root).expanduser()
     layout = "expected nested folders with <case>-t1n.nii.gz, -t1c, -t2w, -t2f, -seg (or the older <case>_t1, _t1ce, …)"
     if not os.path.isdir(root):  # noqa: PTH112  # Path's raises where a folder above may not be read
-        raise FileNotFoundError(f"the data root {root} is no folder; {layout}; set data.root=DIR")
+        raise FileNotFoundError(f"the data root {root} is not a folder; {layout}; set data.root=DIR")
     folders = [Path(folder).expanduser() for folder in ([masks] if isinstance(masks, str | Path) else masks or ())]
     images: dict[str, list[Found]] = {}
     own: list[Found] = []
@@ -136,7 +136,7 @@ def without_mask(cases: Iterable[Case]) -> str:
 
 
 def check_files(case: Case, modalities: Sequence[str], need_mask: bool) -> list[Problem]:
-    """What the names alone show: files missing, ambiguous, or named so that no output could be named after them."""
+    """Faults that the names alone show: files missing, ambiguous, or with names that no output can carry."""
     problems = []
     for modality in modalities:
         if modality not in case.images:
@@ -157,12 +157,12 @@ def check_files(case: Case, modalities: Sequence[str], need_mask: bool) -> list[
 
 @dataclass
 class Examination:
-    """What reading a case gave: the sound volumes and the problems of the others."""
+    """The result of reading a case: its sound volumes and the problems of the others."""
 
     images: dict[str, Volume] = field(default_factory=dict)  # by modality
     mask: Volume | None = None  # uint8 class indices
     problems: list[Problem] = field(default_factory=list)  # of the files that are left out
-    distance: float = 0.0  # the largest in mm between the places that a sound file and most of the case give to a voxel
+    distance: float = 0.0  # the largest in mm between a voxel's position in a sound file and in most of the case
 
     @property
     def remarks(self) -> list[str]:
@@ -216,7 +216,7 @@ def examine(case: Case, scheme: LabelScheme, label_map: Mapping[int, int] | None
 
 
 def required(problems: Iterable[Problem], modalities: Sequence[str], need_mask: bool) -> list[Problem]:
-    """The problems of files that are used: a broken image of another modality doesn't cost the case."""
+    """The problems of files that are used: a broken image of another modality does not exclude the case."""
     used = {"-", *modalities, *(("seg",) if need_mask else ())}
     return [problem for problem in problems if problem.file in used]
 
@@ -262,7 +262,7 @@ def _listed(paths: Sequence[Path]) -> str:
 def _misplaced(
     volumes: Mapping[str, Volume], tolerance: float, problem: Callable[[str, str, str, str], None]
 ) -> tuple[list[str], float]:
-    """Report and name the files that lie elsewhere than most of the case, and how far from it the others do, in mm."""
+    """Report and name the files that lie elsewhere than most of the case; and the others' largest distance in mm."""
     if not volumes:
         return [], 0.0
 
@@ -303,7 +303,7 @@ def _classes(
         if not odd.size:
             values = whole.astype(np.int64)
         else:
-            found = f"labels that are no whole numbers, e.g. {float(odd.flat[0]):g}"
+            found = f"labels that are not whole numbers, e.g. {float(odd.flat[0]):g}"
             return None, (found, expected, "resample masks with nearest neighbour")
     wild = values[(values < 0) | (values > 255)]
     mask = apply_label_map(np.where((values < 0) | (values > 255), 0, values) if wild.size else values, label_map)

@@ -35,7 +35,7 @@ class CaseData(pl.LightningDataModule):
         cache: where they are kept preprocessed.
         normaliser: quantised intensities to network input.
         scheme: the classes.
-        split: who trains, validates and tests; a `Split` is that of the run that is gone on with.
+        split: who trains, validates and tests; a `Split` is the saved one of a resumed run.
         on_bad_case: ``error`` lists all faults and stops, ``skip`` leaves faulty cases out.
         loader: how batches are made.
         sampler: which patch; only for training.
@@ -126,7 +126,7 @@ class CaseData(pl.LightningDataModule):
         return [self.cases[name] for name in self.split.train]
 
     def summary(self) -> str:
-        """How many cases there are and what becomes of them, in one line."""
+        """How many cases there are and how they are used, in one line."""
         split = self.split
         parts = f"{len(split.train)} train, {len(split.val)} val, {len(split.test)} test"
         left_out = [f"{len({p.case for p in self.problems})} faulty (skipped)"] if self.problems else []
@@ -168,7 +168,7 @@ class CaseData(pl.LightningDataModule):
         )
 
         def done() -> int:
-            # Of those begun the last may not have come to its end.
+            # Not those begun, of which the last may be unfinished.
             trainer = self.trainer
             return trainer.fit_loop.epoch_loop.batch_progress.total.processed if trainer else 0  # type: ignore[attr-defined]
 
@@ -190,7 +190,7 @@ class CaseData(pl.LightningDataModule):
 
     @property
     def _process(self) -> tuple[int, int]:
-        """Its number, and how many there are."""
+        """The number of this process, and how many there are."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     @property
@@ -199,7 +199,7 @@ class CaseData(pl.LightningDataModule):
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def check_shared_memory(self, processes: int, shm: Path = Path("/dev/shm")) -> None:
-        """Whether what the workers have ready fits into shared memory: without room they would wait for ever.
+        """Check that what the workers have ready fits into shared memory: without room they would wait for ever.
 
         Args:
             processes: that train on this machine, each with its own workers.

@@ -1,4 +1,4 @@
-"""NIfTI files below a folder, whatever else lies there, and the case that each one's name tells."""
+"""NIfTI files below a folder, whatever else lies there, and the case each belongs to by its name."""
 
 import logging
 import os
@@ -43,8 +43,8 @@ class Found(NamedTuple):
 def nifti_files(root: Path) -> Iterator[Found]:
     """All files at or below ``root``, folder by folder, sorted; none is opened.
 
-    Symbolic links are followed, each real folder is visited once. Hidden files and folders are passed over, and with a
-    warning those that may not be read.
+    Symbolic links are followed, each real folder is visited once. Hidden files and folders are skipped, and with a
+    warning those that cannot be read.
     """
     pending, seen = [root], set()
     while pending:
@@ -99,7 +99,7 @@ def masks_in(folder: Path, cases: Collection[str]) -> dict[str, list[Found]]:
 
 
 def likely_files(images: Mapping[str, Iterable[Found]], unknown: Iterable[Found]) -> dict[str, list[Path]]:
-    """Files of unknown names by the case whose id begins their name, or that alone has its images in their folder."""
+    """Files of unknown names by the case whose id begins their name, or that is alone in their folder."""
     living: dict[Path, set[str]] = {}
     for case, files in images.items():
         for file in files:
@@ -114,7 +114,7 @@ def likely_files(images: Mapping[str, Iterable[Found]], unknown: Iterable[Found]
 
 
 def is_nifti(name: str) -> bool:
-    """Whether a file's name says so."""
+    """Whether a name ends like a NIfTI file's."""
     return name.endswith((".nii", ".nii.gz"))
 
 
@@ -138,7 +138,7 @@ def _listed(folder: Path) -> tuple[list[str], list[str]]:
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link in a circle, or into a folder that may not be read: reading it will say so
+    except OSError:  # a circular link, or one into an unreadable folder: reading it will report that
         return False
 
 

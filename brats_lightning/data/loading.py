@@ -1,4 +1,4 @@
-"""Reading batches: how many processes, in which order, and what becomes of a reader that dies or hangs."""
+"""Reading batches: in how many processes, in which order, and what happens when a reader dies or hangs."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -41,7 +41,7 @@ class BatchKeys(Sampler[Key]):
 
     Args:
         steps: batches per epoch.
-        done: batches trained so far, of all epochs; so a resumed run goes on with the batch that would have come next.
+        done: batches trained so far, of all epochs; so a resumed run continues with the next batch.
     """
 
     def __init__(self, steps: int, done: Callable[[], int]) -> None:
@@ -56,11 +56,11 @@ class BatchKeys(Sampler[Key]):
 
 
 class LoaderError(ValueError):
-    """The processes that read batches cannot, or do not."""
+    """Batches cannot be read."""
 
 
 class Loader(DataLoader):
-    """A loader whose waiting can be ended, and whose workers leave signals to this process."""
+    """A loader that a signal can interrupt while it waits, and whose workers leave signals to this process."""
 
     def __init__(self, dataset: Dataset, settings: LoaderSettings, pin_memory: bool, **options: Any) -> None:
         several: dict[str, Any] = {}
@@ -80,7 +80,7 @@ class Loader(DataLoader):
                 return
             except Exception as error:
                 failure = loader_failure(error)
-                # A worker that dies while it hands over a batch shows in the broken connection alone.
+                # Of a worker that dies while it hands over a batch only the broken connection is seen.
                 if failure is None and isinstance(error, OSError | EOFError) and self.num_workers:
                     failure = _died(repr(error))
                 if failure is not None:

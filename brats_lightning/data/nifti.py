@@ -1,4 +1,4 @@
-"""NIfTI in: the values as they are stored, oriented to LPS, without the empty margin. And the way out."""
+"""Reading NIfTI: the values as stored, oriented to LPS, without the empty margin. And writing it."""
 
 import gzip
 import math
@@ -23,12 +23,12 @@ try:  # the "codecs" extra inflates in two thirds of zlib's time
 except ImportError:
     pass
 
-_GZIP = b"\x1f\x8b"  # the first bytes tell, not the name: files are renamed, and browsers unpack them
+_GZIP = b"\x1f\x8b"  # decides, not the name: files are renamed, and browsers unpack them
 _AGAIN = "copy or download the file again"
 
 
 class UnreadableFile(ValueError):
-    """A file that is no readable 3-D NIfTI volume; ``expected`` and ``remedy`` complete the message."""
+    """A file that is not a readable 3-D NIfTI volume; ``expected`` and ``remedy`` complete the message."""
 
     def __init__(self, found: str, expected: str, remedy: str) -> None:
         super().__init__(f"{found}; expected {expected}; {remedy}")
@@ -40,14 +40,14 @@ class UnreadableFile(ValueError):
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its voxels, all of it checked."""
+    """What a file's header says of its voxels, checked."""
 
     nifti: nib.Nifti1Header  # nibabel's view of it, NIfTI-1 or NIfTI-2
     compressed: bool  # gzipped, whatever its name
     grid: Grid  # trailing axes of one voxel are left out
     dtype: np.dtype  # of the stored voxels
     offset: int  # where they begin, in bytes
-    scaling: tuple[float, float] | None  # (slope, intercept) from stored to meant values
+    scaling: tuple[float, float] | None  # (slope, intercept) from stored to real values
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,8 +68,8 @@ class Volume:
 def read_volume(path: Path) -> Volume:
     """Read ``.nii`` or ``.nii.gz``; no copy of the volume is made in floating point.
 
-    Integers that the header scales are the nearest to what somebody saved, so that 0 may come back as a little more:
-    what lies within half a step of 0 is 0.
+    Integers that the header scales are rounded, so that a saved 0 may come back slightly off: whatever lies within
+    half a step of 0 is 0.
 
     Raises:
         UnreadableFile: missing, corrupted, not 3-D, not real numbers, or without an invertible affine.
@@ -165,10 +165,10 @@ def _unreadable(error: Exception) -> UnreadableFile:
 
 
 def _inflate(stored: bytes) -> bytes:
-    # gzip's last four bytes promise the inflated size; a cut file promises nonsense, so it is bounded.
+    # gzip's last four bytes give the inflated size; those of a truncated file are noise, so it is bounded.
     promised = int.from_bytes(stored[-4:], "little")
     data = _decompress(stored, 31, max(1, min(promised, 64 * len(stored))))
-    # Only a file of several gzip members inflates to something else than promised.
+    # Only a file of several gzip members inflates to another size than promised.
     return data if len(data) % 2**32 == promised else gzip.decompress(stored)
 
 
@@ -206,11 +206,11 @@ def _header(data: bytes, compressed: bool) -> Header:
 def _scaled(
     voxels: Shaped[np.ndarray, "i j k"], slope: float, inter: float
 ) -> tuple[Shaped[np.ndarray, "i j k"], float]:
-    """Meant values in 32 bits, and the largest that should have been 0; 0.0 if none was off."""
+    """Real values in 32 bits, and the largest that should have been 0; 0.0 if none was off."""
     values = voxels * np.float64(slope) + np.float64(inter)
     background = 0.0
     if voxels.dtype.kind in "iu":
-        # Half a step, and what the header lost as it holds the two numbers in 32 bits.
+        # Half a step, and the rounding of the two numbers to the header's 32 bits.
         zero = np.abs(values) <= abs(slope) / 2 + abs(inter) * np.finfo(np.float32).eps
         near = values[zero]
         background = float(near[np.abs(near).argmax()]) if near.size else 0.0

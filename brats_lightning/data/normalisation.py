@@ -9,7 +9,7 @@ from torch import Tensor
 
 from brats_lightning.core.labels import parse_channel, source_modalities
 from brats_lightning.data.preprocessing import Intensities
-from brats_lightning.runtime.device import chunk_size, knows_uint16, take
+from brats_lightning.runtime.device import chunk_size, supports_uint16, take
 from brats_lightning.runtime.memory import empty_float32
 
 
@@ -61,7 +61,7 @@ class Normaliser:
         self._subtrahends = [(i, self.sources.index(b)) for i, (_, b) in enumerate(pairs) if b]
 
     def parameters(self, intensities: Mapping[str, Intensities]) -> Float32[np.ndarray, "m 4"]:
-        """`normalisation_parameters` of each of ``sources``, to be shipped with the image of that case."""
+        """`normalisation_parameters` of each of ``sources``, to accompany the image of that case."""
         return np.stack([normalisation_parameters(intensities[modality], *self._options) for modality in self.sources])
 
     def __call__(
@@ -70,11 +70,11 @@ class Normaliser:
         """Network input on the image's device; 0 outside the brain.
 
         Args:
-            image: quantised intensities of ``sources``; int16 are the bits of uint16, with which torch can do more.
+            image: quantised intensities of ``sources``; int16 holds uint16's bits, for devices without that type.
             parameters: from `parameters`, one row of the batch per case.
         """
         scale, offset, lowest, highest = parameters.float()[..., None, None, None].unbind(2)
-        if image.dtype == torch.int16 and knows_uint16(image.device):
+        if image.dtype == torch.int16 and supports_uint16(image.device):
             image = image.view(torch.uint16)
         values = empty_float32(image.shape, image.device)
         step = max(1, chunk_size(image.device) // max(1, image[:, :, 0].numel()))
@@ -82,7 +82,7 @@ class Normaliser:
             piece = values[:, :, first : first + step].copy_(image[:, :, first : first + step])
             if image.dtype == torch.int16:
                 piece.remainder_(1 << 16)
-            brain = piece.clamp(max=1)  # of whole numbers; made and applied faster than a bool mask or the sign
+            brain = piece.clamp(max=1)  # of whole numbers: faster than a bool mask or the sign
             if self._bounded:
                 piece.mul_(scale).add_(offset).clamp_(lowest, highest).mul_(brain)
             else:

@@ -50,7 +50,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Intensities:
-    """How the quantised intensities of one modality read, and its statistics over its brain (non-zero) voxels.
+    """How to decode one modality's quantised intensities, and its statistics over its brain (non-zero) voxels.
 
     A quantised 0 is a voxel outside the brain, of value 0. Any other: ``value = quantised · scale + offset``.
     """
@@ -107,7 +107,7 @@ def brain_box(volumes: Sequence[Volume]) -> GridTransform:
 
 
 def quantise(values: Shaped[np.ndarray, "z y x"], out: UInt16[np.ndarray, "z y x"]) -> Intensities:
-    """Write ``values`` into ``out`` as 16-bit steps and return how they read; 0 stays 0.
+    """Write ``values`` into ``out`` as 16-bit steps and return how to decode them; 0 stays 0.
 
     Whole numbers that span less than 65,535 are kept exactly, anything else is rounded to 65,535 steps of its range.
     """

@@ -17,7 +17,7 @@ PARTS = ("train", "val", "test")
 
 
 class SplitError(ValueError):
-    """A split that cannot be made, or that a result could not be trusted with."""
+    """A split that cannot be made, or whose results could not be trusted."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Split:
         write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
     def of(self, cases: Collection[str]) -> tuple["Split", list[str]]:
-        """The very same split, for a run that goes on, and the ids of the cases that came since, which it leaves out.
+        """The same split for a resumed run, and the ids of cases added since, which it leaves out.
 
         Raises:
             SplitError: cases of the split that are not among those given.
@@ -65,7 +65,7 @@ class SplitSettings:
         file: JSON or YAML ``{train: [case, …], val: […], test: […]}``; the other settings are then ignored.
         seed: of the shuffle; not the run's, so that runs of different seeds see the same split.
         extends: a run folder, or its ``split.json``: patients stay on the side they have there, new ones are dealt.
-        lenient: leave out, with a warning, what that split names and is not there.
+        lenient: leave out, with a warning, cases of that split that are missing.
     """
 
     val_share: int | float = 0.15
@@ -98,7 +98,7 @@ class SplitSettings:
         """Deal the cases out; all timepoints of a patient go the same way.
 
         Args:
-            patient_of: case → patient, in the order the cases are to have.
+            patient_of: case → patient; the split keeps this order.
 
         Raises:
             SplitError: too few patients for the fractions or folds, or a faulty split file.
@@ -124,7 +124,7 @@ class SplitSettings:
         split = Split(*(tuple(case for case, p in patient_of.items() if part_of[p] == part) for part in PARTS))
         if not split.train:
             raise SplitError(
-                f"{len(patients)} labelled patient(s) cannot be shared out with data.val_share={self.val_share} and "
+                f"{len(patients)} labelled patient(s) cannot be split with data.val_share={self.val_share} and "
                 f"data.test_share={self.test_share}: none is left to train. Lower them (0 is allowed) or give "
                 "data.split_file"
             )
@@ -186,7 +186,7 @@ def cases_of_part(file: str | Path, part: str) -> tuple[str, ...]:
 
 
 def _read(path: Path, setting: str) -> dict[str, list[str]]:
-    """The lists of a split file, which a message calls by its setting's name."""
+    """The lists of a split file; ``setting`` names it in messages."""
     try:
         content: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -209,7 +209,7 @@ def _from_file(path: Path, patient_of: Mapping[str, str]) -> Split:
                 near = difflib.get_close_matches(name, patient_of, n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 faults.append(f"{part}: there is no labelled case {name}{hint}")
-        faults += [f"{part}: {name} stands there twice" for name in sorted({n for n in names if names.count(n) > 1})]
+        faults += [f"{part}: {name} is listed twice" for name in sorted({n for n in names if names.count(n) > 1})]
     seen = {patient_of[name]: name for part in ("train", "val") for name in split[part] if name in patient_of}
     faults += [
         f"test: {name} is of a patient that also trains or validates ({seen[patient_of[name]]}); its score would be no "

@@ -42,7 +42,7 @@ class CompositeLoss(nn.Module):
         self._gamma = next((gamma for gamma in gammas if gamma is not None), None)
 
     def find_lesions(self, target: Tensor) -> LesionMap | None:
-        """Begin to find the lesions of a target for all parts; None where no part needs them."""
+        """Start finding the lesions of a target for all parts; None where no part needs them."""
         parts = [part for part in self.parts.values() if isinstance(part, LesionLoss)]
         return max(parts, key=lambda part: part.nearest).find_lesions(target) if parts else None
 

@@ -36,9 +36,9 @@ class DeepSupervision(nn.Module):
         self._sizes: dict[torch.Size, list[torch.Size]] = {}  # (k, z, y, x) of the last logits, by the target's shape
 
     def find_lesions(self, target: Reference) -> References:
-        """Begin to find the lesions of a target whose logits come later, if the loss needs them.
+        """Start finding the lesions of a target whose logits come later, if the loss needs them.
 
-        Of coarser resolutions, too, from the second time on: which there are, the logits tell.
+        From the second call on also at coarser resolutions, which are known only from logits.
         """
         if not hasattr(self.loss, "find_lesions"):
             return {}
@@ -71,15 +71,15 @@ class DeepSupervision(nn.Module):
 
 
 def downsample_target(target: Integer[Tensor, "*b z y x"], size: Sequence[int], classes: int) -> Integer[Tensor, "..."]:
-    """The target on a coarser grid, where nothing is lost: whatever foreground a block has, the coarse voxel is.
+    """The target on a coarser grid, without losing foreground: a block with any is a foreground voxel.
 
-    Of class indices it gets the most frequent foreground class of its block, of equals the lower one; of memberships
-    every region that has a voxel in the block. Picking one voxel of a block would lose seven of eight single-voxel
-    lesions at half the resolution. Blocks are those of adaptive pooling: all voxels count, whatever the size.
+    With class indices it gets the most frequent foreground class of its block, of equals the lower one; with
+    memberships every region that has a voxel in the block. Picking one voxel of a block would lose seven of eight
+    single-voxel lesions at half the resolution. Blocks are those of adaptive pooling, which leave no voxel out.
 
     Args:
         target: class indices (b, z, y, x), 0 being background, or memberships (b, k, z, y, x).
-        size: (z, y, x) to come to.
+        size: (z, y, x) of the result.
         classes: channels of the logits; of class indices their number with the background.
     """
     z, y, x = size

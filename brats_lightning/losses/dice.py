@@ -21,8 +21,8 @@ class WeightedDiceLoss(ClassSumsLoss):
         loss = Σ_present w cost / Σ_present w  +  Σ_absent w cost        with Σ w = 1
 
     A class absent from the reference has no Dice. Left in the mean its cost is 1 for any false positive, however
-    faint, and almost without gradient; so it leaves the mean, the weights of the others take its share, and its false
-    positives are charged beside it: 0 without any, ½ where they fill ``absent_fraction`` of the volume, below 1. A
+    faint, and almost without gradient; so it leaves the mean, its weight goes to the others, and its false
+    positives are charged separately: 0 without any, ½ where they fill ``absent_fraction`` of the volume, below 1. A
     fraction rather than a number of voxels gives the same charge at every patch size and resolution. The loss lies in
     [0, 2), is 0 for a perfect prediction and in the absence of lesions rises strictly with every false positive.
 

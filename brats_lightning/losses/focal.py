@@ -17,12 +17,12 @@ class CategoricalFocalLoss(ClassSumsLoss):
         loss = α Σ w_y (1 - p)^γ (-log p) / Σ w_y
 
     γ = 0 and α = 1 is the cross-entropy, with weights as ``torch.nn.functional.cross_entropy`` weighs. Of memberships
-    the sums run over all pairs of a voxel and a region, w being the region's and p the sigmoid's probability of what
-    is right, inside or outside; γ = 0 and α = 1 is then the mean binary cross-entropy.
+    the sums run over all pairs of a voxel and a region, w being the region's and p the sigmoid's probability of
+    the right answer, inside or outside; γ = 0 and α = 1 is then the mean binary cross-entropy.
 
     Args:
         gamma: how strongly well-classified voxels are discounted, 0 or more.
-        alpha: factor of the whole loss; of use in a sum with others.
+        alpha: factor of the whole loss; useful in a sum with others.
         class_weights: one weight per class, background first, or per region; only ratios matter. None: all equal.
 
     Raises:

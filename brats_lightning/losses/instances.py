@@ -120,8 +120,8 @@ class LesionFocalLoss(LesionLoss):
 
     Voxels weighted by their lesion's inverse size are the proposal of Shirokikh et al. 2020
     (https://arxiv.org/abs/2007.10033). Unlike a Dice loss its gradient by the logits does not vanish where a lesion is
-    missed for certain. It knows no false positives and must be added to a loss that does. Only lesion voxels are
-    worked on.
+    missed with certainty. It ignores false positives and must be added to a loss that punishes them. Only lesion
+    voxels are computed.
 
     Args:
         labels: as of ``LesionLoss``.

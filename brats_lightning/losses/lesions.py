@@ -1,4 +1,4 @@
-"""The lesions of a batch's reference: found once for all losses, on the CPU while the network is at work."""
+"""The lesions of a batch's reference: found once for all losses, on the CPU while the network computes."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +36,7 @@ class SampleLesions(NamedTuple):
 
 
 class LesionMap:
-    """The lesions of a batch's reference, which other threads find while the network is at work.
+    """The lesions of a batch's reference, found by other threads while the network computes.
 
     A lesion is a 26-connected component of a region. Of class indices the regions are those of the label scheme; of
     memberships each channel is one. A target on a GPU is copied to the host without waiting for it.
@@ -102,7 +102,7 @@ class LesionLoss(nn.Module):
         self.scheme = LabelScheme(tuple(labels))
 
     def find_lesions(self, target: Tensor) -> LesionMap:
-        """Begin to find what the loss takes beside logits and target."""
+        """Start finding what the loss takes beside logits and target."""
         return LesionMap(target, self.scheme, self.nearest)
 
 
@@ -145,5 +145,5 @@ def nearest_component(labels: Int32[np.ndarray, "z y x"]) -> Int32[np.ndarray, "
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    """Shared by all maps; numpy and scipy let go of the interpreter in most of what is done to an array."""
+    """Shared by all maps; numpy and scipy release the GIL in most of their work on arrays."""
     return ThreadPoolExecutor(thread_name_prefix="lesions")

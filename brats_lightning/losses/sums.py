@@ -21,16 +21,15 @@ _Gradients = tuple[RegionLesions, Tensor, Tensor]  # of a region's errors by seg
 class ClassSums(NamedTuple):
     """Sums over the voxels of each sample, by channel c, of its probabilities p.
 
-    Of class indices p is a softmax, and y marks the voxels of class c; of memberships p is a sigmoid, and y marks the
-    voxels of region c. Written with what is wrong rather than what is right, so that a perfect prediction gives exact
-    zeros.
+    With class indices p is a softmax, and y marks the voxels of class c; with memberships p is a sigmoid, and y marks
+    the voxels of region c. The sums are of errors, not of hits, so that a perfect prediction gives exact zeros.
     """
 
     reference: Float[Tensor, "b k"]  # Σ y
     false_negatives: Float[Tensor, "b k"]  # Σ 1 - p where y
     false_positives: Float[Tensor, "b k"]  # Σ p where not y
-    # -(1 - q)^γ log q, q being the probability of what is right: Σ where y of a softmax, over all voxels of a sigmoid;
-    # 0 without γ
+    # -(1 - q)^γ log q, q being the probability of the right answer: Σ where y of a softmax, over all voxels of a
+    # sigmoid; 0 without γ
     focal: Float[Tensor, "b k"]
     voxels: Float[Tensor, "b 1"]
     exclusive: bool  # whether the channels are those of a softmax, the first one of the background
@@ -65,7 +64,7 @@ def class_sums(
     found = [] if lesions is None else lesions.of(logits)
     exclusive = target.ndim < logits.ndim
     values = logits.shape[1] if exclusive else 2
-    # Not on a GPU, which the check would stall; there a class without a channel counts as none.
+    # Not on a GPU, which the check would stall; there a class without a channel counts as background.
     if logits.device.type == "cpu" and not 0 <= int(target.min()) <= int(target.max()) < values:
         raise ValueError(
             f"the target holds classes {target.unique().tolist()}, the logits have channels for 0 … "
@@ -140,7 +139,7 @@ def check_smoothing(smooth: float | int, absent_fraction: float | int) -> None:
 
 
 def computing_dtype(logits: Tensor) -> torch.dtype:
-    """What sums over voxels are made in."""
+    """The type in which voxels are summed."""
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
@@ -225,7 +224,7 @@ def _softmax(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return p.div_(total), log_p.sub_(total.log()), y
 
 
-# ---- of sigmoids: with m = σ(x) where y is 0 and σ(-x) where it is 1, the probability of what is wrong
+# ---- of sigmoids: m = σ(x) where y is 0 and σ(-x) where it is 1, the probability of the wrong answer
 
 
 def _sigmoid_sums(
@@ -259,7 +258,7 @@ def _sigmoid_gradient(
 
 
 def _signed(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Memberships as numbers, 1 - 2y, and in place of x the logit (1 - 2y) x of what is wrong; (k, n) each."""
+    """Memberships as numbers, 1 - 2y, and in place of x the logit (1 - 2y) x of the wrong answer; (k, n) each."""
     y = target.reshape(len(x), -1).to(x.dtype)
     sign = 1 - 2 * y
     return y, sign, x.mul_(sign)

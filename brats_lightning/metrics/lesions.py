@@ -1,4 +1,4 @@
-"""Lesions of a region: components, which of them meet, and a table of them for reports."""
+"""Lesions of a region: components, which of them overlap or touch, and a table for reports."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -12,7 +12,7 @@ from brats_lightning.core.geometry import Ints, Slices, Triple, nonzero_box
 from brats_lightning.core.labels import in_classes
 from brats_lightning.metrics.surfaces import surface_points
 
-# Pairs with less Dice than this are no match; a pair without overlap costs a little more than one with none at all.
+# Pairs with less Dice than this do not match; a pair without overlap costs a little more than no Dice at all.
 _SMALLEST_DICE = 1e-6
 
 
@@ -107,7 +107,7 @@ class LesionRow:
         lesion: its number among the reference's (or the false positives), from 1.
         false_positive: whether it is in the prediction only.
         volume: mm³.
-        detected: matched with at least the asked Dice; False for a false positive.
+        detected: matched with at least the required Dice; False for a false positive.
         dice: with its match; 0 without one.
         centre: voxel ``(x, y, z)`` nearest to the centre of mass.
     """

@@ -1,4 +1,4 @@
-"""One front door to the challenge's evaluators: scores of a case by the protocol's own column names.
+"""The challenge's evaluators behind one function: scores of a case by the protocol's own column names.
 
 The four protocols give different numbers for the same masks; a score is never compared across them.
 """
@@ -18,7 +18,7 @@ from brats_lightning.metrics.lesions import bounding_box
 PROTOCOLS = (*brats2023_to_2025.RULES, "brats2026")
 DEFAULT_PROTOCOL = "brats2024"
 
-# The columns that are watched in training, by the name they have there.
+# The columns logged in training, by their names there.
 _LESION_2023 = {"lesion_dice": "LesionWise_Score_Dice", "lesion_hd95": "LesionWise_Score_HD95"}
 HEADLINES = {
     "brats2023": _LESION_2023,
@@ -88,7 +88,7 @@ def score_case(
 
 
 def headline_columns(protocol: str) -> tuple[str, ...]:
-    """The columns a protocol is mainly read for, its lesion-wise Dice first."""
+    """A protocol's main columns, its lesion-wise Dice first."""
     return tuple(HEADLINES[protocol].values())
 
 
@@ -104,12 +104,12 @@ def headline_names(scheme: LabelScheme, protocol: str) -> list[str]:
 
 
 def headline_scores(scores: Mapping[str, Mapping[str, float]], scheme: LabelScheme, protocol: str) -> dict[str, float]:
-    """The scores watched in training: ``brats2024/lesion_dice_et`` … and their mean over regions, ``…_mean``.
+    """The scores logged in training: ``brats2024/lesion_dice_et`` … and their mean over regions, ``…_mean``.
 
     Args:
         scores: region → column → value, as `score_case` gives them.
         scheme: the classes.
-        protocol: that the scores are of.
+        protocol: of the scores.
     """
     found: dict[str, float] = {}
     for short, column in HEADLINES[protocol].items():
@@ -126,7 +126,7 @@ def mean_without_nan(values: Sequence[float]) -> float:
 
 
 def _double(spacing: Sequence[SupportsFloat]) -> Triple:
-    """Headers hold float32, whose products would round."""
+    """As float64: products of a header's float32 would round."""
     values = tuple(float(value) for value in spacing)
     if len(values) != 3 or not all(math.isfinite(value) and value > 0 for value in values):
         raise ScoreError(f"the spacing must be three positive numbers in mm, got {values}")

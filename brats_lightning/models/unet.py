@@ -24,15 +24,15 @@ class UNet(nn.Module):
 
     Level 0 has the input's resolution, each further level ``strides`` times fewer voxels. Any input size from one
     voxel up gives logits of the same size: a level has ``ceil(n / stride)`` voxels, and what up-sampling makes in
-    excess is cropped to the skip. Unlike padding the input to a multiple of the total stride this shows the
-    normalisation no invented voxels and costs no copy.
+    excess is cropped to the skip. Unlike padding the input to a multiple of the total stride, this keeps invented
+    voxels out of the normalisation and costs no copy.
 
     The heads for deep supervision always exist, so a checkpoint loads whatever ``deep_supervision`` is; those not in
     use are frozen (``requires_grad=False``), which also keeps distributed training from waiting for their gradients.
 
     With a ``stem`` of 2 level 0 itself has half the input's resolution along each axis, and the full-resolution head is
     a transposed convolution that gives each of its voxels 2³ logits of the input's: a step takes less than half the
-    time, and fine borders are what it costs.
+    time, at the cost of fine borders.
 
     Args:
         in_channels: channels of the input, one per modality.

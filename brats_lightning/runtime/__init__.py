@@ -1,1 +1,1 @@
-"""What every program needs once: files written whole, processes that end with their parent."""
+"""Services for every command: files, locks, worker processes, signals, devices, memory and the terminal."""

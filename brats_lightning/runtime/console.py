@@ -1,13 +1,13 @@
-"""What a command shows on the terminal: tables, and bars for work that takes its time."""
+"""What a command shows on the terminal: tables, and progress bars for long work."""
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-_WIDTH = 160  # of what is written to a file or a pipe
+_WIDTH = 160  # columns of output to a file or a pipe
 
 
 def show(content: RenderableType) -> None:
-    """Print a table or a text, wide where there is no terminal to fit."""
+    """Print a table or a text; wide where the output is not a terminal."""
     console = Console()
     (console if console.is_terminal else Console(width=_WIDTH)).print(content)
 
@@ -21,7 +21,7 @@ def as_text(content: RenderableType) -> str:
 
 
 def progress_bar(shown: bool | None = None) -> Progress:
-    """A bar of cases with the time that is left, on stderr; by default it is shown on a terminal only."""
+    """A progress bar of cases with the remaining time, on stderr; by default shown on a terminal only."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("cases"))
     disabled = not (console.is_terminal if shown is None else shown)

@@ -1,8 +1,7 @@
-"""The device that computes, and the host beside it: how much is worked on at once, and what is copied between them.
+"""The device that computes and its host: how much to process at a time, and copies between the two.
 
-A GPU works off what it is given while the host goes on giving. A copy to or from ordinary memory ends that: the host
-waits until all given so far is done, and then the GPU waits for the host. So every copy in a training step is one of
-those below.
+A GPU works through a queue that the host fills. A copy to or from ordinary memory stalls both: the host waits until the
+queue is empty, and then the GPU waits for the host. So every copy in a training step is one of those below.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,24 +14,24 @@ from torch import Tensor
 
 
 def chunk_size(device: torch.device) -> int:
-    """Values to be worked on at a time: a CPU keeps that many in its cache, for a GPU few launches matter more."""
+    """Values to process at a time: what fits into a CPU's cache; on a GPU fewer kernel launches matter more."""
     return 1 << 17 if device.type == "cpu" else 1 << 22
 
 
-def knows_uint16(device: torch.device) -> bool:
-    """Whether tensors of uint16 may be there: on Apple's GPUs torch 2.8 has none."""
+def supports_uint16(device: torch.device) -> bool:
+    """Whether the device can hold uint16 tensors; Apple's GPUs cannot with torch 2.8."""
     return device.type != "mps"
 
 
 def on_host(tensor: Shaped[Tensor, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
-    """A tensor's values as an array, a CPU tensor's its own memory. The host waits for a GPU: once a case is fine."""
+    """A tensor's values as an array that shares a CPU tensor's memory. The host waits for a GPU: fine once per case."""
     return tensor.detach().cpu().numpy()
 
 
 def begin_on_host(tensor: Shaped[Tensor, "*shape"]) -> Callable[[], Shaped[np.ndarray, "*shape"]]:
-    """`on_host` without waiting: what it returns gives the array, in whichever thread it is called, once it is there.
+    """`on_host` without waiting: the function returned waits for the array and returns it, in any thread.
 
-    The tensor is not to be changed until then.
+    The tensor must not change before that.
     """
     if tensor.device.type != "cuda":
         array = tensor.detach().cpu().numpy()
@@ -51,7 +50,7 @@ def begin_on_host(tensor: Shaped[Tensor, "*shape"]) -> Callable[[], Shaped[np.nd
 def to_device(
     array: Shaped[np.ndarray, "*shape"], device: torch.device, dtype: torch.dtype | None = None
 ) -> Shaped[Tensor, "*shape"]:
-    """An array as a tensor, its dtype changed on the host; on a CPU it shares memory, a GPU is not waited for."""
+    """An array as a tensor, converted on the host; on a CPU it shares memory, a GPU is not waited for."""
     tensor = torch.from_numpy(array).to(dtype or torch.from_numpy(array).dtype)
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -59,7 +58,7 @@ def to_device(
 
 
 def take(tensor: Tensor, numbers: Sequence[int]) -> Tensor:
-    """``tensor[:, numbers]``, which would make a GPU wait for the numbers."""
+    """``tensor[:, numbers]`` without copying the numbers to a GPU, which would wait for them."""
     return torch.stack([tensor.select(1, number) for number in numbers], 1)
 
 
@@ -67,7 +66,7 @@ def fastest_precision(accelerator: str) -> str:
     """``bf16-mixed`` where the hardware computes in bfloat16, ``16-mixed`` on older GPUs, else ``32-true``."""
     if accelerator != "cpu" and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    flags = Path("/proc/cpuinfo")  # elsewhere the answer is unknown, and 32 bits are always right
+    flags = Path("/proc/cpuinfo")  # of Linux; elsewhere 32 bits are the safe answer
     words = set(flags.read_text().split()) if flags.is_file() else set()
     return "bf16-mixed" if words & {"avx512_bf16", "amx_bf16"} else "32-true"
 
@@ -88,10 +87,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def autocast_dtype(precision: str | int, device: torch.device) -> torch.dtype | None:
-    """Of a setting: auto, bf16, 16 or 32 bits; None computes in 32.
+    """The type of a setting ``precision``: auto, bf16, 16 or 32 bits; None is 32.
 
     Raises:
-        ValueError: another word.
+        ValueError: any other value.
     """
     chosen = fastest_precision(device.type) if precision == "auto" else str(precision)
     types = {"bf16": torch.bfloat16, "16": torch.float16, "32": None}

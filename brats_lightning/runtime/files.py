@@ -28,7 +28,7 @@ class UnwritableFile(OSError):
 
 
 def unwritable(path: Path | str, error: BaseException) -> UnwritableFile:
-    """The error that says so."""
+    """The `UnwritableFile` for an error of the operating system, numpy or torch."""
     number = getattr(error, "errno", None)
     # Neither numpy nor torch says in its error that a disk is full: each reports bytes that were not written.
     reason = os.strerror(number) if number else f"{error}; the disk may be full"
@@ -42,7 +42,7 @@ def replace_file(path: Path | str, write: Callable[[Path], Any], durable: bool =
         path: of the file to make or to replace; its folder must exist.
         write: called with the temporary path, whose name starts with a dot and ends with ``.tmp``.
         durable: wait until the content is on the disk before it gets its name, so that a power cut, too, leaves one of
-            the two; for what cannot be made again.
+            the two; for files that cannot be made again.
 
     Returns:
         The file's size in bytes.
@@ -93,10 +93,10 @@ def write_bytes(path: Path | str, content: bytes) -> int:
 
 
 def remove_leftovers(folder: Path, older_than: float = 3600) -> None:
-    """Remove what killed processes left in a folder; a file younger than that many seconds may be of one at work."""
+    """Remove what killed processes left in a folder; younger files (in seconds) may belong to a running one."""
     for leftover in folder.glob(f"*{_SUFFIX}"):
         try:
             if time.time() - leftover.stat().st_mtime > older_than:
                 leftover.unlink()
-        except OSError:  # another process was faster, or may do it
+        except OSError:  # another process has removed it, or owns it
             pass

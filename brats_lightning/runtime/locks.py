@@ -1,4 +1,4 @@
-"""One process at a time, where several of a job would do the same work."""
+"""Locks: one process at a time, where several of a job would do the same work."""
 
 import fcntl
 import logging
@@ -23,7 +23,7 @@ def claimed(path: Path, what: str) -> Iterator[None]:
 
     Args:
         path: of the file, which stays; its folder must exist.
-        what: is claimed, for the message.
+        what: is claimed; for the message.
 
     Raises:
         InUse: another process holds it.
@@ -31,7 +31,7 @@ def claimed(path: Path, what: str) -> Iterator[None]:
     """
     with _opened(path) as file:
         try:
-            # Of this process alone: its workers, forked, do not hold it for the moments that they outlive it.
+            # Not flock: forked workers would inherit that lock and hold it for the moments they outlive this process.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise InUse(f"{what} is in use by another process, which holds {path}") from None
@@ -42,14 +42,14 @@ def claimed(path: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def alone(path: Path, work: str, patience: int | float = 2) -> Iterator[None]:
-    """Hold the lock file ``path`` for the block; whoever comes meanwhile waits, and then looks what is left to do.
+    """Hold the lock file ``path`` for the block; other processes wait, and then see what is left to do.
 
-    The system frees the lock of a process that ends, however it ends. Where the file system has no locks all go on at
-    once, which must only cost time.
+    The system frees the lock of a process that ends, however it ends. Where the file system has no locks all proceed
+    at once, which must cost nothing but time.
 
     Args:
         path: of the file, which stays; its folder must exist.
-        work: what the holder is at, as in "fills the cache".
+        work: what the holder does, as in "fills the cache".
         patience: seconds after which a waiting process says so.
 
     Raises:
@@ -66,7 +66,7 @@ def _opened(path: Path) -> TextIO:
     try:
         return path.open("a")
     except OSError as error:
-        if path.exists():  # another user's: a lock can be held by who may only read
+        if path.exists():  # another user's: to read it is enough to lock it
             return path.open()
         raise unwritable(path, error) from error
 

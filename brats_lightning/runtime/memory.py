@@ -1,4 +1,4 @@
-"""How large blocks of memory are taken from the system, and kept."""
+"""How large blocks of memory are allocated, and kept."""
 
 import ctypes
 import sys
@@ -27,10 +27,10 @@ def keep_freed_memory() -> None:
 
 
 def empty_float32(shape: Sequence[int], device: torch.device) -> Tensor:
-    """``torch.empty``, in huge pages where there are such on a CPU.
+    """``torch.empty``, on a CPU in huge pages where the system has them.
 
-    numpy asks Linux for them, torch does not: a large tensor's first filling then takes some faults instead of
-    thousands, which is most of its time.
+    numpy asks Linux for them, torch does not. Filling a large new tensor then takes a few page faults instead of
+    thousands, which are most of the time.
     """
     if device.type == "cpu":
         return torch.from_numpy(np.empty(tuple(shape), np.float32))

@@ -25,7 +25,7 @@ class _State:
     listening = False
     received: tuple[int, float] | None = None  # the signal and when it came
     waiting = False  # for something that may never come
-    busy = False  # at something that an exception would spoil
+    busy = False  # with something that an exception would spoil
 
 
 _state = _State()
@@ -35,7 +35,7 @@ _state = _State()
 def listening() -> Iterator[None]:
     """Within the block SIGINT and SIGTERM are noted; a second one, seconds later, ends it at once.
 
-    Does nothing in another thread than the main one, where Python lets nobody handle signals.
+    Does nothing outside the main thread, where Python cannot handle signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -74,13 +74,13 @@ def check() -> None:
 
 
 def hold(busy: bool) -> None:
-    """Whether an end in the midst of what is done now would lose something; `waiting` then waits on."""
+    """Say whether stopping now would lose something; `waiting` then waits on."""
     _state.busy = busy
 
 
 @contextmanager
 def waiting() -> Iterator[None]:
-    """What is in the block may last for ever: a signal ends it at once, unless `hold` was told not to.
+    """For a block that may last for ever: a signal ends it at once, unless `hold` says otherwise.
 
     Raises:
         Interrupted: a signal comes, or has come.
@@ -106,10 +106,10 @@ def _note(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
 
 
 def leave_signals_to_parent(grace: int = 60) -> None:
-    """In a worker: a signal to the whole group is the parent's to act on, who will end this process.
+    """In a worker: leave signals to the whole process group to the parent, which will end this process.
 
     Args:
-        grace: seconds after a first SIGTERM until this process ends all the same; it might have been the parent's. A
+        grace: seconds from a first SIGTERM to the end of this process all the same; the parent may have sent it. A
             second one ends it at once.
     """
 

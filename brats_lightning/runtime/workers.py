@@ -1,4 +1,4 @@
-"""Processes of our own: how many this job may use, and pools that end with the process that made them."""
+"""Worker processes: how many this job may use, and pools that end with the process that made them."""
 
 import math
 import multiprocessing
@@ -19,7 +19,7 @@ _PACKAGE = __name__.partition(".")[0] + "."
 
 
 class DeadWorker(ValueError):
-    """A process of a pool died at its work: what it was at, and what to do."""
+    """A process of a pool died: at which job, and what to do."""
 
 
 def cpu_count(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
@@ -68,13 +68,13 @@ def process_pool(workers: int, context: BaseContext | None = None) -> ProcessPoo
 def each_result(
     pool: ProcessPoolExecutor | None, task: Callable[..., Result], jobs: Mapping[str, tuple[Any, ...]], remedy: str
 ) -> Iterator[tuple[str, Result]]:
-    """(name, result) of each job, as they end; jobs that haven't begun are dropped if the caller goes away.
+    """(name, result) of each job, as they end; the rest is cancelled if the caller stops iterating.
 
     Args:
         pool: that does them; None does them here, one after the other.
         task: called with a job's arguments.
         jobs: name → arguments.
-        remedy: how there would be fewer processes, for the message.
+        remedy: the setting for fewer processes, for the message.
 
     Raises:
         DeadWorker: a process was ended from outside.
@@ -112,10 +112,9 @@ def _begin_worker() -> None:
 
 
 def end_with_parent(parent: int | None = None) -> None:
-    """Watch the parent of this process, and end this one when it is gone, which cannot end it if it is killed.
+    """Watch the parent of this process and end with it, even if it is killed.
 
-    A worker of a pool waits for work at a pipe whose other end the other workers hold open, too: it would never learn
-    of it.
+    A pool's worker waits at a pipe that the other workers hold open, too, and would never notice.
 
     Args:
         parent: its process id; None is the process that `multiprocessing` started this one from, if it did.

@@ -1,4 +1,4 @@
-"""A set of made cases on disk: written once, whole or not at all, in a folder that knows what it was made with."""
+"""A set of synthetic cases on disk: written once, whole or not at all, in a folder that records its settings."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ def own_folder(parent: Path | str, name: str, settings: dict[str, Any]) -> Path:
 
 
 def generator(seed: int, *key: int) -> np.random.Generator:
-    """Random numbers of a set's own seed, for one purpose."""
+    """Random numbers from a set's seed, for one purpose."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
@@ -48,7 +48,7 @@ def make_once(
         settings: JSON-able; what the set depends on, kept in ``phantom.json``.
         jobs: ``write(folder, job)`` is called for each of ``range(jobs)``, in any order and process.
         write: writes one job's files into the folder; a picklable function if there are workers.
-        workers: processes; one per CPU if None, none of its own if 0 or 1.
+        workers: processes; one per CPU if None; 0 or 1 works in this one.
 
     Raises:
         PhantomError: ``root`` holds anything else.
@@ -65,7 +65,7 @@ def make_once(
 
 
 def _make(root: Path, settings: dict[str, Any], jobs: int, write: Callable[[Path, int], None], workers: int) -> None:
-    for leftover in root.parent.glob(f".{root.name}-*"):  # of a process that was killed, not of one at work
+    for leftover in root.parent.glob(f".{root.name}-*"):  # of a killed process, not of a running one
         if time.time() - leftover.stat().st_mtime > 3600:
             shutil.rmtree(leftover, ignore_errors=True)
     try:

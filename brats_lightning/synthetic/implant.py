@@ -37,8 +37,8 @@ class ImplantSettings:
         label_map: label in their masks → class index, e.g. ``{4: 3}`` for BraTS 2022 and older. The made masks are in
             this project's classes: 1 NETC, 2 SNFH, 3 ET.
         cases: implanted versions of each scan.
-        unlabelled: ``"skip"`` scans without a mask, or ``"include"`` them. An unlabelled scan's own tumour is kept off
-            by its likely extent but counts as background, so include only scans known to be free of tumour, or to look.
+        unlabelled: ``"skip"`` scans without a mask, or ``"include"`` them. An unlabelled scan's own tumour is avoided
+            by its likely extent but counts as background, so include only scans known to be free of tumour.
         lesions: mean number per case; None for the field's distribution.
         seed: of everything random.
     """

@@ -14,7 +14,7 @@ _SOLID = (0.92, 1.0, 1.5, 1.45)  # solid tumour before contrast medium
 _CORE = (0.78, 0.68, 2.3, 1.45)  # necrosis: between tissue and fluid
 _OEDEMA = (0.9, 0.92, 1.75, 1.9)
 _ENHANCED = 1.2 / 0.82  # what `Metastasis.enhancement`, in multiples of white matter's 0.82, adds to T1c
-# Only what a reader saw is in a reference: a lesion stands out of its surroundings by 5 standard deviations of a mean
+# A reference holds only what a reader saw: a lesion stands out from its surroundings by 5 standard deviations of a mean
 # over its voxels (Rose 1948), as far as tumours enhance at all.
 _ROSE = 5.0
 # Standard deviations in mm of the blur at the edges: partial volume, and oedema that thins out.

@@ -12,13 +12,12 @@ import numpy as np
 from jaxtyping import Float32, Int16, UInt8
 from scipy import ndimage
 
-from brats_lightning.core.components import label_components
 from brats_lightning.core.labels import MODALITIES
 from brats_lightning.data.cases import Case, find_cases
 from brats_lightning.data.nifti import write_nifti
 from brats_lightning.synthetic.anatomy import SIGNAL, Brain, Frame, make_brain, smooth_field
 from brats_lightning.synthetic.case_set import PhantomError, generator, make_once, own_folder
-from brats_lightning.synthetic.lesions import ET, GOLDEN, Metastasis, lesion_volumes, place_lesions
+from brats_lightning.synthetic.lesions import GOLDEN, Metastasis, lesion_volumes, place_lesions
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ _SCANNER_UNITS = {"t1n": 420.0, "t1c": 330.0, "t2w": 700.0, "t2f": 380.0}
 
 @dataclass(frozen=True)
 class PhantomSettings:
-    """What a set of phantoms depends on; case ``k`` depends on all of it but ``cases``.
+    """What a set of phantoms depends on; case ``k`` does not depend on ``cases``.
 
     Attributes:
         cases: number of cases. Every fourth is the second timepoint of the patient before.
@@ -91,7 +90,7 @@ def make_phantoms(
     Args:
         root: folder to make: ``BraTS-MET-90001-000/BraTS-MET-90001-000-t1n.nii.gz`` … and ``phantom.json``.
         settings: the defaults if None.
-        workers: processes; one per CPU if None, none of its own if 0 or 1.
+        workers: processes; one per CPU if None; 0 or 1 works in this one.
         **fields: replace fields of the settings, e.g. ``cases=3, seed=1``.
 
     Raises:
@@ -195,34 +194,6 @@ def _write_nifti(path: Path, volume: np.ndarray, spacing: Sequence[float], ras: 
     image = nib.Nifti1Image(voxels, affine)
     image.header.set_xyzt_units("mm")
     write_nifti(path, image, level=1)
-
-
-def phantom_statistics(root: Path | str) -> dict[str, int | float]:
-    """How many lesions, 26-connected components of ET, the masks under ``root`` hold, and how large they are in mm³.
-
-    What is said of the volumes is NaN without any lesion.
-    """
-    volumes = []
-    for path in sorted(Path(root).rglob("*-seg.nii.gz")):
-        image = nib.Nifti1Image.from_filename(path)
-        labels, _ = label_components(np.asanyarray(image.dataobj) == ET)
-        volumes.append(np.bincount(labels.ravel())[1:] * float(np.prod(image.header.get_zooms()[:3])))
-    if not volumes:
-        raise PhantomError(f"{root} holds no *-seg.nii.gz")
-    counts = [len(of_case) for of_case in volumes]
-    sizes = np.concatenate(volumes) if any(counts) else np.array([np.nan])
-    return {
-        "cases": len(counts),
-        "lesions": sum(counts),
-        "lesions_per_case": sum(counts) / len(counts),
-        "most_lesions": max(counts),
-        "cases_without": counts.count(0),
-        "cases_with_one": counts.count(1),
-        "median_volume": float(np.median(sizes)),
-        "mean_volume": float(sizes.mean()),
-        "fraction_under_27": float((sizes < 27).mean()) if any(counts) else float("nan"),
-        "fraction_over_275": float((sizes > 275).mean()) if any(counts) else float("nan"),
-    }
 
 
 def phantom_cases(parent: str | Path, **settings: Any) -> list[Case]:

@@ -139,7 +139,7 @@ def choose_cases(found: Sequence[Case], cfg: DictConfig) -> dict[str, list[Case]
                     f"{part}: there is no labelled case {name} among the {len(cases)} in {cfg.data.root}{hint}"
                 )
             elif (names or []).count(name) > 1:
-                faults.append(f"{part}: {name} stands there twice")
+                faults.append(f"{part}: {name} is listed twice")
         if names == []:
             faults.append(f"{part} is empty; leave it out for a drawn split")
     if faults:

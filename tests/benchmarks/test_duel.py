@@ -188,7 +188,7 @@ def test_cases_are_drawn_by_patient_or_named(cases):
             "train: there is no labelled case BraTS-MET-00003-001 among the 5 in DIR; near are .*00003-000",
         ),
         (["BraTS-MET-00009-000"], None, "train: there is no labelled case BraTS-MET-00009-000"),
-        (["BraTS-MET-00002-000"] * 2, None, "train: BraTS-MET-00002-000 stands there twice"),
+        (["BraTS-MET-00002-000"] * 2, None, "train: BraTS-MET-00002-000 is listed twice"),
         ([], None, "train is empty"),
         (["BraTS-MET-00001-000"], ["BraTS-MET-00001-001"], r"00001-001 \(trains as BraTS-MET-00001-000\)"),
         ([f"BraTS-MET-0000{i}-000" for i in (1, 2, 3, 4)], None, "test: no case is left of the 5"),

@@ -63,5 +63,5 @@ def test_channels():
     assert parse_channel("t1c-t1n") == ("t1c", "t1n")
     assert source_modalities(("t2f", "t1c-t1n")) == ("t1n", "t1c", "t2f")
     for bad in ("t1", "t1c-t1", "t1c-t1n-t2w", "", "-t1n"):
-        with pytest.raises(ValueError, match="is no channel"):
+        with pytest.raises(ValueError, match="is not a channel"):
             parse_channel(bad)

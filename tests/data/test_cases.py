@@ -209,7 +209,7 @@ def test_the_distance_of_what_is_accepted(tmp_path):
 
 
 def test_missing_and_empty_roots(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none is no folder; expected nested folders .*data.root=DIR"):
+    with pytest.raises(FileNotFoundError, match=r"none is not a folder; expected nested folders .*data.root=DIR"):
         find_cases(tmp_path / "none")
     with pytest.raises(ValueError, match=r"no case in .*expected nested folders .*-t1n.nii.gz"):
         find_cases(tmp_path)
@@ -271,7 +271,7 @@ def test_labels_that_are_no_bytes(tmp_path, label):
 
 def test_fractional_labels(tmp_path):
     (problem,) = problems_of(tmp_path, seg=lesions() * np.float32(0.5))
-    assert problem.found == "labels that are no whole numbers, e.g. 0.5"
+    assert problem.found == "labels that are not whole numbers, e.g. 0.5"
     assert "nearest" in problem.remedy
     assert "nan" in problems_of(tmp_path, seg=lesions() * np.float32(np.nan))[0].found
 

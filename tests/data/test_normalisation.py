@@ -107,6 +107,6 @@ def test_chunks_make_no_difference(monkeypatch):
 
 
 def test_errors_name_the_channel_and_the_modality():
-    with pytest.raises(ValueError, match="'t1x' is no channel"):
+    with pytest.raises(ValueError, match="'t1x' is not a channel"):
         Normaliser(["t1x"])
     assert len(QUANTILE_LEVELS) == len(coded(t1n=noise(0))[1]["t1n"].quantiles)

@@ -88,7 +88,7 @@ def test_file_faults_are_all_named_with_near_misses(tmp_path):
     with pytest.raises(SplitError) as error:
         settings.split(PATIENT)
     assert "did you mean P01-000" in str(error.value)
-    assert "P02-000 stands there twice" in str(error.value)
+    assert "P02-000 is listed twice" in str(error.value)
 
 
 def test_a_test_patient_that_trains_is_refused(tmp_path):

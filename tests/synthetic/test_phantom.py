@@ -20,13 +20,12 @@ from brats_lightning.synthetic import case_set as phantom_set
 from brats_lightning.synthetic import phantom
 from brats_lightning.synthetic.anatomy import Frame, capsules, make_brain, ramp, smooth_field, stamp
 from brats_lightning.synthetic.case_set import PhantomError
-from brats_lightning.synthetic.lesions import FIELD_MEAN, lesion_count, lesion_volumes
+from brats_lightning.synthetic.lesions import ET, FIELD_MEAN, lesion_count, lesion_volumes
 from brats_lightning.synthetic.phantom import (
     PhantomSettings,
     make_case,
     make_phantoms,
     phantom_folder,
-    phantom_statistics,
 )
 
 SMALL = PhantomSettings(cases=3, shape=(32, 40, 28), seed=3, lesions=2)
@@ -458,56 +457,19 @@ def test_bad_settings_are_named(wrong):
         PhantomSettings(**wrong)
 
 
-# --- statistics
-
-
-def write_mask(root: Path, name: str, mask: np.ndarray, spacing: float) -> None:
-    nib.save(nib.Nifti1Image(mask, np.diag([spacing, spacing, spacing, 1.0])), root / f"{name}-seg.nii.gz")
-
-
-def test_statistics_by_hand(tmp_path):
-    mask = np.zeros((20, 20, 20), np.uint8)
-    mask[:2, :2, :2] = 3  # 8 voxels, 64 mm³
-    mask[2, 2, 2] = 3  # touches by a corner: 9 voxels, 72 mm³
-    mask[10, 10, 10] = 3  # 8 mm³
-    mask[10, 10, 11] = 1  # not ET
-    mask[4:8, 12:16, 12:16] = 3  # 64 voxels, 512 mm³
-    write_mask(tmp_path, "a", mask, 2.0)
-    write_mask(tmp_path, "b", np.zeros((4, 4, 4), np.uint8), 1.0)
-    assert phantom_statistics(tmp_path) == pytest.approx(
-        {
-            "cases": 2,
-            "lesions": 3,
-            "lesions_per_case": 1.5,
-            "most_lesions": 3,
-            "cases_without": 1,
-            "cases_with_one": 0,
-            "median_volume": 72,
-            "mean_volume": (72 + 8 + 512) / 3,
-            "fraction_under_27": 1 / 3,
-            "fraction_over_275": 1 / 3,
-        }
-    )
-
-
-def test_statistics_without_masks_or_lesions(tmp_path):
-    with pytest.raises(PhantomError, match=r"no .*-seg"):
-        phantom_statistics(tmp_path)
-    write_mask(tmp_path, "a", np.zeros((4, 4, 4), np.uint8), 1.0)
-    found = phantom_statistics(tmp_path)
-    assert found["lesions_per_case"] == 0
-    assert math.isnan(found["median_volume"])
-    assert math.isnan(found["fraction_under_27"])
+# --- the set as a whole
 
 
 def test_default_set_has_the_fields_lesions(tmp_path):
     """BraTS-METS 2025 training: 10,119 ET lesions in 1,296 cases, median 39.7 mm³, 41 % under 27 mm³."""
-    found = phantom_statistics(make_phantoms(tmp_path / "masks", modalities=()))
-    assert found["cases"] == 48
-    assert found["lesions_per_case"] == pytest.approx(7.8, rel=0.2)
-    assert found["median_volume"] == pytest.approx(39.7, rel=0.2)
-    assert found["fraction_under_27"] == pytest.approx(0.41, rel=0.2)
-    assert found["fraction_over_275"] == pytest.approx(0.19, rel=0.2)
-    assert found["mean_volume"] == pytest.approx(569, rel=0.25)
-    assert found["cases_without"] == 1
-    assert found["most_lesions"] > 25
+    masks = make_phantoms(tmp_path / "masks", modalities=()).rglob("*-seg.nii.gz")
+    labels = [label_components(np.asanyarray(nib.load(path).dataobj) == ET)[0] for path in masks]  # voxels of 1 mm³
+    counts, volumes = [int(case.max()) for case in labels], np.concatenate([np.bincount(c.flat)[1:] for c in labels])
+    assert len(counts) == 48
+    assert np.mean(counts) == pytest.approx(7.8, rel=0.2)
+    assert np.median(volumes) == pytest.approx(39.7, rel=0.2)
+    assert (volumes < 27).mean() == pytest.approx(0.41, rel=0.2)
+    assert (volumes > 275).mean() == pytest.approx(0.19, rel=0.2)
+    assert volumes.mean() == pytest.approx(569, rel=0.25)
+    assert counts.count(0) == 1
+    assert max(counts) > 25

@@ -80,7 +80,7 @@ class CopyPaste:
     """Pastes lesions of other training cases into patches: more lesions, of more cases, in more places.
 
     A lesion brings its classes and its oedema, but no tissue: its z-scores relative to the healthy tissue around it are
-    set upon the median of the recipient's tissue around the new place, ``new = (1 - α)·old + α·(local median + σ·Δz)``
+    added to the median of the recipient's tissue around the new place, ``new = (1 - α)·old + α·(local median + σ·Δz)``
     for each modality, σ the recipient's standard deviation. Of several random places inside the brain and
     clear of the recipient's own lesions it takes the one whose tissue is most like what surrounded the lesion.
 
@@ -222,7 +222,7 @@ def find_place(
     attempts: int,
     rng: np.random.Generator,
 ) -> tuple[slice, ...] | None:
-    """The best of some random boxes of a patch for a graft, or None if none will do.
+    """The best of some random boxes of a patch for a graft, or None if none fits.
 
     The graft's labels must lie inside the brain and its footprint off the patch's lesions. The best box is the one
     whose tissue, where the graft's surroundings would lie, is most like them and most even: the sum over
@@ -233,7 +233,7 @@ def find_place(
     if (room < 0).any():
         return None
     starts = rng.integers(room + 1, size=(attempts, 3))
-    # A sample of the surroundings tells enough of a place, and is gathered for all places at once.
+    # A sample of the surroundings is enough to judge a place, and is gathered for all places at once.
     around = np.argwhere(graft.surroundings)
     around = around[rng.integers(len(around), size=64)]
     at = tuple((starts[:, None] + around).transpose(2, 0, 1))

@@ -12,7 +12,7 @@ from brats_lightning.data.augment.randomness import Number, as_probability, happ
 
 
 class Augmentation:
-    """Draws and applies every change for each sample on its own.
+    """Draws and applies every change for each sample separately.
 
     The parts and the default probabilities are nnU-Net's (Isensee et al., Nature Methods 2021, supplement; trainer of
     nnU-Net v2).

@@ -1,4 +1,4 @@
-"""Random scalars of the augmentation, drawn on the generator's device (the CPU) so that no GPU has to be waited for."""
+"""Random scalars of the augmentation, drawn on the generator's device (the CPU), so that nothing waits for a GPU."""
 
 import math
 from collections.abc import Sequence

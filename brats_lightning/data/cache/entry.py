@@ -3,7 +3,7 @@
 A case is ``<case>.tif`` (OME-TIFF, CZYX, uint16, uncompressed), ``<case>_seg.tif`` (ZYX, uint8 class indices),
 ``<case>_positions.npy`` (where its classes are), ``<case>_reference.tif`` (only if resampling or cropping cost mask
 voxels) and ``<case>.json``, written last, which says what the raw files were and where the voxels lie in the files. It
-has a checksum of each file and of itself: a file is compared with its own when a process first opens it.
+has a checksum of each file and of itself: a process checks each file when it first opens it.
 """
 
 import json
@@ -29,7 +29,7 @@ from brats_lightning.runtime.files import replace_file, write_text
 FORMAT = 3  # raise it whenever the content of the files would differ
 POSITIONS_PER_CLASS = 1000  # stored of each class in each lesion
 
-# Files that this process, or the one that forked it, found to be what was written, and the state they were in.
+# Files that this process, or the one that forked it, has checked, and the state they were in.
 _SOUND: set[tuple[str, int, int, int, int]] = set()
 
 
@@ -71,7 +71,7 @@ class CachedCase:
     brain: GridTransform  # of the brain's box, voxel for voxel
     intensities: dict[str, Intensities]  # by modality
     class_voxels: tuple[int, ...]  # of each class index in the working mask; empty without mask
-    lesions: tuple[Lesion, ...]  # as `lesion_components` tells them; ``lesions[i]`` is lesion i + 1 of the positions
+    lesions: tuple[Lesion, ...]  # as `lesion_components` finds them; ``lesions[i]`` is lesion i + 1 of the positions
     sources: dict[str, Path]  # the raw files by modality, the mask as ``seg``
     arrays: dict[str, StoredArray]
     distance: float  # mm by which its files lie apart, see `Examination`
@@ -210,8 +210,8 @@ def write_entry(
         "patient": case.patient,
         "files": stamps,
         "modalities": prepared.modalities,
-        "transform": prepared.transform.to_dict(),
-        "brain": prepared.brain.to_dict(),
+        "transform": asdict(prepared.transform),
+        "brain": asdict(prepared.brain),
         "intensities": {name: asdict(values) for name, values in prepared.intensities.items()},
         "class_voxels": class_voxels,
         "lesions": [astuple(lesion) for lesion in lesions],
@@ -219,8 +219,8 @@ def write_entry(
         "distance": examination.distance,
         "remarks": examination.remarks,
     }
-    sidecar["crc32"] = _sidecar_checksum(sidecar)
-    write_text(directory / f"{case.id}.json", json.dumps(sidecar))
+    sidecar["crc32"] = zlib.crc32(_as_json(sidecar).encode())
+    write_text(directory / f"{case.id}.json", _as_json(sidecar))
 
 
 def read_sidecar(directory: Path, case_id: str) -> tuple[CachedCase, dict[str, dict[str, Any]]]:
@@ -232,7 +232,7 @@ def read_sidecar(directory: Path, case_id: str) -> tuple[CachedCase, dict[str, d
     values = json.loads((directory / f"{case_id}.json").read_bytes())
     if values["format"] != FORMAT:
         raise ValueError(f"format {values['format']}, expected {FORMAT}")
-    if values.pop("crc32") != _sidecar_checksum(values):
+    if values.pop("crc32") != zlib.crc32(_as_json(values).encode()):  # however they are spaced in the file
         raise ValueError(f"{case_id}.json is not what was written")
     arrays = {name: StoredArray(**array | {"shape": tuple(array["shape"])}) for name, array in values["arrays"].items()}
     for array in arrays.values():
@@ -260,7 +260,7 @@ def read_sidecar(directory: Path, case_id: str) -> tuple[CachedCase, dict[str, d
 
 
 def _checksum(path: Path) -> int:
-    """CRC-32 of a file: 4 bytes that nobody forges, at a multiple of any cryptographic hash's speed."""
+    """CRC-32 of a file: enough against accidents, and several times as fast as a cryptographic hash."""
     value = 0
     with path.open("rb") as file:
         while part := file.read(1 << 20):
@@ -268,9 +268,8 @@ def _checksum(path: Path) -> int:
     return value
 
 
-def _sidecar_checksum(sidecar: dict[str, Any]) -> int:
-    """Of its values, however they are spaced in the file."""
-    return zlib.crc32(json.dumps(sidecar).encode())
+def _as_json(sidecar: dict[str, Any]) -> str:
+    return json.dumps(sidecar, default=np.ndarray.tolist)
 
 
 def _write_tif(path: Path, array: np.ndarray, spacing: Triple, channels: Sequence[str]) -> StoredArray:

@@ -45,8 +45,8 @@ class Cache:
     preprocessing: Preprocessing = NATIVE
     scheme: LabelScheme = BRATS_METS  # of the masks
     label_map: Mapping[int, int] | None = None  # raw label → class index
-    source: str = ""  # what tells its data set from others, whose cases may have equal ids
-    verify: str = "stat"  # how a raw file is known: ``stat`` by path, size and time, ``content`` by its SHA-256
+    source: str = ""  # distinguishes its data set from others, whose cases may have the same ids
+    verify: str = "stat"  # how a raw file is recognised: ``stat`` by path, size and time, ``content`` by its SHA-256
     tolerance: float = 0.1  # in mm, see `examine`
 
     def __post_init__(self) -> None:
@@ -76,8 +76,8 @@ class Cache:
     def read(self, case: Case, modalities: Sequence[str] = (), need_mask: bool = False) -> CachedCase | None:
         """The entry of a case, or None where `fill` would build or reject it.
 
-        That is: it is missing or its sidecar damaged, a raw file came, went or changed since, its files lie further
-        apart than is tolerated now, or it lacks a modality or the mask. Arrays are not read.
+        That is: it is missing or its sidecar damaged, a raw file was added, removed or changed since, its files lie
+        further apart than is tolerated now, or it lacks a modality or the mask. Arrays are not read.
         """
         if check_files(case, modalities, need_mask):
             return None
@@ -104,8 +104,8 @@ class Cache:
     ) -> Filled:
         """Build the entries that are missing, stale or damaged; raw files of the others are not opened.
 
-        All modalities of a case are stored, whichever are asked for, so that another choice builds nothing. What is
-        wrong with files that were not asked for rejects nothing.
+        All modalities of a case are stored, whichever are required, so that another choice builds nothing. Faults of
+        files that are not required reject nothing.
 
         Args:
             cases: to be cached.
@@ -113,7 +113,7 @@ class Cache:
             need_mask: whether a case must have a mask.
             workers: processes that build and threads that check; 0 or 1 works in this one.
             progress: show a bar; None does on a terminal.
-            check: compare the entries that are there with their checksums now; else each when it is first opened.
+            check: compare existing entries with their checksums now; otherwise each when it is first opened.
 
         Raises:
             UnwritableFile: the cache cannot be written; what was written before stays.
@@ -159,7 +159,7 @@ class Cache:
     def _look(
         self, cases: Sequence[Case], modalities: Sequence[str], need_mask: bool, threads: int | None, bar: Progress
     ) -> tuple[dict[str, CachedCase], dict[str, DamagedEntry]]:
-        """The entries that are as they should be, and what is wrong with the damaged ones; None checks no array."""
+        """The sound entries, and what is wrong with the damaged ones; ``threads=None`` checks no array."""
 
         def look(case: Case) -> CachedCase | DamagedEntry | None:
             cached = self.read(case, modalities, need_mask)
@@ -192,7 +192,7 @@ class Cache:
             try:
                 stamps[name] = _stamp(path, self.verify)
             except OSError:
-                stamps[name] = {"path": str(path)}  # examine will say what is the matter
+                stamps[name] = {"path": str(path)}  # examine will report it
         examination = examine(case, self.scheme, self.label_map, self.tolerance)
         if problems := required(examination.problems, modalities, need_mask):
             return problems

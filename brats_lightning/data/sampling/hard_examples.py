@@ -47,7 +47,7 @@ class HardExamples(LesionBalanced):
         margin: see `LesionBalanced`.
         across_cases: make each lesion of the *data set* equally likely but for ``missed_weight``: cases with many or
             missed lesions are drawn more often.
-        tolerance: mm by which the places that a mask and the case's images give to a voxel may differ.
+        tolerance: mm by which a voxel's position in a mask may differ from that in the case's images.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class HardExamples(LesionBalanced):
             except (UnreadableFile, PredictionError) as error:
                 return f"{case.id}: {error}"
 
-        with ThreadPoolExecutor(cpu_count()) as pool:  # inflating and labelling let go of the interpreter
+        with ThreadPoolExecutor(cpu_count()) as pool:  # decompression and labelling release the GIL
             compared = dict(zip((case.id for case in cases), pool.map(compare, cases), strict=True))
         self._difficulties = {name: found for name, found in compared.items() if isinstance(found, Difficulty)}
         if faults := [found for found in compared.values() if isinstance(found, str)]:

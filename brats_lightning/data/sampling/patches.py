@@ -45,7 +45,7 @@ class PatchSampler:
         self.largest, self.margin = largest, int(margin)
 
     def prepare(self, cases: Sequence[Any]) -> None:
-        """Learn what there is to know of the training cases before anything is drawn; for most samplers nothing."""
+        """Learn about the training cases before anything is drawn; most samplers need nothing."""
 
     def case_weights(self, cases: Sequence[LesionCase]) -> Float64[np.ndarray, " cases"] | None:  # noqa: ARG002
         """Probability of each case to be drawn next, or None when an epoch goes once through the shuffled cases."""
@@ -136,7 +136,7 @@ class SliceBlocks(PatchSampler):
     Args:
         depth: (least, most) slices of a block.
         in_plane: (y, x) of the block in voxels; a size that exceeds the slice takes the whole slice, zeros around it.
-        multiple_of: the depths drawn are multiples of this, as the network's downsampling likes them.
+        multiple_of: the depths drawn are multiples of this, as suits the network's downsampling.
         lesion_ratio: probability of a block through a lesion, each lesion of the case equally likely; 0 ignores them.
     """
 
