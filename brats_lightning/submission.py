@@ -60,7 +60,7 @@ def check_submission(folder: Path, labels: Sequence[int], inputs: Path | None = 
     """
     from brats_lightning.data.cases import Problem, find_cases
 
-    if not os.path.isdir(folder):  # noqa: PTH112  # Path's raises where a folder above may not be read
+    if not os.path.isdir(folder):  # noqa: PTH112  # Path.is_dir raises if a parent folder cannot be read
         raise FileNotFoundError(f"there is no folder {folder} to check")
     numbered = [(_NAME.fullmatch(f"{case.id}.nii.gz"), case) for case in (find_cases(inputs) if inputs else ())]
     cases = {match[1] if match else case.id: case for match, case in numbered}

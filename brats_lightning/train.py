@@ -208,7 +208,7 @@ def _run(cfg: DictConfig) -> float | None:
     if not processes.is_first_process():
         return objective_value(cfg, train(cfg))
     with claimed(folder / ".lock", f"the run folder {folder}"):
-        remove_leftovers(folder / "checkpoints", older_than=0)  # by a killed process: no other one is running
+        remove_leftovers(folder / "checkpoints", older_than=0)  # of a killed process: no other one is running
         forget_outcome(folder)
         try:
             return objective_value(cfg, train(cfg))

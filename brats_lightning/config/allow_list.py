@@ -36,7 +36,7 @@ _DIRECTIVES = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 
 
 class CheckpointError(ValueError):
-    """A file that is no checkpoint of this program, or does not fit its own config."""
+    """A file that is not a checkpoint of this program, or does not fit its own config."""
 
 
 class UntrustedTarget(CheckpointError):
@@ -85,7 +85,7 @@ class _AllowList:
             for name, value in node.items():
                 # The keys of label maps are numbers; keyword arguments must be names.
                 if not isinstance(name, str) and ("_target_" in node or type(name) is not int):
-                    raise self._refusal(f"the key {name!r} of {where or 'the config'} is no text")
+                    raise self._refusal(f"the key {name!r} of {where or 'the config'} is not text")
                 self.judge(value, f"{where}.{name}".lstrip("."))
             if "_target_" in node:
                 self._judge_call(node, f"{where}.".lstrip("."))
@@ -130,7 +130,7 @@ class _AllowList:
         module, _, name = target.rpartition(".")
         package, _, path = target.partition(".")
         try:
-            # Looks in modules only, not in attributes of attributes: what a module has imported is out of reach.
+            # An attribute of a module, never one of another attribute: what a module has imported is out of reach.
             found = getattr(importlib.import_module(module), name)
             # Hydra follows attributes and must find the same object: an attribute may have the name of a submodule.
             same = found is attrgetter(path)(importlib.import_module(package))

@@ -28,11 +28,7 @@ _REFUSALS = (ValueError, TypeError, ArithmeticError, RuntimeError, ImportError, 
 
 @contextmanager
 def settings_of(key: str) -> Iterator[None]:
-    """Begin the message of an error within the block, where a class refuses its settings, with the config's key.
-
-    Raises:
-        ValueError: with that message.
-    """
+    """Turn an error by which a class refuses its settings into a ValueError that begins with the settings' key."""
     try:
         yield
     except Exception as error:
@@ -141,7 +137,7 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
 
 
 def _rehearse(make_optimizer: Callable[..., Any], make_scheduler: Callable[..., Any]) -> None:
-    # Begin, middle and end of a run with a single weight: settings are refused here, not by torch during a fit.
+    # Start, middle and end of a run with a single weight: bad settings fail here, not in torch during a fit.
     import torch
 
     with settings_of("optimizer"):

@@ -65,7 +65,7 @@ def entry_point(
     arguments = sys.argv[1:]
     try:
         sys.argv[1:] = arguments = with_quoted_paths(rewrite(arguments))
-        if bare_words(arguments):  # Hydra's message about these is no help
+        if bare_words(arguments):  # Hydra's message about these doesn't help
             raise SystemExit(1)
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)()
     except SystemExit as stop:

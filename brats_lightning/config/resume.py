@@ -50,7 +50,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
         raise ResumeError(f"{asked[-1]} resumes a single run; it cannot be part of a multirun")
     run = Path(_unquoted(asked[-1].removeprefix(_WORD))).expanduser().absolute()
     if not (run / ".hydra/overrides.yaml").is_file():
-        what = "is no run folder" if run.is_dir() else "does not exist" if not run.exists() else "is a file"
+        what = "is not a run folder" if run.is_dir() else "does not exist" if not run.exists() else "is a file"
         raise ResumeError(f"{asked[-1]}: {run} {what}; give the folder that holds checkpoints/ and .hydra/")
     checkpoint = newest_checkpoint(run)
     resumed = run / _RECORD
@@ -84,7 +84,7 @@ def announce_resume(cfg: DictConfig, saved: Mapping[str, Any]) -> None:
     changed = compare(saved["config"], now, Path(cfg.ckpt_path))
     log.info("resuming at step %d from %s", saved["global_step"], cfg.ckpt_path)
     for line in changed:
-        log.info("from here on %s", line)
+        log.info("changed: %s", line)
     if cfg.resume is not None and HydraConfig.initialized():
         record(Path(cfg.resume), list(HydraConfig.get().overrides.task))
 
@@ -134,7 +134,7 @@ def compare(saved: Mapping[str, Any], now: Mapping[str, Any], origin: Path) -> l
     old, new = dict(leaves(saved)), dict(leaves(now))
     # A missing setting means the same as null.
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    absent = "(not there)"
+    absent = "(not set)"
     lines = {key: f"{key}: {old.get(key, absent)} → {new.get(key, absent)}" for key in changed}
     if refused := [line for key, line in lines.items() if not within(key, _FREE) or within(key, _NOT_FREE)]:
         raise ResumeError(

@@ -77,8 +77,8 @@ def find_masks(folder: Path, role: str) -> dict[str, list[Path]]:
     Raises:
         EvaluationError: there is no such folder, or no mask in it.
     """
-    if not os.path.isdir(folder):  # noqa: PTH112  # Path's raises where a folder above may not be read
-        raise EvaluationError(f"{role}={folder} is no folder; expected one with NIfTI masks")
+    if not os.path.isdir(folder):  # noqa: PTH112  # Path.is_dir raises if a parent folder cannot be read
+        raise EvaluationError(f"{role}={folder} is not a folder; expected one with NIfTI masks")
     found: dict[str, list[Path]] = {}
     for _, files in groupby(nifti_files(folder), key=lambda file: file.folder):
         named = [(file.path, *case_and_kind(file.name)) for file in files]

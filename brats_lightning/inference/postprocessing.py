@@ -158,7 +158,7 @@ class Hysteresis(Step):
 
 @dataclass(frozen=True)
 class ConfidentCore(Step):
-    """A component of ET becomes NETC unless some voxel exceeds the threshold; then one of TC becomes SNFH likewise.
+    """A component of ET without a voxel above the threshold becomes NETC; then such a component of TC becomes SNFH.
 
     The probability is the region's. Lesion-wise scores count each speck of core in an oedema as a separate lesion, even
     if the tumour around it is certain. Other ``regions`` are given from the inside out.

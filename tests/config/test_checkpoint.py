@@ -122,7 +122,7 @@ def test_attacks_are_refused_before_anything_is_built(node, monkeypatch, tmp_pat
 
     monkeypatch.setattr(nn.Conv3d, "__init__", forbidden)
     with pytest.raises(
-        CheckpointError, match=r"wants to run|cannot be imported|is the reference|is of type|is no text"
+        CheckpointError, match=r"wants to run|cannot be imported|is the reference|is of type|is not text"
     ):
         build_saved(node)
     assert not (tmp_path / "owned").exists()

@@ -95,7 +95,7 @@ def test_relative_paths_are_meant_from_where_the_run_was_started(tmp_path, monke
     ("arguments", "message"),
     [
         (["resume=nothing"], "does not exist"),
-        (["resume=."], "is no run folder"),
+        (["resume=."], "is not a run folder"),
         (["resume=file"], "is a file"),
         (["resume=my run", "-m"], "multirun"),
     ],
@@ -138,7 +138,7 @@ SAVED = {
         ({"trainer": {"max_steps": 9}}, ["trainer.max_steps: 5 → 9"]),
         ({"optimizer": {"lr": 1e-5}}, ["optimizer.lr: 0.001 → 1e-05"]),
         ({"data": {"root": "b", "workers": 0}}, ["data.root: a → b", "data.workers: 2 → 0"]),
-        ({"callbacks": {"progress": None}, "trainer": {"devices": 2}}, ["trainer.devices: (not there) → 2"]),
+        ({"callbacks": {"progress": None}, "trainer": {"devices": 2}}, ["trainer.devices: (not set) → 2"]),
     ],
 )
 def test_what_may_change_is_named(now, told):
@@ -154,8 +154,8 @@ def test_what_may_change_is_named(now, told):
         ({"data": {"batch_size": 4}}, "data.batch_size: 2 → 4"),
         ({"optimizer": {"weight_decay": 0.2}}, "optimizer.weight_decay: 0.1 → 0.2"),
         ({"trainer": {"accumulate_grad_batches": 2}}, "trainer.accumulate_grad_batches: 1 → 2"),
-        ({"callbacks": {"average": {"decay": 0.9}}}, r"callbacks.average.decay: \(not there\) → 0.9"),
-        ({"target": "regions"}, r"target: \(not there\) → regions"),
+        ({"callbacks": {"average": {"decay": 0.9}}}, r"callbacks.average.decay: \(not set\) → 0.9"),
+        ({"target": "regions"}, r"target: \(not set\) → regions"),
     ],
 )
 def test_what_both_must_share_is_refused_with_both_values_and_the_way_out(now, line):
