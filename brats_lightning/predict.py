@@ -82,8 +82,9 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
                     for probability_file in probability_files:
                         write_probabilities(probability_file, found, header_of, made_by)
                     write_mask(mask_file, found.transform.restore(labels), header_of, made_by)
-                    sizes = region_sizes(labels, found.transform.spacing, ensemble.scheme)
-                    summary["cases"][case.id] = sizes | {"seconds": round(time.monotonic() - started, 1)}
+                    regions = region_sizes(labels, found.transform.spacing, ensemble.scheme)
+                    seconds = round(time.monotonic() - started, 1)
+                    summary["cases"][case.id] = {"regions": regions, "seconds": seconds}
             bar.update(task, completed=number)
 
     summary["problems"] = list(map(asdict, problems))

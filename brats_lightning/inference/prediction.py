@@ -55,11 +55,11 @@ def write_probabilities(path: Path, probabilities: Probabilities, header_of: Pat
 
 
 def region_sizes(labels: np.ndarray, spacing: Sequence[float], scheme: LabelScheme) -> dict[str, Any]:
-    """Number of 26-connected components and volume of each region."""
+    """Region → number of its 26-connected components and its volume."""
     sizes = {}
     part = labels[nonzero_box(labels)]
     for region, classes in scheme.regions.items():
         mask = in_classes(part, classes)
         volume = int(np.count_nonzero(mask)) * math.prod(spacing) / 1000
         sizes[region] = {"lesions": label_components(mask)[1], "volume_ml": round(volume, 4)}
-    return {"regions": sizes}
+    return sizes

@@ -1,8 +1,8 @@
 """Several processes for one job: the others are started from the job's saved, resolved config.
 
 Lightning would start them by repeating the command line. In Hydra's multirun each would then run the whole sweep again,
-and with Optuna each would draw its own hyperparameters. In the saved config everything is drawn, and the user's
-``--config-dir`` is included. Processes that torchrun or SLURM starts are left alone.
+and with Optuna each would draw its own hyperparameters. The saved config is the same for all, whatever was drawn, and
+includes the user's ``--config-dir``. Processes that torchrun or SLURM starts are left alone.
 """
 
 import os
@@ -135,7 +135,7 @@ def exit_codes() -> Iterator[None]:
             failure = error if isinstance(error, LoaderError) else loader_failure(error)
             if failure is None:
                 raise
-            if signum := signals.received():  # it ended a reader that had just started
+            if signum := signals.received():  # sent to the whole group, it ended a reader that had just started
                 raise SystemExit(128 + signum) from None
             raise failure from error
 

@@ -1,4 +1,4 @@
-"""Stopping a training from outside such that it can be resumed without losing a step."""
+"""Stopping a training from outside so that it can be resumed without losing a step."""
 
 import logging
 import shlex
@@ -18,9 +18,9 @@ log = logging.getLogger(__name__)
 class Interruption(pl.Callback):
     """On Ctrl-C and SIGTERM, finish the current step, save ``last.ckpt`` and say how to resume.
 
-    Needs `brats_lightning.runtime.signals.listening`, as in `brats_lightning.train.train`.
+    The training must run within `brats_lightning.runtime.signals.listening`, as in `brats_lightning.train.train`.
 
-    ``last.ckpt`` is also saved before each validation, during which even ``kill -9`` then loses no step. Several
+    ``last.ckpt`` is also saved before each validation, so that even ``kill -9`` during one loses no step. Several
     processes stop together when the first of them gets the signal.
 
     Args:
