@@ -131,7 +131,7 @@ def size_figure(lesions: Mapping[str, Any]) -> Markup:
 
 
 def detection_figure(lesions: Mapping[str, Any], labelled: str) -> Markup:
-    """Sensitivity against false positives per case by smallest predicted volume; ``labelled`` shows the volumes."""
+    """Sensitivity against false positives per case by smallest predicted volume, written at points of ``labelled``."""
     with _figure(6.4, 3.6) as figure:
         axes = figure.subplots()
         for i, (region, entry) in reversed(list(enumerate(lesions.items()))):  # the first on top
