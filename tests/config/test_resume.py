@@ -251,6 +251,6 @@ def test_a_new_learning_rate_is_used_and_named(begun, tmp_path, caplog):
 
 
 def test_another_loss_is_refused_before_anything_is_written(begun, tmp_path):
-    with pytest.raises(ValueError, match=r"(?s)must share.*loss"):
+    with pytest.raises(ValueError, match=r"(?s)must have the same settings.*loss"):
         begun("loss=focal")
     assert not list((tmp_path / "rest").iterdir())
