@@ -8,16 +8,17 @@ CONF = Path(__file__).parents[1] / "conf"
 PAGE = Path(__file__).with_name("reference") / "config.md"
 INTRO = """# Configuration
 
-Every group and every key, as the files in `conf/` describe them. This page is generated from their comments by
-`python docs/config_page.py`; edit the YAML files, not the page.
+Look up here what can be set on the command line: every group with its choices, and every key with its default value and
+its meaning. The page is generated from the comments in `conf/` by `python docs/config_page.py`; edit the YAML files, not
+the page.
 
-- A **group** is chosen by a word: `model=resunet`. Its choices are the files of its folder.
-- A **key** is set by its full name, the first column: `optimizer.lr=1e-3`. A key that is not listed is added with a
-  plus: `+trainer.limit_train_batches=10`.
-- A value `???` must be given; `null` switches a part off or leaves the choice to the program; `${…}` refers to another
+- A **group** is a folder in `conf/`, and its files are the choices: `model=resunet`.
+- A **key** is set by its full name, which is in the first column: `optimizer.lr=1e-3`. A key that is not listed is added
+  with a plus: `+trainer.limit_train_batches=10`.
+- A value `???` must be given. `null` switches a part off or leaves the choice to the program. `${…}` refers to another
   key.
-- `python -m brats_lightning.train --cfg job` prints the configuration that a command line makes; `--help` lists the
-  choices.
+- `python -m brats_lightning.train --help` lists the choices of all groups. With `--cfg job` instead, the command prints
+  the configuration that its other arguments make, and does not run.
 """
 KEY = re.compile(r"(?P<indent> *)(?P<key>[\w.]+|\"[^\"]*\"):(?: +(?P<value>[^#\s].*?))?(?: +# (?P<comment>.*))?")
 ITEM = re.compile(r" *- (?:override )?(?P<choice>[^#]+?)(?: +# (?P<comment>.*))?")
