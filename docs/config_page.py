@@ -21,6 +21,7 @@ the page.
   the configuration that its other arguments make, and does not run.
 """
 KEY = re.compile(r"(?P<indent> *)(?P<key>[\w.]+|\"[^\"]*\"):(?: +(?P<value>[^#\s].*?))?(?: +# (?P<comment>.*))?")
+COMMAND = re.compile(r"#\s*(.*?)(?:(?<!`)((?:\w+=\d+ )?(?:python -m|brats-\w+) .*?)(  .*)?)?")
 ITEM = re.compile(r" *- (?:override )?(?P<choice>[^#]+?)(?: +# (?P<comment>.*))?")
 
 
@@ -44,7 +45,7 @@ def page(conf: Path = CONF) -> str:
 
 
 def section(path: Path, group: str) -> str:
-    """One file: what it is for, what it starts from, a table of its keys; a command's has no group."""
+    """One file: what it is for, what it is based on, a table of its keys; a command's has no group."""
     text = path.read_text()
     header = re.match(r"(#.*\n)*", text)[0]  # type: ignore[index]
     prefix = group.replace("/", ".")
@@ -79,7 +80,9 @@ def _prose(header: str) -> list[str]:
     """The comment at the top of a file as a paragraph, the commands in it as code at a line's end."""
     lines = []
     for line in header.splitlines():
-        text, command, rest = re.fullmatch(r"#\s*(.*?)(?:(?<!`)((?:python -m|brats-\w+) .*?)(  .*)?)?", line).groups("")  # type: ignore[union-attr]
+        text, command, rest = COMMAND.fullmatch(line).groups("")  # type: ignore[union-attr]
+        if lines and re.match(r"(hardware|memory|score)\b.*:", text):  # on a line of its own, like what follows a command
+            lines[-1] = lines[-1].rstrip() + "  "
         lines.append(_escaped(text) + (f"`{command}` {_escaped(rest.strip())}".rstrip() + "  " if command else ""))
     return ["\n".join(lines) + "\n"] if lines else []
 
@@ -92,7 +95,7 @@ def _escaped(text: str) -> str:
 
 
 def _defaults(lines: list[str], group: str) -> list[str]:
-    """What the file starts from, and the groups it chooses."""
+    """What the file is based on, and the groups it chooses."""
     items = [match for line in lines if line.startswith("  - ") and (match := ITEM.fullmatch(line))]
     choices = [item for item in items if not re.match(r"_self_|hydra|paths|\w+: \[\]", item["choice"])]
     bases = [f"`{item['choice']}`" for item in choices if not re.search("[:@]", item["choice"])]
@@ -103,7 +106,7 @@ def _defaults(lines: list[str], group: str) -> list[str]:
             name = name.removeprefix("/") if name.startswith("/") or not group else f"{group}/{name}"
             chosen.append(f"`{name}={choice}`" + (f" ({_escaped(item['comment'])})" if item["comment"] else ""))
     return [
-        *([f"Starts from {', '.join(bases)}: what is not named here is as there.\n"] if bases else []),
+        *([f"Based on {', '.join(bases)}: keys that are not listed here keep the values they have there.\n"] if bases else []),
         *([f"Groups: {', '.join(chosen)}.\n"] if chosen else []),
     ]
 
