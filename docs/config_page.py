@@ -8,13 +8,13 @@ CONF = Path(__file__).parents[1] / "conf"
 PAGE = Path(__file__).with_name("reference") / "config.md"
 INTRO = """# Configuration
 
-Look up here what can be set on the command line: every group with its choices, and every key with its default value and
-its meaning. The page is generated from the comments in `conf/` by `python docs/config_page.py`; edit the YAML files, not
-the page.
+Look up here what can be set on the command line: every group with its choices, and every key with its default value
+and its meaning. The page is generated from the comments in `conf/` by `python docs/config_page.py`; edit the YAML
+files, not the page.
 
 - A **group** is a folder in `conf/`, and its files are the choices: `model=resunet`.
-- A **key** is set by its full name, which is in the first column: `optimizer.lr=1e-3`. A key that is not listed is added
-  with a plus: `+trainer.limit_train_batches=10`.
+- A **key** is set by its full name, which is in the first column: `optimizer.lr=1e-3`. A key that is not listed is
+  added with a plus: `+trainer.limit_train_batches=10`.
 - A value `???` must be given. `null` switches a part off or leaves the choice to the program. `${…}` refers to another
   key.
 - `python -m brats_lightning.train --help` lists the choices of all groups. With `--cfg job` instead, the command prints
@@ -81,7 +81,7 @@ def _prose(header: str) -> list[str]:
     lines = []
     for line in header.splitlines():
         text, command, rest = COMMAND.fullmatch(line).groups("")  # type: ignore[union-attr]
-        if lines and re.match(r"(hardware|memory|score)\b.*:", text):  # on a line of its own, like what follows a command
+        if lines and re.match(r"(hardware|memory|score)\b.*:", text):  # begins a new line, as does text after a command
             lines[-1] = lines[-1].rstrip() + "  "
         lines.append(_escaped(text) + (f"`{command}` {_escaped(rest.strip())}".rstrip() + "  " if command else ""))
     return ["\n".join(lines) + "\n"] if lines else []
@@ -106,7 +106,7 @@ def _defaults(lines: list[str], group: str) -> list[str]:
             name = name.removeprefix("/") if name.startswith("/") or not group else f"{group}/{name}"
             chosen.append(f"`{name}={choice}`" + (f" ({_escaped(item['comment'])})" if item["comment"] else ""))
     return [
-        *([f"Based on {', '.join(bases)}: keys that are not listed here keep the values they have there.\n"] if bases else []),
+        *([f"Based on {', '.join(bases)}: keys not listed here keep the values they have there.\n"] if bases else []),
         *([f"Groups: {', '.join(chosen)}.\n"] if chosen else []),
     ]
 
