@@ -2,9 +2,9 @@
 
 import os
 
-# OpenMP's threads would spin at every barrier: beside other work that makes a step ten times slower, on idle cores it
-# gains nothing. Read when torch is loaded, so it is set before; a user's own value wins.
+# By default OpenMP's threads spin at every barrier, which makes a step ten times slower beside other work and gains
+# nothing on idle cores. Read when torch is loaded, so it is set before; a user's own value wins.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# What torch lacks on a Mac's GPU, such as adaptive pooling in three dimensions, the CPU then does, with a warning; else
-# it would be an error. Read when torch is loaded, likewise.
+# Operations that torch lacks on a Mac's GPU, such as adaptive pooling in three dimensions, then run on the CPU with a
+# warning instead of failing. Also read when torch is loaded.
 os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")

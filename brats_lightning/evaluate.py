@@ -1,6 +1,7 @@
 """Official scores of masks: ``python -m brats_lightning.evaluate predictions=DIR references=DIR output=DIR``."""
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         cfg: a resolved config as ``conf/evaluate.yaml`` composes it.
 
     Returns:
-        What is written to ``<output>/summary.json``; of several methods to ``<output>/comparison.json``.
+        The content of ``<output>/summary.json``, for several methods of ``<output>/comparison.json``.
 
     Raises:
-        EvaluationError: folders without masks, unknown settings.
+        EvaluationError: folders without masks, or unknown settings.
         SplitError: a split file that cannot be used.
-        CaseError: there are faulty files, and ``on_bad_case`` is ``error``. Nothing is written then.
+        CaseError: there are faulty files, and ``on_bad_case`` is ``error``. Nothing is written.
     """
     from brats_lightning.core.labels import LabelScheme
     from brats_lightning.data.cases import CaseError
@@ -63,7 +64,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         evaluations = [score_pairs(evaluation, pool) for evaluation in prepared]
     if problems:
         log.warning("left out: %s", CaseError(problems))
-    # The pages bring Matplotlib and Jinja; what cannot be scored is told without them.
+    # Imported here because the pages need Matplotlib and Jinja, which errors should not wait for.
     from brats_lightning.evaluation.results import write_results
 
     output = Path(cfg.output).expanduser()
@@ -77,10 +78,7 @@ def _listed(value: Any) -> list[str]:
     return [str(value)] if isinstance(value, str) else [str(item) for item in value]
 
 
-def main() -> None:
-    """The command ``brats-evaluate``."""
-    entry_point("evaluate", evaluate)()
-
+main = partial(entry_point, "evaluate", evaluate)
 
 if __name__ == "__main__":
     main()

@@ -1,9 +1,11 @@
-"""Masks of new cases: ``python -m brats_lightning.predict ckpt=A input=DIR output=DIR``; ``'ckpt=[A,B]'`` averages."""
+"""Predict masks: ``python -m brats_lightning.predict ckpt=A input=DIR output=DIR``; ``'ckpt=[A,B]'`` is an ensemble."""
 
 import json
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,21 +23,21 @@ log = logging.getLogger(__name__)
 
 
 def predict(cfg: DictConfig) -> dict[str, Any]:
-    """Predict all cases below the input folders; labels are written in each input's own geometry.
+    """Predict all cases below the input folders; each mask is written in its input's own geometry.
 
     Args:
         cfg: a resolved config as ``conf/predict.yaml`` composes it.
 
     Returns:
         ``cases``: by id, for each region its ``lesions`` (26-connected components) and ``volume_ml``, and the
-        ``seconds`` it took; ``existing``: ids that the same models and rules had predicted before; ``problems``: of the
-        cases left out.
+        ``seconds`` it took; ``existing``: ids of cases that the same models and post-processing predicted earlier;
+        ``problems``: of the cases left out.
 
     Raises:
-        CaseError: there are faulty cases, and ``on_bad_case`` is ``error``. The others are predicted all the same.
+        CaseError: there are faulty cases, and ``on_bad_case`` is ``error``. The others are still predicted.
         CheckpointError: a checkpoint that cannot be used.
-        ForeignMasks: some cases have masks of other models or rules in the output, and ``overwrite`` is false.
-        SplitError: a split file that cannot be used, or cases of it that are not there.
+        ForeignMasks: the output holds masks that other models or post-processing made, and ``overwrite`` is false.
+        SplitError: a split file that cannot be used, or cases of it that are missing.
     """
     from brats_lightning.config.checkpoint import affine_tolerance, load_ensemble
     from brats_lightning.config.postprocessing import trained_postprocessing
@@ -78,13 +80,14 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
                     header_of = case.images[ensemble.modalities[0]]
                     mask_file, *probability_files = wanted[case.id]
                     for probability_file in probability_files:
-                        write_probabilities(probability_file, found, header_of, str(made_by))
-                    write_mask(mask_file, found.transform.restore(labels), header_of, str(made_by))
-                    sizes = region_sizes(labels, found.transform.spacing, ensemble.scheme)
-                    summary["cases"][case.id] = sizes | {"seconds": round(time.monotonic() - started, 1)}
+                        write_probabilities(probability_file, found, header_of, made_by)
+                    write_mask(mask_file, found.transform.restore(labels), header_of, made_by)
+                    regions = region_sizes(labels, found.transform.spacing, ensemble.scheme)
+                    seconds = round(time.monotonic() - started, 1)
+                    summary["cases"][case.id] = {"regions": regions, "seconds": seconds}
             bar.update(task, completed=number)
 
-    summary["problems"] = [problem.to_dict() for problem in problems]
+    summary["problems"] = list(map(asdict, problems))
     _report(summary, problems, cfg, ensemble.scheme)
     if problems and cfg.on_bad_case == "error":
         raise CaseError(problems)
@@ -92,14 +95,14 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _chosen(cases: Sequence["Case"], cfg: DictConfig) -> Sequence["Case"]:
-    """Those of the config's split, if it names one."""
+    """The cases of the config's split, or all if it names none."""
     from brats_lightning.data.splits import SplitError, cases_of_part
 
     if cfg.split is None:
         return cases
     wanted = cases_of_part(Path(cfg.split), cfg.part)
     if absent := sorted(set(wanted) - {case.id for case in cases}):
-        raise SplitError(f"split: {cfg.split} lists under {cfg.part} what is not in input: {', '.join(absent)}")
+        raise SplitError(f"split: {cfg.split} lists cases under {cfg.part} that are not in input: {', '.join(absent)}")
     return [case for case in cases if case.id in set(wanted)]
 
 
@@ -116,18 +119,15 @@ def _report(summary: dict[str, Any], problems: Sequence["Problem"], cfg: DictCon
         table.add_row(name, *cells, f"{case['seconds']:.0f}")
     if summary["cases"]:
         show(table)
-    if problems and cfg.on_bad_case == "skip":  # else they are the error message
+    if problems and cfg.on_bad_case == "skip":  # otherwise they are the error message
         show(problem_table(problems))
-    counts = f"{len(summary['cases'])} predicted, {len(summary['existing'])} were there, "
+    counts = f"{len(summary['cases'])} predicted, {len(summary['existing'])} predicted earlier, "
     log.info("%s%d left out · %s", counts, len({problem.case for problem in problems}), cfg.output)
     if cfg.summary is not None:
         write_text(make_folder(Path(cfg.summary).parent) / Path(cfg.summary).name, json.dumps(summary, indent=1) + "\n")
 
 
-def main() -> None:
-    """The command ``brats-predict``."""
-    entry_point("predict", predict)()
-
+main = partial(entry_point, "predict", predict)
 
 if __name__ == "__main__":
     main()

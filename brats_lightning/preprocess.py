@@ -3,6 +3,8 @@
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
@@ -25,10 +27,10 @@ def preprocess(cfg: DictConfig) -> dict[str, Any]:
         cfg: a resolved config as ``conf/preprocess.yaml`` composes it.
 
     Returns:
-        What is written to ``<cache>/<key>/report.json``: for each case whether it is accepted, and why not.
+        The content of ``<cache>/<key>/report.json``: for each case whether it is accepted, or why not.
 
     Raises:
-        CaseError: of faulty cases, if ``data.on_bad_case`` is ``error``; the report is written all the same.
+        CaseError: there are faulty cases, and ``data.on_bad_case`` is ``error``. The report is still written.
     """
     from brats_lightning.config.build import build_data
     from brats_lightning.data.cases import CaseError, masks_apart, without_mask
@@ -46,7 +48,7 @@ def preprocess(cfg: DictConfig) -> dict[str, Any]:
     cached = {case.id: case for part in filled for case in part.cases}
     problems = [problem for part in filled for problem in part.problems]
     rows = [
-        _row(case.id, cached.get(case.id), [problem.to_dict() for problem in problems if problem.case == case.id])
+        _row(case.id, cached.get(case.id), [asdict(problem) for problem in problems if problem.case == case.id])
         for case in found
     ]
     show(_table(rows))
@@ -78,7 +80,7 @@ def _row(case: str, entry: "CachedCase | None", problems: list[dict[str, str]]) 
 def _table(rows: Sequence[dict[str, Any]]) -> "Table":
     from rich.table import Table
 
-    table = Table("case", "status", "lesions", "shape (z, y, x)", "spacing in mm", "why not, or remarks")
+    table = Table("case", "status", "lesions", "shape (z, y, x)", "spacing in mm", "faults or remarks")
     table.columns[0].no_wrap = True
     for row in rows:
         status = "rejected" if not row["accepted"] else "accepted" if row["mask"] else "accepted, no mask"
@@ -89,10 +91,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> "Table":
     return table
 
 
-def main() -> None:
-    """The command ``brats-preprocess``."""
-    entry_point("preprocess", preprocess)()
-
+main = partial(entry_point, "preprocess", preprocess)
 
 if __name__ == "__main__":
     main()

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,11 @@ if TYPE_CHECKING:
     from brats_lightning.data.cases import Case, Problem
 
 _NAME = re.compile(r".*?(\d{5}-\d{3})\.nii\.gz")
-_TOLERANCE = 1e-3  # mm; headers hold float32
+_TOLERANCE = 1e-3  # mm, for the float32 rounding of headers
 
 
 def submission(cfg: DictConfig) -> dict[str, Any]:
-    """Check a folder of masks, and print one table of all that is wrong.
+    """Check a folder of masks, and report all faults in one table.
 
     Args:
         cfg: a resolved config as ``conf/submission.yaml`` composes it.
@@ -27,7 +28,7 @@ def submission(cfg: DictConfig) -> dict[str, Any]:
         The number of ``masks``.
 
     Raises:
-        CaseError: what the challenge would refuse.
+        CaseError: the faults that `check_submission` finds.
         FileNotFoundError: there is no such folder.
     """
     from brats_lightning.data.cases import CaseError
@@ -42,16 +43,16 @@ def submission(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check_submission(folder: Path, labels: Sequence[int], inputs: Path | None = None) -> "list[Problem]":
-    """Everything that the challenge would refuse: all faults of all masks.
+    """All faults of all masks for which the challenge would refuse them.
 
-    A submission is a flat folder with one ``….nii.gz`` per case and nothing else; each name ends with the five digits
-    of the patient and three of the timepoint, ``00110-000.nii.gz``. Voxels are unscaled uint8 class indices, on the
+    A submission is a flat folder with one ``….nii.gz`` per case and nothing else. Each name ends with the five digits
+    of the patient and the three of the timepoint, ``00110-000.nii.gz``. Voxels are unscaled uint8 class indices on the
     grid of the case's images.
 
     Args:
         folder: of the masks.
-        labels: that may occur.
-        inputs: the cases' images; without them geometry, missing and surplus cases stay unchecked.
+        labels: that are allowed.
+        inputs: the cases' images; without them geometry, missing and surplus cases are not checked.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -59,7 +60,7 @@ def check_submission(folder: Path, labels: Sequence[int], inputs: Path | None = 
     """
     from brats_lightning.data.cases import Problem, find_cases
 
-    if not os.path.isdir(folder):  # noqa: PTH112  # Path's raises where a folder above may not be read
+    if not os.path.isdir(folder):  # noqa: PTH112  # Path.is_dir raises if a parent folder cannot be read
         raise FileNotFoundError(f"there is no folder {folder} to check")
     numbered = [(_NAME.fullmatch(f"{case.id}.nii.gz"), case) for case in (find_cases(inputs) if inputs else ())]
     cases = {match[1] if match else case.id: case for match, case in numbered}
@@ -86,7 +87,7 @@ def check_submission(folder: Path, labels: Sequence[int], inputs: Path | None = 
 
 
 def _faults(path: Path, labels: Sequence[int], case: "Case | None") -> Iterator[tuple[str, str, str]]:
-    """What is found wrong in a mask's file, what was expected, and what to do."""
+    """What is wrong with a mask's file, what was expected, and what to do."""
     import numpy as np
 
     from brats_lightning.data.nifti import UnreadableFile, read_header, read_volume
@@ -96,7 +97,7 @@ def _faults(path: Path, labels: Sequence[int], case: "Case | None") -> Iterator[
     except UnreadableFile as error:
         yield error.found, error.expected, "write it again"
         return
-    if not header.compressed:  # which we read, and others refuse
+    if not header.compressed:  # readable here, but other programs refuse it
         yield "not compressed, though its name ends with .gz", "a gzip file", "compress it with gzip"
     scaled = f", scaled by {header.scaling[0]:g} and {header.scaling[1]:g}" if header.scaling else ""
     if header.dtype != np.uint8 or scaled:
@@ -110,7 +111,7 @@ def _faults(path: Path, labels: Sequence[int], case: "Case | None") -> Iterator[
     try:
         wanted = read_header(image)
     except UnreadableFile:
-        yield f"its {name} cannot be read", "a sound image to compare with", "check the input"
+        yield f"its {name} cannot be read", "an intact image to compare with", "check the input"
         return
     if header.shape != wanted.shape:
         yield f"shape {header.shape}", f"{wanted.shape}, as {name}", "write it on the grid of the input"
@@ -118,10 +119,7 @@ def _faults(path: Path, labels: Sequence[int], case: "Case | None") -> Iterator[
         yield f"lies {distance:.3g} mm off {name}", "the input's affine", "write it with the header of the input"
 
 
-def main() -> None:
-    """The command ``brats-submission``."""
-    entry_point("submission", submission)()
-
+main = partial(entry_point, "submission", submission)
 
 if __name__ == "__main__":
     main()

@@ -11,14 +11,20 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.config.entry_point import entry_point
+from brats_lightning.config.resume import announce_resume, expand
+from brats_lightning.config.sweep import forget_outcome, record_failure
 from brats_lightning.runtime.files import make_folder, remove_leftovers, write_text
 from brats_lightning.runtime.locks import claimed
+from brats_lightning.training import processes
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -29,9 +35,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _JOIN = "import sys; from brats_lightning.train import join; join(sys.argv[1])"
-# What of a config is shown beside the final scores, and which of these are printed, in this order.
-_GROUPS = "seed,target,data,sampling,augmentation,copy_paste,model,loss,optimizer,scheduler,trainer"
-_SCORES = ("dice_mean", "dice_(et|tc|wt)", "brats.*_mean", "iou_mean", "accuracy", "t1c_threshold_dice_mean")
+# The parts of a config that TensorBoard shows beside the final scores.
+_HPARAMS = ["seed", "target", "data", "sampling", "augmentation", "copy_paste", "model", "loss", "optimizer"]
+_HPARAMS += ["scheduler", "trainer"]
+# The final scores that are printed, in this order.
+_PRINTED = ("best/.*", "test/dice_mean", "test/dice_(et|tc|wt)", "test/brats.*_mean", "test/iou_mean", "test/accuracy")
+_PRINTED += ("test/t1c_threshold_dice_mean",)
 
 
 def train(cfg: DictConfig) -> dict[str, float]:
@@ -41,15 +50,15 @@ def train(cfg: DictConfig) -> dict[str, float]:
         cfg: a resolved config as ``conf/train.yaml`` composes it.
 
     Returns:
-        All final scores by name, as they are written to ``<run folder>/metrics.json`` (where NaN is null): ``val/…`` of
-        the last validation, ``best/<objective>`` of the best checkpoint, and ``test/…`` of that checkpoint.
+        All final scores by name, as ``<run folder>/metrics.json`` has them (with null for NaN): ``val/…`` of the last
+        validation, ``best/<objective>`` of the best checkpoint, and ``test/…`` of that checkpoint.
     """
     import pytorch_lightning as pl
 
     from brats_lightning.config.build import build_segmentation, build_trainer
     from brats_lightning.config.checkpoint import read_checkpoint
     from brats_lightning.runtime.memory import keep_freed_memory
-    from brats_lightning.training import processes
+    from brats_lightning.training.baseline import best_threshold
 
     _check(cfg)
     saved = None if cfg.ckpt_path is None else read_checkpoint(cfg.ckpt_path, "ckpt_path")
@@ -60,7 +69,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     if first:
         _begin(cfg, saved)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    data = _prepared_data(cfg, saved, first)  # before other processes start, so that they find the cache filled
+    data = _prepared_data(cfg, saved, first)  # before the other processes start, which then find the cache filled
     model = build_segmentation(cfg, data)
     _check_objective(cfg.objective, model)
     trainer = build_trainer(cfg)
@@ -74,14 +83,14 @@ def train(cfg: DictConfig) -> dict[str, float]:
         scores = _fit_and_test(cfg, saved, trainer, model, data)
         results = {name: float(value) for name, value in sorted(scores.items()) if "/" in name}
         if first:
-            if cfg.test_on is not None:
-                results |= _threshold_baseline(data)
+            if cfg.test_on is not None and (found := best_threshold(data.scored_cases("test"), data.scheme)):
+                results["test/t1c_threshold_dice_mean"] = found.dice_mean
             _report(results, cfg, trainer)
     return results
 
 
 def _check(cfg: DictConfig) -> None:
-    # What would otherwise surface after hours of preparation or training.
+    # Finds early what would otherwise fail after hours of preprocessing or training.
     from brats_lightning.config.checkpoint import read_checkpoint
     from brats_lightning.core.labels import LabelScheme
     from brats_lightning.core.targets import make_target
@@ -92,7 +101,7 @@ def _check(cfg: DictConfig) -> None:
     if cfg.weights is not None:
         read_checkpoint(cfg.weights, "weights")
     if cfg.resume is not None and cfg.ckpt_path is None:
-        raise ValueError("resume is a word of the command line, replaced before a config is composed; set ckpt_path")
+        raise ValueError("resume works on the command line only, before a config is composed; set ckpt_path instead")
     if cfg.seed is not None and not 0 <= cfg.seed < 2**32:
         raise ValueError(f"seed must be from 0 to {2**32 - 1}, or null, got {cfg.seed}")
     if cfg.objective_mode not in ("max", "min"):
@@ -103,26 +112,22 @@ def _check_objective(objective: str, model: "Segmentation") -> None:
     known = [f"val/{name}" for name in model.score_names]
     if objective not in known:
         near = difflib.get_close_matches(objective, known, n=3, cutoff=0.4)
-        raise ValueError(f"objective: there is no score {objective}; near are {', '.join(near) or known[0]}")
+        raise ValueError(f"objective: there is no score {objective}; did you mean {' or '.join(near) or known[0]}?")
 
 
 def _with_seed(cfg: DictConfig, saved: Mapping[str, Any] | None) -> DictConfig:
-    from brats_lightning.training import processes
-
     if cfg.seed is not None:
         return cfg
     if saved is None and processes.started_from_outside():
-        raise ValueError("processes started one by one cannot agree on a random seed: set seed=…")
-    # The batches to come depend on the seed a resumed run began with.
+        raise ValueError("processes that a launcher starts cannot agree on a random seed: set seed=…")
+    # The remaining batches of a resumed run depend on the seed it began with.
     seed = secrets.randbelow(2**31) if saved is None else saved["config"]["seed"]
     return OmegaConf.merge(cfg, {"seed": seed})  # type: ignore[return-value]
 
 
 def _begin(cfg: DictConfig, saved: Mapping[str, Any] | None) -> None:
-    from brats_lightning.config.resume import go_on
-
     if saved is not None:
-        go_on(cfg, saved)
+        announce_resume(cfg, saved)
     write_text(Path(cfg.paths.run_dir) / "config.yaml", OmegaConf.to_yaml(cfg))
     log.info("run folder: %s · seed %d", cfg.paths.run_dir, cfg.seed)
     log.info("data: %s", cfg.data.description)
@@ -132,7 +137,7 @@ def _prepared_data(cfg: DictConfig, saved: Mapping[str, Any] | None, first: bool
     from brats_lightning.config.build import build_data
     from brats_lightning.data.splits import Split
 
-    split = None if saved is None else saved.get("split")  # of a module trained without our data there is none
+    split = None if saved is None else saved.get("split")  # missing if the module was trained without our data
     data = build_data(cfg, split and Split.from_dict(split))
     data.compare_checksums = first
     data.prepare_data()
@@ -149,14 +154,14 @@ def _fit_and_test(
 ) -> dict[str, SupportsFloat]:
     from brats_lightning.training.best import best_checkpoint, take_if_better
 
-    # Resuming into a folder of its own is what a new run does; its best.ckpt is the best since then.
+    # With ckpt_path a run resumes into a new folder, whose best.ckpt is the best since then.
     warnings.filterwarnings("ignore", message="The dirpath has changed")
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")  # no validation cases
     trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
     scores: dict[str, SupportsFloat] = dict(trainer.callback_metrics)
     best = best_checkpoint(trainer, Path(cfg.paths.run_dir) / "checkpoints")
     if saved is not None and saved["global_step"] == trainer.global_step and data.split.val:
-        # The run was ended in its last validation, or later; with all steps done Lightning leaves it out.
+        # The run had stopped during its last validation or later; Lightning skips it as all steps are done.
         trainer.validate(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True, verbose=False)
         scores = dict(trainer.callback_metrics)
         best = take_if_better(Path(cfg.ckpt_path), float(scores.get(cfg.objective, math.nan)), best, cfg.objective_mode)
@@ -168,13 +173,6 @@ def _fit_and_test(
     return scores
 
 
-def _threshold_baseline(data: "CaseData") -> dict[str, float]:
-    from brats_lightning.training.baseline import best_threshold
-
-    found = best_threshold(data.scored_cases("test"), data.scheme)
-    return {} if found is None else {"test/t1c_threshold_dice_mean": found.dice_mean}
-
-
 def _report(results: dict[str, float], cfg: DictConfig, trainer: "pl.Trainer") -> None:
     from pytorch_lightning.loggers import TensorBoardLogger
 
@@ -182,20 +180,19 @@ def _report(results: dict[str, float], cfg: DictConfig, trainer: "pl.Trainer") -
     final = {name: value if math.isfinite(value) else None for name, value in results.items()}
     write_text(run_dir / "metrics.json", json.dumps(final, indent=1) + "\n")
     if isinstance(trainer.logger, TensorBoardLogger):
-        # Their own tags: a curve has no business ending in a point of another checkpoint.
+        # Under their own tags, since the points of a curve belong to other checkpoints.
         shown = {f"hparam/{n}": v for n, v in results.items() if n.startswith(("test/", "best/")) and math.isfinite(v)}
-        settings: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, _GROUPS.split(",")))
+        settings: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, _HPARAMS))
         trainer.logger.log_hyperparams(settings, shown, step=trainer.global_step)
         trainer.logger.save()
-    printed = ["best/.*", *(f"test/{pattern}" for pattern in _SCORES)]
-    for name in (name for pattern in printed for name in results if re.fullmatch(pattern, name)):
+    for name in (name for pattern in _PRINTED for name in results if re.fullmatch(pattern, name)):
         cases = "" if name.startswith("best/") else f"{cfg.test_on} cases, "
         log.info("%-36s %.4f   (%sbest.ckpt)", name, results[name], cases)
     log.info("all scores: %s · curves: tensorboard --logdir %s", run_dir / "metrics.json", run_dir)
 
 
 def objective_value(cfg: DictConfig, results: dict[str, float]) -> float | None:
-    """What a sweep optimises: the best checkpoint's objective, NaN being the worst value there is."""
+    """The value a sweep optimises: the best checkpoint's objective, with NaN replaced by the worst value."""
     value = results.get(f"best/{cfg.objective}", results.get(cfg.objective))
     return _worst(cfg) if value is not None and math.isnan(value) else value
 
@@ -205,18 +202,13 @@ def _worst(cfg: DictConfig) -> float:
 
 
 def _run(cfg: DictConfig) -> float | None:
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    from brats_lightning.config.sweep import forget_outcome, record_failure
-    from brats_lightning.training import processes
     from brats_lightning.training.callbacks.finite import NotFinite
 
     folder = make_folder(cfg.paths.run_dir)
     if not processes.is_first_process():
         return objective_value(cfg, train(cfg))
     with claimed(folder / ".lock", f"the run folder {folder}"):
-        remove_leftovers(folder / "checkpoints", older_than=0)  # of a process that was killed: nobody else is at work
+        remove_leftovers(folder / "checkpoints", older_than=0)  # of a killed process: no other one is running
         forget_outcome(folder)
         try:
             return objective_value(cfg, train(cfg))
@@ -229,7 +221,7 @@ def _run(cfg: DictConfig) -> float | None:
 
 
 def join(config: str) -> None:
-    """Train as one of the processes of a job that another one began, by the YAML of the config that they all share."""
+    """Train as a further process of a job, by the config file that the job's first process has written."""
     from brats_lightning.config.resolvers import register_resolvers
     from brats_lightning.runtime.workers import end_with_parent
 
@@ -239,20 +231,14 @@ def join(config: str) -> None:
 
 
 def _command_line(given: Sequence[str]) -> list[str]:
-    """With ``resume=RUN`` replaced; only the first of several processes has a run folder."""
-    from brats_lightning.config.resume import expand
-    from brats_lightning.training import processes
-
+    """The arguments with ``resume=RUN`` expanded; only the first of several processes has a run folder."""
     arguments = expand(given)
-    if processes.started_from_outside() and not processes.is_first_process():  # Hydra would make a folder for each
+    if processes.started_from_outside() and not processes.is_first_process():  # or Hydra makes a folder for each
         arguments += [f"hydra.run.dir={tempfile.mkdtemp()}", "hydra.output_subdir=null", "hydra/job_logging=none"]
     return arguments
 
 
-def main() -> None:
-    """The command ``brats-train``."""
-    entry_point("train", _run, _worst, _command_line)()
-
+main = partial(entry_point, "train", _run, _worst, _command_line)
 
 if __name__ == "__main__":
     main()

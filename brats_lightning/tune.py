@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,23 +25,23 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _HEADER = """\
-# Post-processing chosen by brats_lightning.tune; used with:  python -m brats_lightning.predict … postprocessing=tuned
+# Post-processing chosen by brats_lightning.tune; use it with:  python -m brats_lightning.predict … postprocessing=tuned
 """
 
 
 def tune(cfg: DictConfig) -> dict[str, Any]:
     """Score every combination of the grid, lesion-wise, on the validation cases; test cases are never opened.
 
-    A case is predicted by the mean of those models that it validates. The score of a combination is the mean over cases
-    of the mean lesion-wise Dice over ET, TC and WT (over all regions of a scheme without them). Of equals the simplest
-    is chosen.
+    A case is predicted by the mean of the models that have it among their validation cases. The score of a combination
+    is the mean over cases of the mean lesion-wise Dice over ET, TC and WT (over all regions of a scheme without them).
+    Of several with the same score the simplest is chosen.
 
     Args:
         cfg: a resolved config as ``conf/tune.yaml`` composes it.
 
     Returns:
-        What is written to ``<checkpoint>_postprocessing.yaml`` beside each checkpoint: ``chosen``, its ``score``, the
-        ``protocol``, the ``cases`` and everything ``tried`` with its scores.
+        The content of ``<checkpoint>_postprocessing.yaml`` beside each checkpoint: ``chosen``, its ``score``, the score
+        ``without`` any step, the ``protocol``, the ``cases`` and all combinations ``tried`` with their scores.
 
     Raises:
         ValueError: no record of the split, or cases that cannot be found.
@@ -82,8 +83,7 @@ def tune(cfg: DictConfig) -> dict[str, Any]:
         raise CaseError(problems)
 
     tried: list[dict[str, Any]] = []
-    for index, rule in enumerate(rules):
-        per_case = [case[index] for case in scores.values()]
+    for rule, per_case in zip(rules, zip(*scores.values(), strict=True), strict=True):
         means = {name: mean_without_nan([case[name] for case in per_case]) for name in per_case[0]}
         rounded = {name: None if math.isnan(value) else round(value, 6) for name, value in means.items()}
         tried.append({"steps": _parameters(rule), **rounded})
@@ -104,13 +104,13 @@ def tune(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _validation_cases(models: Sequence["TrainedModel"]) -> list[set[str]]:
-    """Of each model the cases that validated it, without those that test any of the models."""
+    """The validation cases of each model, without those that are test cases of any model."""
     splits = []
     for model in models:
         file = model.path.parent.parent / "split.json"
         if not file.is_file():
             raise ValueError(
-                f"there is no {file}, which says which cases validate; give a checkpoint in its run folder: "
+                f"there is no {file}, which lists the validation cases; give a checkpoint in its run folder: "
                 "ckpt=<run folder>/checkpoints/best.ckpt"
             )
         splits.append(json.loads(file.read_text()))
@@ -118,7 +118,7 @@ def _validation_cases(models: Sequence["TrainedModel"]) -> list[set[str]]:
     validated = [set(split["val"]) - tested for split in splits]
     for model, part in zip(models, validated, strict=True):
         if not part:
-            raise ValueError(f"{model.path}: no case validates this run and tests none; there is nothing to tune on")
+            raise ValueError(f"{model.path}: its run has no validation case that is not a test case of some model")
     return validated
 
 
@@ -133,18 +133,18 @@ def _find(cfg: DictConfig, models: Sequence["TrainedModel"], wanted: Sequence[st
         try:
             found = trained_cases(models[0], tuple(cfg.trust))
         except (FileNotFoundError, PhantomError) as error:
-            raise ValueError(f"{models[0].path}: its cases are not there; tell where: input=DIR ({error})") from error
+            raise ValueError(f"{models[0].path}: its cases are not there; say where: input=DIR ({error})") from error
     by_id = {case.id: case for case in found if case.mask is not None}
     if missing := [name for name in wanted if name not in by_id]:
         raise ValueError(
             f"{len(missing)} validation cases of the run are not there or have no mask: {', '.join(missing[:5])}"
-            f"{' …' * (len(missing) > 5)}; tell where they are: input=DIR"
+            f"{' …' * (len(missing) > 5)}; say where they are: input=DIR"
         )
     return [by_id[name] for name in wanted]
 
 
 def _candidates(cfg: DictConfig, ensemble: "Ensemble") -> list["Postprocessing"]:
-    """None, the grid's, the simplest first, then what the runs themselves were tested with."""
+    """No step, then the grid's combinations, the simplest first, then the rules of the runs themselves."""
     from brats_lightning.config.postprocessing import own_postprocessing
     from brats_lightning.inference.postprocessing import Postprocessing
 
@@ -163,7 +163,7 @@ def _candidates(cfg: DictConfig, ensemble: "Ensemble") -> list["Postprocessing"]
 
 
 def _grid(node: Any, steps: Mapping[str, "Step"]) -> dict[str, dict[str, list[Any]]]:
-    """Step → parameter, or "" for the step itself → the values to try; null is left out."""
+    """Step → parameter, or "" for the step itself → the values to try, without those that are null."""
     known = [*steps, *(f"{name}.{key}" for name, step in steps.items() for key in vars(step))]
     grid: dict[str, dict[str, list[Any]]] = {}
     for name, varied in node.items():
@@ -174,13 +174,13 @@ def _grid(node: Any, steps: Mapping[str, "Step"]) -> dict[str, dict[str, list[An
             if not isinstance(values, list):
                 raise ValueError(f"grid.{where}={values}: the values to try are a list, e.g. 'grid.{where}=[{values}]'")
             if where not in known:
-                raise ValueError(f"grid.{where}: of the steps in postprocessing.steps there are {', '.join(known)}")
+                raise ValueError(f"grid.{where} is not among the steps and parameters: {', '.join(known)}")
             grid.setdefault(name, {})[key] = values
     return grid
 
 
 def _versions(step: "Step", values: dict[str, list[Any]]) -> list["Step | None"]:
-    """What is tried of a step; None leaves it out."""
+    """The versions of a step that are tried; None leaves it out."""
     if "" in values:
         return [step if take else None for take in values[""]]
     combined = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
@@ -191,21 +191,20 @@ def _score_all(
     examination: "Examination", ensemble: "Ensemble", rules: Sequence["Postprocessing"], protocol: str
 ) -> list[dict[str, float]]:
     """Scores of one case under each of the rules."""
-    from brats_lightning.core.geometry import GridTransform
-    from brats_lightning.metrics.official import HEADLINES, mean_without_nan, score_case
+    from brats_lightning.evaluation.scoring import on_original_grid
+    from brats_lightning.metrics.official import headline_columns, mean_without_nan, score_case
 
-    column = next(iter(HEADLINES[protocol].values()))  # the lesion-wise Dice comes first
+    column = headline_columns(protocol)[0]  # the lesion-wise Dice
     mask = examination.mask
-    assert mask is not None  # required
-    whole = GridTransform.whole(mask.grid)
-    reference = whole.restore(whole.sample(mask.values, mask.start, order=0))
+    assert mask is not None  # `required` has checked it
+    reference = on_original_grid(mask)
     probabilities = ensemble(ensemble.prepare(examination.images))
     transform = probabilities.transform
     known: dict[bytes, dict[str, float]] = {}
     scores = []
     for rule in rules:
         labels = rule(probabilities.values, transform.spacing, ensemble.scheme)
-        same = hashlib.blake2b(labels.tobytes()).digest()  # many rules agree on many cases
+        same = hashlib.blake2b(labels.tobytes()).digest()  # many rules give the same labels
         if same not in known:
             prediction = transform.restore(labels)
             table = score_case(reference, prediction, mask.grid.spacing, ensemble.scheme, protocol)
@@ -217,7 +216,7 @@ def _score_all(
 
 
 def _parameters(rules: "Postprocessing") -> dict[str, Any]:
-    """Dotted name → value of what is set; a step with nothing to set is True."""
+    """Dotted name → value of each parameter that is set; a step without any is True."""
     found: dict[str, Any] = {}
     for name, step in rules.steps.items():
         values = {
@@ -244,10 +243,7 @@ def _report(result: dict[str, Any], files: Sequence[Path]) -> None:
     log.info("written: %s", ", ".join(map(str, files)))
 
 
-def main() -> None:
-    """The command ``brats-tune``."""
-    entry_point("tune", tune)()
-
+main = partial(entry_point, "tune", tune)
 
 if __name__ == "__main__":
     main()

@@ -110,7 +110,7 @@ def test_references_lie_among_images(tmp_path):
 
 
 def test_folders_must_hold_masks(tmp_path):
-    with pytest.raises(EvaluationError, match=r"predictions=.*is no folder"):
+    with pytest.raises(EvaluationError, match=r"predictions=.*is not a folder"):
         find_masks(tmp_path / "nowhere", "predictions")
     (tmp_path / "notes.txt").touch()
     with pytest.raises(EvaluationError, match="holds no mask"):

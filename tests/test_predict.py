@@ -257,7 +257,7 @@ def test_members_of_other_classes_are_refused(run, tmp_path):
     write_case(tmp_path / "in", seg=None)
     bright_is_et(tmp_path / "a.ckpt")
     bright_is_et(tmp_path / "b.ckpt", labels=("netc", "snfh", "et", "rc"))
-    with pytest.raises(ValueError, match=r"b\.ckpt knows the classes netc, snfh, et, rc, .*a\.ckpt netc, snfh, et;"):
+    with pytest.raises(ValueError, match=r"b\.ckpt has the classes netc, snfh, et, rc, .*a\.ckpt netc, snfh, et;"):
         run(ckpt=f"[{tmp_path}/a.ckpt,{tmp_path}/b.ckpt]")
 
 
@@ -400,7 +400,7 @@ def test_only_cases_of_a_split_are_predicted(run, tmp_path):
     assert list(run(f"split={split}")["cases"]) == ["BraTS-MET-00003-000"]
     assert list(run(f"split={split}", "part=train")["cases"]) == ["BraTS-MET-00001-000"]
     split.write_text(json.dumps(lists | {"test": ["BraTS-MET-00004-000"]}))
-    with pytest.raises(SplitError, match="what is not in input: BraTS-MET-00004-000"):
+    with pytest.raises(SplitError, match="that are not in input: BraTS-MET-00004-000"):
         run(f"split={split}")
 
 

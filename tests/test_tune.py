@@ -180,8 +180,8 @@ def test_steps_of_ones_own_vary(run, runs):
     [
         ("grid.core.threshold=0.5", r"grid.core.threshold=0.5: .* a list, e.g. 'grid.core.threshold=\[0.5\]'"),
         ("grid.solid_core=true", r"grid.solid_core=True: .* a list"),
-        ("+grid.core.high=[1]", "grid.core.high: .* there are .*, core.threshold, "),
-        ("+grid.size.mm3=[1]", "grid.size.mm3: .* there are hysteresis, core, solid_core, "),
+        ("+grid.core.high=[1]", "grid.core.high is not among .*: .*, core.threshold, "),
+        ("+grid.size.mm3=[1]", "grid.size.mm3 is not among .*: hysteresis, core, solid_core, "),
         ("grid.core.threshold=[1.5]", "threshold < 1"),
     ],
 )
@@ -244,7 +244,7 @@ def test_a_case_that_tests_any_of_the_models_is_left_out(run, runs, tmp_path):
     (tmp_path / "b/split.json").write_text(json.dumps({"train": NAMES[:1], "val": NAMES[3:4], "test": NAMES[1:2]}))
     assert run(runs)["cases"] == NAMES[2:4]
     (tmp_path / "b/split.json").write_text(json.dumps({"train": NAMES[:1], "val": [], "test": []}))
-    with pytest.raises(ValueError, match=r"b/checkpoints/best\.ckpt: no case validates"):
+    with pytest.raises(ValueError, match=r"b/checkpoints/best\.ckpt: its run has no validation case"):
         run(runs)
 
 
@@ -278,7 +278,7 @@ def test_an_unknown_protocol(run, runs):
 
 def test_where_the_cases_are_now(run, runs, tmp_path):
     (tmp_path / "in").rename(tmp_path / "moved")
-    with pytest.raises(ValueError, match=r"best\.ckpt: its cases are not there; tell where: input=DIR"):
+    with pytest.raises(ValueError, match=r"best\.ckpt: its cases are not there; say where: input=DIR"):
         run(runs[0])
     assert run(runs[0], f"input={tmp_path}/moved")["score"] == 1
     with pytest.raises(ValueError, match=f"1 validation cases of the run are not there or have no mask: {NAMES[1]};"):
@@ -313,7 +313,7 @@ def test_a_checkpoint_fills_no_folder(run, runs, tmp_path, target):
     source = {"_target_": f"brats_lightning.synthetic.{target}", "parent": str(tmp_path / "there"), "cases": 5, **more}
     checkpoint["config"]["data"]["source"] = source
     torch.save(checkpoint, runs[0])
-    with pytest.raises(ValueError, match=r"its cases are not there; tell where: input=DIR"):
+    with pytest.raises(ValueError, match=r"its cases are not there; say where: input=DIR"):
         run(runs[0])
     assert not (tmp_path / "there").exists()
     assert run(runs[0], f"input={tmp_path}/in")["score"] == 1

@@ -1,4 +1,4 @@
-"""What a saved config may build: it names code and may come from anyone, so an allow-list judges it first."""
+"""What a saved config may build: it names code and may come from anyone, so it is checked against an allow-list."""
 
 import importlib
 import inspect
@@ -12,18 +12,19 @@ import hydra
 from hydra.errors import InstantiationException
 from torch import nn
 
+from brats_lightning.config.resolvers import within
 from brats_lightning.inference.postprocessing import Step
 
 _NETWORKS = ("brats_lightning", "torch.nn", "monai.networks")  # whose networks any checkpoint may build
-# Networks that fetch or read weights whatever they are told, and arguments that make others do so.
+# Networks that always fetch or read weights, and arguments that make others do so.
 _FETCHING = ("monai.networks.nets.transchex", "monai.networks.nets.cell_sam_wrapper")
 _FETCH = re.compile("pretrained|url")
-# How a network is applied.
+# The classes of ours that say how a network is applied.
 SETTINGS = (
     "brats_lightning.inference.windows.SlidingWindow",
     "brats_lightning.inference.postprocessing.Postprocessing",
 )
-# Where its cases were: what makes cases, and what reads those that it made. No checkpoint may fill folders.
+# Functions that list the cases of a run, and the ones called in their place: no checkpoint may fill folders.
 SOURCES = {
     "brats_lightning.data.cases.find_cases": "brats_lightning.data.cases.find_cases",
     "brats_lightning.synthetic.phantom.phantom_cases": "brats_lightning.synthetic.phantom.made_phantoms",
@@ -35,7 +36,7 @@ _DIRECTIVES = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 
 
 class CheckpointError(ValueError):
-    """A file that is no checkpoint of this program, or does not fit its own config."""
+    """A file that is not a checkpoint of this program, or does not fit its own config."""
 
 
 class UntrustedTarget(CheckpointError):
@@ -45,22 +46,22 @@ class UntrustedTarget(CheckpointError):
 def build_saved(
     node: Any, trust: Sequence[str] = (), origin: str = "the config", known: Sequence[str] = SETTINGS
 ) -> Any:
-    """What ``hydra.utils.instantiate`` makes of a saved config's node, in plain containers, if the node is harmless.
+    """Build a node of a saved config as ``hydra.utils.instantiate`` does, with plain containers, if it is harmless.
 
-    All of it is judged before any of it is built. A ``_target_``, wherever it stands, must be a ``torch.nn.Module``
-    defined in ``brats_lightning``, ``torch.nn`` or ``monai.networks``, a step of post-processing or another class or
-    function of ours that ``known`` names, or one defined in a package of ``trust``; nothing outside these packages is
-    imported to find out. References (``${…}``) may run code and are refused, as is ``???``, which Hydra takes for no
-    value.
+    The whole node is checked before any of it is built. A ``_target_`` at any depth must be a ``torch.nn.Module``
+    defined in ``brats_lightning``, ``torch.nn`` or ``monai.networks``, a step of post-processing, another class or
+    function of ours named in ``known``, or one defined in a package of ``trust``. Nothing outside these packages is
+    imported for the check. References (``${…}``) can run code and are refused, and so is ``???``, which Hydra takes for
+    a missing value.
 
     Args:
         node: plain containers and values.
         trust: names of packages.
         origin: of the config, for messages.
-        known: names of what is built besides networks.
+        known: dotted names of classes and functions that are allowed besides networks.
 
     Raises:
-        UntrustedTarget: a target not on the list, or anything else that could be code.
+        UntrustedTarget: a target that is not on the list, or anything else that could be code.
         CheckpointError: a target that does not exist, or does not take its settings.
     """
     _AllowList(tuple(trust), origin, tuple(known)).judge(node, "")
@@ -70,7 +71,7 @@ def build_saved(
         cause = error.__cause__ or error
         if isinstance(cause, InstantiationException | TypeError):
             raise CheckpointError(f"{origin}: its config cannot be built: {cause}") from error
-        raise cause from None  # what a class says of its settings, or a missing file
+        raise cause from None  # a class that refuses its settings, or a missing file
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,9 @@ class _AllowList:
     def judge(self, node: Any, where: str) -> None:
         if isinstance(node, dict):
             for name, value in node.items():
-                # Label maps have numbers for keys; keyword arguments must be names.
+                # The keys of label maps are numbers; keyword arguments must be names.
                 if not isinstance(name, str) and ("_target_" in node or type(name) is not int):
-                    raise self._refusal(f"the key {name!r} of {where or 'the config'} is no text")
+                    raise self._refusal(f"the key {name!r} of {where or 'the config'} is not text")
                 self.judge(value, f"{where}.{name}".lstrip("."))
             if "_target_" in node:
                 self._judge_call(node, f"{where}.".lstrip("."))
@@ -98,7 +99,7 @@ class _AllowList:
             raise self._refusal(f"{where} is of type {type(node).__name__}; a saved config holds plain values")
 
     def _judge_call(self, node: dict[str, Any], prefix: str) -> None:
-        """Refuse a target that is not on the list, or settings, given or default, by which it would fetch weights."""
+        """Refuse a target that is not on the list, and settings, given or default, that would fetch weights."""
         target = self._locate(node["_target_"], f"{prefix}_target_")
         if not isinstance(arguments := node.get("_args_", []), list | tuple):
             raise self._refusal(f"{prefix}_args_ is of type {type(arguments).__name__}; it must be a list")
@@ -110,28 +111,28 @@ class _AllowList:
         except TypeError as error:
             raise CheckpointError(f"{self.origin}: {node['_target_']} does not take these settings: {error}") from error
         bound.apply_defaults()
-        told = {**bound.arguments, **settings}
-        if names := [name for name, value in told.items() if _FETCH.search(name) and value]:
+        passed = {**bound.arguments, **settings}
+        if names := [name for name, value in passed.items() if _FETCH.search(name) and value]:
             raise self._refusal(
-                f"{names[0]}={told[names[0]]!r} of {target.__module__}.{target.__qualname__} would fetch weights from "
-                f"elsewhere; if you trust it: 'trust=[{target.__module__.split('.')[0]}]'"
+                f"{names[0]}={passed[names[0]]!r} of {target.__module__}.{target.__qualname__} would fetch weights "
+                f"from elsewhere; if you trust it: 'trust=[{target.__module__.split('.')[0]}]'"
             )
 
     def _locate(self, target: Any, where: str) -> Callable[..., Any]:
         """The class or function of a target, if it is on the list."""
         refusal = self._refusal(
-            f"{where} wants to run {target!r}. Of a saved config only networks of {', '.join(_NETWORKS)} are built. If "
+            f"{where} wants to run {target!r}. A saved config may build only networks of {', '.join(_NETWORKS)}. If "
             f"you know this code and trust it, name the package that defines it: 'trust=[{str(target).split('.')[0]}]'"
         )
         named = isinstance(target, str) and _NAME.fullmatch(target)
-        if not named or not _within(target, (*_NETWORKS, *self.trust)):
+        if not named or not within(target, (*_NETWORKS, *self.trust)):
             raise refusal
         module, _, name = target.rpartition(".")
         package, _, path = target.partition(".")
         try:
-            # Only modules are walked, never attributes of modules: what a module has imported cannot be reached.
+            # An attribute of a module, never one of another attribute: what a module has imported is out of reach.
             found = getattr(importlib.import_module(module), name)
-            # Hydra walks attributes, and must come to the same: one may have the name of a module beside it.
+            # Hydra follows attributes and must find the same object: an attribute may have the name of a submodule.
             same = found is attrgetter(path)(importlib.import_module(package))
         except (ImportError, AttributeError) as error:
             raise CheckpointError(f"{self.origin}: {where}: {target} cannot be imported: {error}") from error
@@ -144,15 +145,10 @@ class _AllowList:
         if self._trusts(found) or f"{home}.{found.__qualname__}" in self.known:
             return True
         network = inspect.isclass(found) and issubclass(found, nn.Module | Step)
-        return network and _within(home, _NETWORKS) and not _within(home, _FETCHING)
+        return network and within(home, _NETWORKS) and not within(home, _FETCHING)
 
     def _trusts(self, found: Callable[..., Any]) -> bool:
-        """Whether the user vouches for the package."""
-        return _within(found.__module__, self.trust)
+        return within(found.__module__, self.trust)
 
     def _refusal(self, what: str) -> UntrustedTarget:
         return UntrustedTarget(f"{self.origin}: {what}")
-
-
-def _within(name: str, packages: Sequence[str]) -> bool:
-    return any(name == package or name.startswith(f"{package}.") for package in packages)

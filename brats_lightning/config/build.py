@@ -1,6 +1,6 @@
-"""From a config to objects: how a run's parts are built.
+"""Building the parts of a run from its config.
 
-Nothing heavy is imported before a config is complete, so that ``--help`` and a mistyped option answer at once.
+Nothing heavy is imported before a config is complete, so that ``--help`` and a mistyped option respond at once.
 """
 
 import json
@@ -22,22 +22,18 @@ if TYPE_CHECKING:
     from brats_lightning.training.module import Segmentation
 
 
-# What a class says of its settings; anything else is an error of its own.
+# Errors by which a class refuses its settings; any other is raised as it is.
 _REFUSALS = (ValueError, TypeError, ArithmeticError, RuntimeError, ImportError, InstantiationException)
 
 
 @contextmanager
 def settings_of(key: str) -> Iterator[None]:
-    """Say of which part of a config an error within the block is: where a class does not take its settings.
-
-    Raises:
-        ValueError: its message begins with the key.
-    """
+    """Turn an error by which a class refuses its settings into a ValueError that begins with the settings' key."""
     try:
         yield
     except Exception as error:
         cause = error.__cause__ or error if isinstance(error, InstantiationException) else error
-        # Lightning's own error is of no common kind, and not imported for this.
+        # Lightning's own error has no common base class, and importing it takes seconds.
         if not isinstance(cause, _REFUSALS) and type(cause).__name__ != "MisconfigurationException":
             raise cause from None
         message = str(cause)
@@ -45,7 +41,7 @@ def settings_of(key: str) -> Iterator[None]:
 
 
 def build_part(key: str, node: Any, **more: Any) -> Any:
-    """What Hydra makes of a node with ``_target_`` at ``key`` and further arguments, within `settings_of`."""
+    """Instantiate the node with ``_target_`` at ``key``, with further arguments, within `settings_of`."""
     with settings_of(key):
         return hydra.utils.instantiate(node, **more)
 
@@ -53,7 +49,7 @@ def build_part(key: str, node: Any, **more: Any) -> Any:
 def build_data(cfg: DictConfig, split: "Split | None" = None) -> "CaseData":
     """The data module of a config; without the groups ``sampling`` and ``augmentation`` it can only fill the cache.
 
-    The split is that of a run that is gone on with, else made as the config says.
+    ``split`` is that of a resumed run; without it a new one is made as the config says.
     """
     from brats_lightning.core.labels import LabelScheme
     from brats_lightning.data.cache.store import Cache
@@ -93,10 +89,10 @@ def build_data(cfg: DictConfig, split: "Split | None" = None) -> "CaseData":
 
 
 def _source_identity(data: DictConfig) -> str:
-    """What tells one data set's cache from another's: its root, and whatever else its source is told."""
+    """What distinguishes the caches of two data sets: the root, and all other settings of the source."""
     root = os.path.abspath(data.root)  # noqa: PTH100
-    told = {name: root if value == data.root else value for name, value in data.source.items()}
-    return json.dumps([root, told], sort_keys=True, default=str)
+    settings = {name: root if value == data.root else value for name, value in data.source.items()}
+    return json.dumps([root, settings], sort_keys=True, default=str)
 
 
 def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
@@ -109,14 +105,14 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
     target = make_target(cfg.target, data.scheme)
 
     def weighted(node: Any) -> Any:
-        """The loss's config with the word ``balanced`` replaced by weights from the training set."""
+        """The loss's config with ``balanced`` replaced by weights from the training set."""
         if isinstance(node, dict):
             return {name: weighted(value) for name, value in node.items()}
         return target.weights(data.balanced_class_weights()) if node == "balanced" else node
 
     settings = cfg.optimizer.copy()
     if str(_precision(cfg)) in ("16", "16-mixed") and cfg.trainer.gradient_clip_val and settings.get("fused"):
-        settings.fused = False  # a fused step unscales the gradients itself, too late to clip them
+        settings.fused = False  # a fused step unscales the gradients itself, too late for clipping
     optimizer, scheduler = build_part("optimizer", settings), build_part("scheduler", cfg.scheduler)
     _rehearse(optimizer, scheduler)
     loss = build_part("loss", weighted(OmegaConf.to_container(cfg.loss)))
@@ -141,7 +137,7 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
 
 
 def _rehearse(make_optimizer: Callable[..., Any], make_scheduler: Callable[..., Any]) -> None:
-    # Begin, middle and end of a run with one weight: what is refused is named here, and not by torch amid a fit.
+    # Start, middle and end of a run with a single weight: bad settings fail here, not in torch during a fit.
     import torch
 
     with settings_of("optimizer"):
@@ -149,11 +145,11 @@ def _rehearse(make_optimizer: Callable[..., Any], make_scheduler: Callable[..., 
     with settings_of("scheduler"):
         schedule = make_scheduler(optimizer, lambda step: min(1.0, step / 2))
         for _ in range(3):
-            optimizer.step()  # does nothing: there is no gradient
+            optimizer.step()  # changes nothing: there is no gradient
             schedule.step()
 
 
-# Lightning takes less, and divides by it in the first step or follows the gradients uphill.
+# Lightning accepts less, and then divides by it in the first step or follows the gradients uphill.
 _LEAST = {"check_val_every_n_epoch": 1, "accumulate_grad_batches": 1, "gradient_clip_val": 0, "log_every_n_steps": 0}
 
 
@@ -165,7 +161,7 @@ def build_trainer(cfg: DictConfig) -> "pl.Trainer":
     from brats_lightning.training.checkpoint_files import WholeCheckpoints
     from brats_lightning.training.processes import check_processes, cluster_environment
 
-    # Deterministic algorithms need no NaN in every new tensor, which torch would spend a pass over memory on.
+    # Deterministic algorithms don't need new tensors filled with NaN, which costs torch a pass over memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     settings: Any = OmegaConf.merge(cfg.trainer, {"precision": _precision(cfg)})
     if isinstance(interval := settings.get("val_check_interval"), int | float) and interval <= 0:

@@ -1,4 +1,4 @@
-"""Checkpoints: how they are read, and the trained models in them."""
+"""Reading checkpoints and the trained models in them."""
 
 import logging
 import warnings
@@ -29,9 +29,9 @@ def load_model(path: Path | str, trust: Sequence[str] = (), inference: Mapping[s
     """The model of a checkpoint that ``brats_lightning.train`` wrote, in evaluation mode, on the CPU.
 
     Args:
-        path: of a checkpoint from anyone: only what `build_saved` allows is made of its config.
-        trust: packages whose code the config may use too.
-        inference: replaces settings of the run's sliding window; None as value keeps the run's.
+        path: of a checkpoint from any source: of its config only what `build_saved` allows is built.
+        trust: further packages whose code the config may use.
+        inference: settings that replace those of the run's sliding window; a value of None keeps the run's.
 
     Raises:
         CheckpointError: no such file, not a checkpoint of this program, or weights that do not fit.
@@ -57,11 +57,11 @@ def load_model(path: Path | str, trust: Sequence[str] = (), inference: Mapping[s
             config=config,
         )
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: its config's settings are not this version's: {error}") from error
+        raise CheckpointError(f"{path}: its config's settings are not those of this version: {error}") from error
 
 
 def load_weights(network: nn.Module, checkpoint: Mapping[str, Any], mismatch: str) -> None:
-    """Give a network the weights of a checkpoint's, or raise a CheckpointError that begins with ``mismatch``."""
+    """Load a checkpoint's weights into a network, or raise a CheckpointError that begins with ``mismatch``."""
     saved = {k.removeprefix("network."): v for k, v in checkpoint["state_dict"].items() if k.startswith("network.")}
     try:
         network.load_state_dict(saved)
@@ -70,7 +70,7 @@ def load_weights(network: nn.Module, checkpoint: Mapping[str, Any], mismatch: st
 
 
 def load_ensemble(cfg: DictConfig) -> Ensemble:
-    """The models of ``ckpt`` with ``inference``'s overrides, on the ``device`` and at the ``precision`` of a config."""
+    """The models of a config's ``ckpt`` with its ``inference`` settings, on its ``device`` and at its ``precision``."""
     keep_freed_memory()
     paths = [cfg.ckpt] if isinstance(cfg.ckpt, str) else cfg.ckpt
     overrides: Any = OmegaConf.to_container(cfg.inference)
@@ -82,17 +82,17 @@ def load_ensemble(cfg: DictConfig) -> Ensemble:
 
 
 def affine_tolerance(cfg: DictConfig, ensemble: Ensemble) -> float:
-    """The config's, else what the models were trained with."""
+    """The config's tolerance in mm, by default the largest that the models were trained with."""
     if cfg.affine_tolerance is not None:
         return float(cfg.affine_tolerance)
     return float(max(model.config["data"]["affine_tolerance"] for model in ensemble.models))
 
 
 def trained_cases(model: TrainedModel, trust: Sequence[str] = ()) -> list[Case]:
-    """The cases of a model's run, where they were then; nothing is written.
+    """The cases of a model's run, where the run found them; nothing is written.
 
     Raises:
-        FileNotFoundError: they are not there.
+        FileNotFoundError: they are no longer there.
         UntrustedTarget: the config lists them by code outside the allow-list.
     """
     source = model.config["data"]["source"]
@@ -101,10 +101,10 @@ def trained_cases(model: TrainedModel, trust: Sequence[str] = ()) -> list[Case]:
 
 
 def read_checkpoint(path: Path | str, key: str = "ckpt") -> dict[str, Any]:
-    """What is in a checkpoint of this program; its tensors are mapped from the file and read when they are used.
+    """The content of a checkpoint of this program; its tensors are memory-mapped and read when they are used.
 
     Args:
-        path: it may come from anyone: nothing but tensors and plain containers is read.
+        path: of a checkpoint from any source: only tensors and plain containers are read.
         key: of the setting that names it, for messages.
 
     Raises:
@@ -115,7 +115,7 @@ def read_checkpoint(path: Path | str, key: str = "ckpt") -> dict[str, Any]:
         raise CheckpointError(f"{key}: there is no checkpoint {path}; set {key}=<run folder>/checkpoints/best.ckpt")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, of archives of a kind that will be refused
+            warnings.simplefilter("ignore")  # torch's, about kinds of archives that are refused below
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         first = (str(error) or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Paths on the command line: Hydra's grammar refuses many names that a file system allows, and knows no home folder."""
+"""Paths on the command line: Hydra's grammar refuses many valid file names and doesn't know the home folder."""
 
 import os
 import re
@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-_BROKEN = re.compile(r"[\"'\[{(]|\w+\(")  # the begin of a list, a mapping, a function, or of quotes
+_BROKEN = re.compile(r"[\"'\[{(]|\w+\(")  # the start of a list, a mapping, a function call or a quoted text
 
 
 class NoHomeFolder(ValueError):
-    """A path starts with ``~``, and whose home that is cannot be told."""
+    """A path starts with ``~``, and the account has no home folder."""
 
 
 def expanded(path: str) -> str:
-    """A path with a leading ``~`` replaced by the home folder, any other text as it is.
+    """A path with a leading ``~`` replaced by the home folder; any other text is left as it is.
 
     Raises:
         NoHomeFolder: the account has none.
@@ -29,31 +29,31 @@ def expanded(path: str) -> str:
 
 
 def with_quoted_paths(arguments: Sequence[str]) -> list[str]:
-    """A command line on which Hydra accepts every path, and a leading ``~``, which shells leave, is the home folder.
+    """A command line on which Hydra accepts every path, with a leading ``~`` replaced by the home folder.
 
-    Quotes are added to a value that Hydra refuses and that can only be a path (`needs_quotes` tells of the others);
-    nothing that Hydra accepts changes its meaning.
+    Values that Hydra refuses and that can only be paths are quoted (`needs_quotes` is for all others); the meaning of
+    what Hydra accepts doesn't change.
     """
     return [_with_home(argument) for argument in map(_quoted_if_path, arguments)]
 
 
 def bare_words(arguments: Sequence[str]) -> list[str]:
-    """Arguments that are neither key=value nor a flag nor a flag's value; Hydra takes none."""
+    """Arguments that are neither key=value nor a flag nor a flag's value, which Hydra refuses."""
     takes_value = re.compile("-(?!m$|-multirun$)[^=]*").fullmatch
     pairs = zip(("", *arguments), arguments, strict=False)
     return [word for before, word in pairs if re.fullmatch("(?![-~])[^=]*|~/[^=]*", word) and not takes_value(before)]
 
 
 def needs_quotes(argument: str) -> str | None:
-    """The override as Hydra would accept it, to be pasted into a shell; None if quotes are not what it lacks."""
+    """The override with quotes that make Hydra accept it, to be pasted into a shell; None if quotes don't help."""
     quoted = _quoted(argument)
     broken = any(_BROKEN.match(part) for part in _refused_parts(argument.partition("=")[2]))
     return None if quoted == argument or broken or not _parsed(quoted) else shlex.quote(quoted)
 
 
 def quote(text: str) -> str:
-    """A value in quotes, as Hydra takes it whatever is in it."""
-    # Inside quotes Hydra takes backslashes literally, except for those before a quote and at the end.
+    """A value in quotes, which Hydra accepts whatever its content."""
+    # Inside quotes Hydra takes backslashes literally, except before a quote and at the end.
     return '"' + text.replace('"', '\\"') + '"'
 
 
@@ -76,8 +76,8 @@ def _refused_parts(value: str) -> list[str]:
 
 
 def _parts(value: str) -> tuple[str, list[str], str]:
-    """Opening bracket, elements and closing bracket of a list, or of a single value without brackets."""
-    if os.path.exists(value):  # noqa: PTH110  # which takes a value of any length
+    """Opening bracket, elements and closing bracket of a list; of a single value the brackets are empty."""
+    if os.path.exists(value):  # noqa: PTH110  # Path.exists refuses very long values
         return "", [value], ""
     brackets = ("[", "]") if value.startswith("[") and value.endswith("]") else ("", "")
     return brackets[0], value[1:-1].split(",") if brackets[0] else value.split(","), brackets[1]
@@ -96,7 +96,7 @@ def _parsed(override: str) -> bool:
 
 
 def _with_home(argument: str) -> str:
-    """With the home folder for the ``~`` of a single quoted value; those in lists and in files are `expanded` later."""
+    """Replaces the ``~`` of a single quoted value; `resolved` does it later for values in lists and in files."""
     key, sign, value = argument.partition("=")
     if sign and not argument.startswith("-") and value[:2] in ('"~', "'~"):
         return f"{key}={value[0]}{os.path.expanduser(value[1:-1])}{value[-1]}"  # noqa: PTH111

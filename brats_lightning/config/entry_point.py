@@ -1,4 +1,4 @@
-"""A command: its config composed, its errors told in one line, its jobs of a multirun kept apart."""
+"""Running a command: its config is composed, its errors become one line, a failed job does not end a multirun."""
 
 import logging
 import os
@@ -24,12 +24,12 @@ def entry_point(
     function: Callable[[DictConfig], Any],
     failed: Callable[[DictConfig], Any] = lambda _: None,
     rewrite: Callable[[Sequence[str]], Sequence[str]] = list,
-) -> Callable[[], None]:
-    """A command: compose ``conf/<config_name>.yaml`` with the command line and call ``function`` with the result.
+) -> None:
+    """Run a command: compose ``conf/<config_name>.yaml`` with the command line and call ``function`` with the result.
 
-    An error that says all there is to know is one line on stderr, and exit code 1. A job of a multirun leaves it in its
-    folder, a sweeper is told the value of ``failed``, and the others go on; the exit code is 1 in the end. ``rewrite``
-    changes the command line first, or raises a ValueError.
+    An error of the user's settings or data is one line on stderr, and the exit code is 1. A failed job of a multirun
+    leaves that line in its folder, its sweeper gets the value of ``failed`` and the other jobs run; the exit code is 1
+    at the end. ``rewrite`` changes the command line first, or raises a ValueError.
     """
     register_resolvers()
     composed = False
@@ -38,9 +38,9 @@ def entry_point(
     def run(cfg: DictConfig) -> Any:
         nonlocal composed
         composed = True
-        # Lightning's advertisements and device lists drown what a user wants to know.
+        # Lightning's tips and device lists would bury what a user wants to know.
         logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-        # Lightning's, on a newer torch and beside SLURM, whose srun need not be used.
+        # Lightning warns on a newer torch, and wherever SLURM's srun is installed, even if it is not used.
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
         warnings.filterwarnings("ignore", message="The `srun` command is available")
         job = HydraConfig.get()
@@ -62,39 +62,34 @@ def entry_point(
             record_failure(Path(job.runtime.output_dir), message)
             return failed(cfg)
 
-    main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)
-
-    def command() -> None:
-        arguments = sys.argv[1:]
-        try:
-            sys.argv[1:] = arguments = with_quoted_paths(rewrite(arguments))
-            if bare_words(arguments):  # of which Hydra's message says nothing that helps
-                raise SystemExit(1)
-            main()
-        except SystemExit as stop:
-            if stop.code == 1 and not composed:
-                from brats_lightning.config.hints import print_hints
-
-                print_hints(config_dir(), config_name, arguments)
-            raise
-        except ValueError as error:  # of the command line; those of the job are told above
-            if composed or not _raised_here(error):
-                raise
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(1) from None
-        except KeyboardInterrupt:  # where nothing is to be saved
-            print("interrupted", file=sys.stderr)
-            raise SystemExit(128 + signal.SIGINT) from None
-        if failures:
+    arguments = sys.argv[1:]
+    try:
+        sys.argv[1:] = arguments = with_quoted_paths(rewrite(arguments))
+        if bare_words(arguments):  # Hydra's message about these doesn't help
             raise SystemExit(1)
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)()
+    except SystemExit as stop:
+        if stop.code == 1 and not composed:
+            from brats_lightning.config.hints import print_hints
 
-    return command
+            print_hints(config_dir(), config_name, arguments)
+        raise
+    except ValueError as error:  # about the command line; those of the job are handled in `run`
+        if composed or not _raised_here(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:  # at a point where there is nothing to save
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
+    if failures:
+        raise SystemExit(1)
 
 
 def _message(error: Exception) -> str | None:
-    """What to tell of an error that concerns a user's data, settings or disk; None of one that may be a fault of ours.
+    """The message of an error about the user's data, settings or disk, where a traceback would only hide it, else None.
 
-    A traceback would only hide it. A user's are those raised by this package, and those of files.
+    These are the errors raised by this package, and those about files. Any other may be a bug.
     """
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
@@ -102,7 +97,7 @@ def _message(error: Exception) -> str | None:
 
 
 def _raised_here(error: BaseException) -> bool:
-    """Whether an error was raised by this package's own code."""
+    """Whether this package's own code raised the error."""
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next

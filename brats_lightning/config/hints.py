@@ -1,4 +1,4 @@
-"""What a refused command line may have meant; looked up only where it is refused."""
+"""What a refused command line may have meant."""
 
 import difflib
 import sys
@@ -15,7 +15,7 @@ from brats_lightning.config.resolvers import leaves, missing
 
 
 def print_hints(conf: Path, config_name: str, arguments: Sequence[str]) -> None:
-    """Say on stderr which arguments lack a key, which values quotes, and which known options are near unknown ones."""
+    """Print on stderr which arguments lack a key, which values lack quotes and which options may be misspelt."""
     for word in bare_words(arguments):
         cfg = _composed(conf, config_name, arguments)
         wanted = [f"{key}={word}" for key in (missing(cfg) if cfg else ()) if key not in _options(arguments)]
@@ -29,7 +29,7 @@ def print_hints(conf: Path, config_name: str, arguments: Sequence[str]) -> None:
 
 
 def near_misses(conf: Path, config_name: str, arguments: Sequence[str]) -> list[tuple[str, str]]:
-    """Unknown options, each with the choices of its group that have it, or else the nearest known one."""
+    """Unknown options, each with the choices of its group that have it, or with the most similar known option."""
     if (known := _keys(conf, config_name, arguments)) is None:
         return []
     near = []
@@ -45,7 +45,7 @@ def near_misses(conf: Path, config_name: str, arguments: Sequence[str]) -> list[
 
 
 def _keys(conf: Path, config_name: str, arguments: Sequence[str]) -> set[str] | None:
-    """All groups and dotted keys there are with the choices that are told; None where Hydra refuses these."""
+    """All groups, and all dotted keys with the given choices of groups; None if Hydra refuses these."""
     if (cfg := _composed(conf, config_name, arguments)) is None:
         return None
     paths = (accumulate(key.split("."), "{}.{}".format) for key, _ in leaves(OmegaConf.to_container(cfg)))
@@ -53,7 +53,7 @@ def _keys(conf: Path, config_name: str, arguments: Sequence[str]) -> set[str] | 
 
 
 def _composed(conf: Path, config_name: str, arguments: Sequence[str]) -> DictConfig | None:
-    """The config with the choices of groups that are told; None where Hydra cannot, and says what is wrong with one."""
+    """The config with the given choices of groups; None if Hydra refuses one, which its own message explains."""
     groups = _groups(conf)
     GlobalHydra.instance().clear()
     try:
@@ -68,6 +68,6 @@ def _groups(conf: Path) -> set[str]:
 
 
 def _options(arguments: Sequence[str]) -> dict[str, str]:
-    """Those that set what there is, by their names."""
-    told = (argument for argument in arguments if "=" in argument and not argument.startswith(("-", "+", "~", "hydra")))
-    return {argument.split("=", 1)[0]: argument for argument in told}
+    """The arguments that set an existing option, by its name."""
+    given = (text for text in arguments if "=" in text and not text.startswith(("-", "+", "~", "hydra")))
+    return {argument.split("=", 1)[0]: argument for argument in given}

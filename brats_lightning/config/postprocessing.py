@@ -1,4 +1,4 @@
-"""Which post-processing belongs to a checkpoint: what its run was tested with, and what was tuned for it."""
+"""The post-processing of a checkpoint: the one its run was tested with, or the one that was tuned for it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,34 +13,34 @@ from brats_lightning.inference.postprocessing import Postprocessing, Postprocess
 
 
 def own_postprocessing(model: TrainedModel, trust: Sequence[str] = ()) -> Postprocessing:
-    """The rules in a run's config; none if there are none. What it may name is what `build` allows."""
+    """The rules in a run's config, or none, built as `build_saved` allows."""
     settings = model.config.get("postprocessing")
     return Postprocessing() if settings is None else _built(settings, trust, model.path)
 
 
 def trained_postprocessing(models: Sequence[TrainedModel], trust: Sequence[str] = ()) -> Postprocessing:
-    """The rules that the validation and test scores of the models' own runs were made with.
+    """The rules of the models' own runs, with which these were validated and tested.
 
     Raises:
-        PostprocessingError: models of an ensemble that have different ones.
+        PostprocessingError: the members of an ensemble have different rules.
     """
-    return _agreed(
+    return _common(
         {model.path: own_postprocessing(model, trust) for model in models},
         "the members were trained with different rules; choose: postprocessing=none, hysteresis, confident or tuned",
     )
 
 
 def tuned_file(checkpoint: Path | str) -> Path:
-    """Where `brats_lightning.tune` leaves what it found for a checkpoint."""
+    """The file in which `brats_lightning.tune` writes the rules for a checkpoint."""
     checkpoint = Path(checkpoint)
     return checkpoint.with_name(f"{checkpoint.stem}_postprocessing.yaml")
 
 
 def tuned(checkpoint: str | Path | Sequence[str | Path], trust: Sequence[str] = ()) -> Postprocessing:
-    """The rules that `brats_lightning.tune` chose for a checkpoint, or for the members of an ensemble alike.
+    """The rules that `brats_lightning.tune` chose for a checkpoint, or for an ensemble.
 
     Raises:
-        PostprocessingError: not tuned, or members that were tuned to different rules.
+        PostprocessingError: a checkpoint that was not tuned, or members with different rules.
     """
     found = {}
     for path in [checkpoint] if isinstance(checkpoint, str | Path) else checkpoint:
@@ -49,7 +49,7 @@ def tuned(checkpoint: str | Path | Sequence[str | Path], trust: Sequence[str] = 
             raise PostprocessingError(f"there is no {file}; make it with: python -m brats_lightning.tune ckpt={path}")
         content: Any = OmegaConf.to_container(OmegaConf.load(file))
         found[file] = _built(content["chosen"], trust, file)
-    return _agreed(found, "the members were tuned to different rules; tune them together: 'ckpt=[A,B]'")
+    return _common(found, "the members were tuned to different rules; tune them together: 'ckpt=[A,B]'")
 
 
 def as_config(rules: Postprocessing) -> dict[str, Any]:
@@ -62,12 +62,12 @@ def as_config(rules: Postprocessing) -> dict[str, Any]:
 def _built(settings: Any, trust: Sequence[str], origin: Path) -> Postprocessing:
     rules = build_saved(settings, trust, str(origin))
     if not isinstance(rules, Postprocessing):
-        raise PostprocessingError(f"{origin}: no post-processing of this version: {settings}")
+        raise PostprocessingError(f"{origin}: no post-processing that this version knows: {settings}")
     return rules
 
 
-def _agreed(rules: Mapping[Path, Postprocessing], otherwise: str) -> Postprocessing:
-    """The rules of an ensemble's members, which must be the same, their order too."""
+def _common(rules: Mapping[Path, Postprocessing], otherwise: str) -> Postprocessing:
+    """The rules that all members of an ensemble share, in the same order."""
     if len(set(map(str, rules.values()))) > 1:
         raise PostprocessingError("\n  ".join([otherwise, *(f"{file}: {found}" for file, found in rules.items())]))
     return next(iter(rules.values()))

@@ -1,10 +1,11 @@
-"""Configs: where the YAML files are, and what the words in them mean that follow from other values."""
+"""Configs: where the YAML files are, and the values in them that follow from other values."""
 
 import itertools
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def config_dir() -> Path:
 
 
 def register_resolvers() -> None:
-    """Make the counts that follow from other values known to OmegaConf."""
+    """Make the functions known to OmegaConf that YAML files use, as in ``${channel_count:…}``."""
     OmegaConf.register_new_resolver("channel_count", len, replace=True)
     OmegaConf.register_new_resolver("output_count", _output_count, replace=True)
     OmegaConf.register_new_resolver("expanded", expanded, replace=True)
@@ -35,36 +36,32 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("direction", {"max": "maximize", "min": "minimize"}.__getitem__, replace=True)
 
 
-_new_folders: dict[str, str] = {}  # as asked for → as made, in this process
-
-
+@cache
 def _new_folder(path: str) -> str:
-    """A folder of that name that nobody had before, with a number behind it if need be; made at once.
+    """Make a new folder ``path``, with a number appended if it exists; the same one whenever this process asks again.
 
-    Of two runs that start within a second each gets its own. Asked again, it is the same one.
+    So two runs that start within the same second each get their own.
     """
-    if path not in _new_folders:
-        for number in itertools.count(1):
-            folder = Path(path if number == 1 else f"{path}-{number}").expanduser()
-            try:
-                make_folder(folder.parent)
-                with suppress(FileExistsError):
-                    folder.mkdir()
-                    break
-            except OSError as error:  # Hydra would print the way through its code
-                print(f"error: the run folder: {error}; or set paths.outputs=DIR", file=sys.stderr)
-                raise SystemExit(1) from None
-        _new_folders[path] = str(folder)
-    return _new_folders[path]
+    for number in itertools.count(1):
+        folder = Path(path if number == 1 else f"{path}-{number}").expanduser()
+        try:
+            make_folder(folder.parent)
+            with suppress(FileExistsError):
+                folder.mkdir()
+                break
+        except OSError as error:  # Hydra would print a traceback
+            print(f"error: the run folder: {error}; or set paths.outputs=DIR", file=sys.stderr)
+            raise SystemExit(1) from None
+    return str(folder)
 
 
 def _volume_scaled(value: float, side: int, size: Sequence[int]) -> float:
-    """A value meant for patches of ``side``³ voxels, in proportion for those of another size (z, y, x)."""
+    """A value meant for patches of ``side``³ voxels, scaled in proportion to patches of another size (z, y, x)."""
     return value * math.prod(size) / side**3
 
 
 def _output_count(labels: Sequence[str], target: str) -> int:
-    """Channels a network returns: classes with the background; or regions, of which there are as many as labels."""
+    """Output channels of a network: the classes and the background, or the regions, which are as many as the labels."""
     return len(labels) + (target == "classes")
 
 
@@ -77,7 +74,7 @@ def _patch_size(sampling: DictConfig) -> list[int]:
 
 
 def resolved(cfg: DictConfig) -> DictConfig:
-    """A copy without interpolations, ``~/`` being the home folder: it means the same in another process and folder.
+    """A copy with all references and a leading ``~/`` resolved, which another process in another folder reads the same.
 
     Raises:
         ValueError: a mandatory value was not given, or there is no home folder.
@@ -96,14 +93,19 @@ def _with_home(node: Any) -> Any:
 
 
 def missing(cfg: DictConfig) -> list[str]:
-    """Keys of the mandatory values that were not given; what refers to them is not listed again."""
+    """Keys of the mandatory values that were not given, without those that refer to them."""
     return [key for key, value in leaves(OmegaConf.to_container(cfg)) if value == "???"]
 
 
 def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of all in a plain container that is no mapping, or an empty one."""
+    """Dotted key and value of everything in a plain container that is not a mapping, or is an empty one."""
     if isinstance(node, Mapping) and node:
         for name, value in node.items():
             yield from leaves(value, f"{path}.{name}" if path else str(name))
     elif path:
         yield path, node
+
+
+def within(name: str, parents: Sequence[str]) -> bool:
+    """Whether a dotted name is one of ``parents`` or lies in one."""
+    return any(name == parent or name.startswith(f"{parent}.") for parent in parents)

@@ -1,4 +1,4 @@
-"""Going on with a run: its own settings and newest checkpoint, and what may differ from then."""
+"""Resuming a run: its own settings and newest checkpoint, and which settings may change."""
 
 import logging
 import os
@@ -11,15 +11,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.config.command_line import quote
-from brats_lightning.config.resolvers import leaves
+from brats_lightning.config.resolvers import leaves, within
 from brats_lightning.runtime.files import write_text
 
 log = logging.getLogger(__name__)
 
 _WORD = "resume="
-_RECORD = "resumed.yaml"  # the overrides a run went on with; those it began with are in .hydra
+_RECORD = "resumed.yaml"  # the overrides of the last resumption; those the run began with are in .hydra
 
-# What may differ between a checkpoint and the run that goes on from it; all else decides what is learned or scored.
+# Settings that may change when a run resumes from a checkpoint; all others decide what is learned or scored.
 _FREE = (
     *("ckpt_path", "weights", "resume", "name", "test_on", "paths", "logger", "callbacks", "trainer"),
     *("optimizer.lr", "inference.batch_size"),
@@ -31,34 +31,33 @@ _NOT_FREE = ("callbacks.average", "trainer.accumulate_grad_batches", "trainer.gr
 
 
 class ResumeError(ValueError):
-    """A run that cannot be gone on with, or not in this way."""
+    """A run that cannot be resumed, or not with these settings."""
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
-    """The command line with ``resume=RUN`` replaced by what the run was started with, its folder and its checkpoint.
+    """The command line with ``resume=RUN`` replaced by the run's own overrides, its folder and its newest checkpoint.
 
-    Overrides beside it replace the run's own of the same name. Relative paths are meant from where the run was started,
-    and the process goes there.
+    Overrides given beside it replace the run's own of the same key. Relative paths start where the run was started: the
+    process changes to that folder.
 
     Raises:
-        ResumeError: a folder that is no run's, or one without any readable checkpoint.
+        ResumeError: a folder of no run, or one without any readable checkpoint.
     """
-    told = [argument for argument in arguments if argument.startswith(_WORD)]
-    if not told or told[-1] in (_WORD, f"{_WORD}null"):
+    asked = [argument for argument in arguments if argument.startswith(_WORD)]
+    if not asked or asked[-1] in (_WORD, f"{_WORD}null"):
         return list(arguments)
     if {"-m", "--multirun"} & set(arguments):
-        raise ResumeError(f"{told[-1]} goes on with one run; it cannot be part of a multirun")
-    run = Path(_unquoted(told[-1].removeprefix(_WORD))).expanduser().absolute()
+        raise ResumeError(f"{asked[-1]} resumes a single run; it cannot be part of a multirun")
+    run = Path(_unquoted(asked[-1].removeprefix(_WORD))).expanduser().absolute()
     if not (run / ".hydra/overrides.yaml").is_file():
-        what = "is no run folder" if run.is_dir() else "does not exist" if not run.exists() else "is a file"
-        raise ResumeError(f"{told[-1]}: {run} {what}; give the folder that holds checkpoints/ and .hydra/")
+        what = "is not a run folder" if run.is_dir() else "does not exist" if not run.exists() else "is a file"
+        raise ResumeError(f"{asked[-1]}: {run} {what}; give the folder that holds checkpoints/ and .hydra/")
     checkpoint = newest_checkpoint(run)
-    last_time = run / _RECORD
-    before = _loaded(last_time if last_time.is_file() else run / ".hydra/overrides.yaml")
+    resumed = run / _RECORD
+    before = _loaded(resumed if resumed.is_file() else run / ".hydra/overrides.yaml")
     hydra = _loaded(run / ".hydra/hydra.yaml")["hydra"]
-    mine = [argument for argument in arguments if argument not in told]
-    beside = [argument for argument in mine if "=" in argument and not argument.startswith("-")]
-    flags = [argument for argument in mine if argument not in beside]
+    beside = [text for text in arguments if "=" in text and not text.startswith(("-", _WORD))]
+    flags = [argument for argument in arguments if argument not in (*beside, *asked)]
     if not any(flag.startswith(("--config-dir", "-cd")) for flag in flags):
         sources = hydra["runtime"]["config_sources"]
         flags += [f"--config-dir={source['path']}" for source in sources if source["provider"] == "command-line"]
@@ -75,29 +74,29 @@ def expand(arguments: Sequence[str]) -> list[str]:
     return [*flags, *kept, *beside, *here, "hydra.output_subdir=null"]
 
 
-def go_on(cfg: DictConfig, saved: Mapping[str, Any]) -> None:
-    """Name what a resumed run does otherwise than the checkpoint it goes on from, and keep it for the next time.
+def announce_resume(cfg: DictConfig, saved: Mapping[str, Any]) -> None:
+    """Log the settings that a resumed run changes, and record its overrides for the next resumption.
 
     Raises:
-        ResumeError: settings differ that both must share.
+        ResumeError: settings differ from the checkpoint's that must be the same.
     """
     now: Any = OmegaConf.to_container(cfg)
     changed = compare(saved["config"], now, Path(cfg.ckpt_path))
-    log.info("going on at step %d with %s", saved["global_step"], cfg.ckpt_path)
+    log.info("resuming at step %d from %s", saved["global_step"], cfg.ckpt_path)
     for line in changed:
-        log.info("from here on %s", line)
+        log.info("changed: %s", line)
     if cfg.resume is not None and HydraConfig.initialized():
         record(Path(cfg.resume), list(HydraConfig.get().overrides.task))
 
 
 def record(run: Path, overrides: Sequence[str]) -> None:
-    """Keep what a run goes on with, all overrides as Hydra was given them, for the next time."""
+    """Keep the overrides of a resumed run, as Hydra was given them, for its next resumption."""
     lasting = [override for override in overrides if _key(override) not in ("ckpt_path", "resume")]
     write_text(run / _RECORD, OmegaConf.to_yaml(OmegaConf.create(lasting)))
 
 
 def newest_checkpoint(run: Path) -> Path:
-    """The whole and readable checkpoint of a run that has seen most steps.
+    """The intact checkpoint of a run with the most steps.
 
     Raises:
         ResumeError: there is none.
@@ -117,43 +116,39 @@ def newest_checkpoint(run: Path) -> Path:
             found.append((step, path))
     if not found:
         why = "\n  ".join(["", *unreadable]) or " there is none"
-        raise ResumeError(f"resume: no checkpoint in {run / 'checkpoints'} can be gone on with:{why}")
+        raise ResumeError(f"resume: no checkpoint in {run / 'checkpoints'} can be resumed from:{why}")
     return max(found, key=lambda pair: pair[0])[1]
 
 
 def compare(saved: Mapping[str, Any], now: Mapping[str, Any], origin: Path) -> list[str]:
-    """What a resumed run does otherwise than the one it goes on with, where it may: lines ``key: before → now``.
+    """The settings that a resumed run changes, as lines ``key: before → now``.
 
     Args:
         saved: the config of the checkpoint ``origin``.
-        now: this run's.
+        now: the config of the resumed run.
         origin: for messages.
 
     Raises:
-        ResumeError: settings differ that both must share; all of them.
+        ResumeError: settings differ that must be the same; it names all of them.
     """
     old, new = dict(leaves(saved)), dict(leaves(now))
-    # A setting that is not there means what null does: nothing.
+    # A missing setting means the same as null.
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    absent = "(not there)"
+    absent = "(not set)"
     lines = {key: f"{key}: {old.get(key, absent)} → {new.get(key, absent)}" for key in changed}
-    if refused := [line for key, line in lines.items() if not _below(key, _FREE) or _below(key, _NOT_FREE)]:
+    if refused := [line for key, line in lines.items() if not within(key, _FREE) or within(key, _NOT_FREE)]:
         raise ResumeError(
-            f"a resumed run must share these settings with {origin}:\n  "
+            f"a resumed run must have the same settings as {origin}, but these differ:\n  "
             + "\n  ".join(refused)
-            + "\nGive those of the checkpoint (resume=RUN does), or start a new run from its weights: "
+            + "\nUse those of the checkpoint (resume=RUN does), or start a new run from its weights: "
             + f"weights={origin} data.split_from={origin.parent.parent}"
         )
     quiet = ("paths", "ckpt_path", "resume", "name", "callbacks", "logger")
-    return [line for key, line in lines.items() if not _below(key, quiet)]
-
-
-def _below(key: str, names: Sequence[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in names)
+    return [line for key, line in lines.items() if not within(key, quiet)]
 
 
 def _loaded(path: Path) -> Any:
-    return OmegaConf.to_container(OmegaConf.load(path))  # without resolving what refers to other values
+    return OmegaConf.to_container(OmegaConf.load(path))  # with its references to other values
 
 
 def _key(override: str) -> str:

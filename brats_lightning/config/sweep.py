@@ -1,4 +1,4 @@
-"""What the jobs of a multirun differ in and what they reached, in one table."""
+"""The table of a multirun: the settings in which its jobs differ, and their scores."""
 
 import csv
 import io
@@ -18,31 +18,32 @@ from brats_lightning.runtime.files import write_text
 log = logging.getLogger(__name__)
 
 FILE = "sweep.csv"
-_ERROR, _DIVERGED = "error.txt", "diverged.txt"  # in the folder of a job without scores: why
+_ERROR, _DIVERGED = "error.txt", "diverged.txt"  # the reason, in the folder of a job without scores
 OUTCOMES = ("metrics.json", _ERROR, _DIVERGED)  # a job leaves one of them
+_FAILED = "failed"  # the column with the reason
 
 
 def record_failure(job: Path, message: str, diverged: bool = False) -> None:
-    """Leave in a job's folder why it has no scores; that its loss ``diverged`` is for a sweep a result, no failure."""
-    with suppress(OSError):  # the disk may be what is full; the message was printed
+    """Write into a job's folder why it has no scores; for a sweep a loss that ``diverged`` is a result, no failure."""
+    with suppress(OSError):  # the disk may be full, and the message was printed
         forget_outcome(job)
         write_text(job / (_DIVERGED if diverged else _ERROR), message + "\n")
 
 
 def forget_outcome(job: Path) -> None:
-    """Remove what an earlier run left in a folder."""
+    """Remove the outcome of an earlier run from a folder."""
     for name in OUTCOMES:
         (job / name).unlink(missing_ok=True)
 
 
 class SweepTable(Callback):
-    """Hydra's callback: when the last job has ended, write ``sweep.csv`` and print its main columns, best first.
+    """Hydra's callback: after the last job, write ``sweep.csv`` and print its main columns, the best job first.
 
-    Jobs without scores come last, with the reason; if one failed, the command's exit code is 1.
+    Jobs without scores come last, with the reason. If one failed, the command's exit code is 1.
     """
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Collect what the jobs have left in their folders, wherever they ran."""
+        """Collect the outcomes from the folders of the jobs, wherever these ran."""
         folder = Path(config.hydra.sweep.dir)
         varied, rows = collect(folder, config.objective, config.objective_mode)
         if not rows:
@@ -63,22 +64,19 @@ class SweepTable(Callback):
             raise SystemExit(1)
 
 
-_FAILED = "failed"  # the column with the reason
-
-
 def collect(folder: Path, objective: str, mode: str) -> tuple[list[str], list[dict[str, Any]]]:
-    """The overrides in which jobs differ, and a row for each: ``job`` (its folder), those, its final scores.
+    """The overrides in which jobs differ, and a row for each job: ``job`` (its folder), these overrides, its scores.
 
     Args:
         folder: of the multirun.
-        objective: the score by which rows are sorted, best first; those without it come last. One of a job without
-            scores has ``failed`` instead: the reason.
+        objective: the score by which rows are sorted, best first; rows without it come last. A job without scores has
+            the reason in ``failed``.
         mode: whether ``max`` or ``min`` is best.
     """
     overrides = {}
     for file in sorted(folder.glob("*/.hydra/overrides.yaml")):
-        told: Any = OmegaConf.to_container(OmegaConf.load(file))
-        pairs = (override.lstrip("+").split("=", 1) for override in told if "=" in override)
+        given: Any = OmegaConf.to_container(OmegaConf.load(file))
+        pairs = (override.lstrip("+").split("=", 1) for override in given if "=" in override)
         overrides[file.parent.parent.name] = dict(pairs)
     keys = dict.fromkeys(itertools.chain(*overrides.values()))
     varied = [key for key in keys if len({job.get(key) for job in overrides.values()}) > 1]
@@ -96,7 +94,7 @@ def collect(folder: Path, objective: str, mode: str) -> tuple[list[str], list[di
 
 
 def _outcome(job: Path) -> dict[str, Any]:
-    """A job's scores, or why it has none."""
+    """A job's scores, or the reason why it has none."""
     found = next((job / name for name in OUTCOMES if (job / name).is_file()), None)
     if found is None:
         return {_FAILED: "ended without scores; see its train.log"}

@@ -48,10 +48,6 @@ class Problem:
     expected: str
     remedy: str
 
-    def to_dict(self) -> dict[str, str]:
-        """For JSON."""
-        return asdict(self)
-
 
 class CaseError(ValueError):
     """Cases that cannot be used, all of them in one table."""

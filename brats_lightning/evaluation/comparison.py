@@ -1,4 +1,4 @@
-"""Two or more methods on the same cases: paired differences, and the challenge's aggregation of ranks."""
+"""Comparing methods on the same cases: paired differences, and ranks as the challenge aggregates them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from brats_lightning.evaluation.scoring import Evaluation
 from brats_lightning.evaluation.summary import bootstrap_interval, lower_is_better
 from brats_lightning.metrics.official import headline_columns
 
-FEWEST = 6  # with fewer differences not even five of one sign give p < 0.05
+FEWEST = 6  # five differences cannot give p < 0.05, even if all have the same sign
 PERMUTATIONS = 10_000
 
 # (region, column) → a row per case, a column per method
@@ -22,10 +22,10 @@ Scores = dict[tuple[str, str], Float[np.ndarray, "cases methods"]]
 
 
 def signed_rank(differences: Float[np.ndarray, " n"]) -> tuple[float, str]:
-    """Two-sided p-value of Wilcoxon's signed-rank test, and a note where there is none.
+    """Two-sided p-value of Wilcoxon's signed-rank test, and a note if the test is not possible.
 
-    Differences of 0 leave the test (Wilcoxon's own treatment); NaN is skipped. p is NaN for fewer than six other
-    differences and 1 where all are 0.
+    Differences of 0 are discarded, as Wilcoxon proposed; NaN is skipped. p is NaN for fewer than six other differences,
+    and 1 if all are 0.
     """
     differences = differences[~np.isnan(differences)]
     if not len(differences):
@@ -39,7 +39,7 @@ def signed_rank(differences: Float[np.ndarray, " n"]) -> tuple[float, str]:
 
 
 def paired_differences(scores: Scores, methods: Sequence[str], resamples: int, seed: int) -> list[dict[str, Any]]:
-    """Second minus first, for every pair of methods, region and column.
+    """Differences, second minus first, for every pair of methods, region and column.
 
     Each entry has ``first``, ``second``, ``region``, ``column``, ``n`` (cases with both scores), the ``mean``
     difference, ``low`` and ``high`` of its 95 % bootstrap interval over cases, the signed-rank ``p`` and a ``note``.
@@ -60,33 +60,30 @@ def paired_differences(scores: Scores, methods: Sequence[str], resamples: int, s
 
 
 def case_ranks(scores: Scores) -> Float[np.ndarray, "cases methods"]:
-    """Each case's mean rank of each method over regions and columns, 1 the best; equal scores share their mean rank.
+    """Mean rank of each method in each case over regions and columns; 1 is best, equal scores get their mean rank.
 
-    A score that only some methods lack ranks best: it is undefined where reference and prediction agree that there is
-    nothing. What all lack is left out; NaN where nothing is left.
+    A score that only some methods lack ranks best: it is undefined if reference and prediction agree that there is
+    nothing. A score that all lack is left out; NaN if none is left.
     """
     ranks = []
     for (_, column), values in scores.items():
         worst_last = values if lower_is_better(column) else -values
         own = rankdata(np.where(np.isnan(values), -np.inf, worst_last), axis=1)
         ranks.append(np.where(np.isnan(values).all(axis=1, keepdims=True), np.nan, own))
-    has = ~np.isnan(ranks)
-    total = np.where(has, ranks, 0.0).sum(axis=0)
-    counted = has.sum(axis=0)
-    return np.where(counted > 0, total / np.maximum(counted, 1), np.nan)
+    return np.ma.masked_invalid(ranks).mean(axis=0).filled(np.nan)
 
 
 def rank_table(ranks: Float[np.ndarray, "cases methods"], methods: Sequence[str], seed: int) -> dict[str, Any]:
-    """The challenge's aggregation: mean rank over cases, final rank, and how sure each pair's order is.
+    """Ranks as the challenge aggregates them: mean rank over cases, final rank, and p-values for each pair of methods.
 
-    ``p`` of a pair is a permutation test's: how often the mean difference of the two methods' ranks is at least as
-    large when in each case it is left to chance which method is which.
+    ``p`` is that of a permutation test: how often the mean difference of the two methods' ranks is at least as large if
+    the two are swapped at random in each case.
     """
     ranks = ranks[~np.isnan(ranks).any(axis=1)]
     if not len(ranks):
         return {"cases": 0, "methods": [], "pairs": []}
     means = ranks.mean(axis=0)
-    places = rankdata(np.round(means, 9), method="min")  # a sum's rounding decides no place
+    places = rankdata(np.round(means, 9), method="min")  # rounding errors of a sum must not decide a rank
     rng = np.random.default_rng(seed)
     pairs = []
     for a, b in combinations(range(len(methods)), 2):
@@ -103,7 +100,7 @@ def rank_table(ranks: Float[np.ndarray, "cases methods"], methods: Sequence[str]
 
 
 def common_cases(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Cases that every method was scored on.
+    """The cases on which every method was scored.
 
     Raises:
         EvaluationError: there is none.
@@ -115,7 +112,7 @@ def common_cases(evaluations: Sequence[Evaluation]) -> list[str]:
 
 
 def paired_scores(evaluations: Sequence[Evaluation], cases: Sequence[str], protocol: str) -> Scores:
-    """The headline scores of the given cases, all methods side by side."""
+    """The headline scores of all methods on the given cases."""
     tables = [{case.case: case.official[protocol] for case in evaluation.cases} for evaluation in evaluations]
     return {
         (region, column): np.array([[table[case][region][column] for table in tables] for case in cases])
@@ -125,9 +122,9 @@ def paired_scores(evaluations: Sequence[Evaluation], cases: Sequence[str], proto
 
 
 def compare(evaluations: Sequence[Evaluation], resamples: int, seed: int) -> tuple[dict[str, Any], dict[str, Scores]]:
-    """What is written to ``comparison.json``, and the paired scores by protocol.
+    """The content of ``comparison.json``, and the paired scores by protocol.
 
-    The evaluations are at least two, of the same protocols; the seed is the bootstrap's and the permutation test's.
+    Needs at least two evaluations with the same protocols. The seed is for the bootstrap and the permutation test.
     """
     methods = [evaluation.name for evaluation in evaluations]
     cases = common_cases(evaluations)
@@ -144,9 +141,9 @@ def compare(evaluations: Sequence[Evaluation], resamples: int, seed: int) -> tup
 
 
 def difference_rows(scores: Mapping[str, Scores], cases: Sequence[str], methods: Sequence[str]) -> list[list[Any]]:
-    """The table of ``comparison.csv`` with its head: every paired difference, second minus first.
+    """The rows of ``comparison.csv`` with a header: every paired difference, second minus first.
 
-    ``scores`` are by protocol, as `paired_scores` gives them of these cases and methods.
+    ``scores`` holds the `paired_scores` of these cases and methods by protocol.
     """
     head = ["protocol", "case", "region", "column", "first", "second", "first_score", "second_score", "difference"]
     rows: list[list[Any]] = [head]

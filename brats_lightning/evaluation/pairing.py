@@ -1,4 +1,4 @@
-"""Which prediction belongs to which reference, by their files' names."""
+"""Matching predictions to references by their file names."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from brats_lightning.core.labels import MODALITIES, OLDER_NAMES
 from brats_lightning.data.cases import Problem
 from brats_lightning.data.folders import files_in, is_nifti, nifti_files
 
-# The challenge's case number, however the name is decorated: BraTS-MET-00110-000, SEG-00217-000, BraTS-MET_01325-000.
+# The challenge's case number anywhere in a name: BraTS-MET-00110-000, SEG-00217-000, BraTS-MET_01325-000.
 _NUMBER = re.compile(r"(?<!\d)\d{5}-\d{3}(?!\d)")
 _SUFFIX = re.compile(r"(?P<stem>.+?)[-_](?P<kind>t1n|t1c|t2w|t2f|t1|t1ce|t2|flair|seg|probabilities)")
 
@@ -30,7 +30,7 @@ class Pair:
 
 
 def method_names(folders: Sequence[Path], given: Sequence[str] | None) -> list[str]:
-    """A name for each method that can be a folder's: those given, else as much of the paths as tells them apart.
+    """A folder name for each method: the given one, or as many last parts of its path as make the names distinct.
 
     Raises:
         EvaluationError: names that are too few, not distinct, or no folder names.
@@ -55,8 +55,8 @@ def method_names(folders: Sequence[Path], given: Sequence[str] | None) -> list[s
 def case_and_kind(file: str) -> tuple[str, str | None]:
     """``BraTS-MET-00110-000-t1c.nii.gz`` → ``("00110-000", "t1c")``; an older ``BraTS2021_00000_seg.nii`` → its stem.
 
-    The second value is a modality, ``"seg"``, ``"probabilities"`` (which prediction can write beside its masks), or
-    None where the name has no such ending.
+    The second value is a modality, ``"seg"``, ``"probabilities"`` (which `predict` can write beside its masks), or None
+    for a name without such an ending.
     """
     stem = file.removesuffix(".gz").removesuffix(".nii")
     match = _SUFFIX.fullmatch(stem)
@@ -68,22 +68,22 @@ def case_and_kind(file: str) -> tuple[str, str | None]:
 def find_masks(folder: Path, role: str) -> dict[str, list[Path]]:
     """The masks below a folder, however nested, by case.
 
-    Images and probabilities are passed over; where images and ``…-seg`` lie together, all else is.
+    Images and probabilities are skipped; in a folder with both images and ``…-seg``, all files but the latter.
 
     Args:
-        folder: where to look, see `nifti_files`.
+        folder: to search, see `nifti_files`.
         role: ``predictions`` or ``references``, for messages.
 
     Raises:
         EvaluationError: there is no such folder, or no mask in it.
     """
-    if not os.path.isdir(folder):  # noqa: PTH112  # Path's raises where a folder above may not be read
-        raise EvaluationError(f"{role}={folder} is no folder; expected one with NIfTI masks")
+    if not os.path.isdir(folder):  # noqa: PTH112  # Path.is_dir raises if a parent folder cannot be read
+        raise EvaluationError(f"{role}={folder} is not a folder; expected one with NIfTI masks")
     found: dict[str, list[Path]] = {}
     for _, files in groupby(nifti_files(folder), key=lambda file: file.folder):
         named = [(file.path, *case_and_kind(file.name)) for file in files]
         kinds = {kind for _, _, kind in named}
-        # Beside images and masks named so lies whatever else was made of them: brain masks, subtractions.
+        # Other files beside images and masks with these names are derived ones: brain masks, subtractions.
         masks = {"seg"} if "seg" in kinds and kinds & set(MODALITIES) else {"seg", None}
         for path, case, kind in named:
             if kind in masks:
@@ -91,13 +91,13 @@ def find_masks(folder: Path, role: str) -> dict[str, list[Path]]:
     if not found:
         raise EvaluationError(
             f"{role}={folder} holds no mask; expected .nii or .nii.gz files, named by the challenge's ddddd-ddd number "
-            "or alike in both folders"
+            "or the same in both folders"
         )
     return dict(sorted(found.items()))
 
 
 def find_images(reference: Path) -> dict[str, Path]:
-    """The images of a reference's case, modality → file: those of its name in its folder."""
+    """Modality → image of a reference's case: the files of the same case in its folder."""
     folder = reference.parent.parent if is_nifti(reference.parent.name) else reference.parent
     files, _ = files_in(folder, folder)
     case = next((case_and_kind(file.name)[0] for file in files if file.path == reference), None)
@@ -112,13 +112,13 @@ def find_images(reference: Path) -> dict[str, Path]:
 def pair_masks(
     predictions: Path, references: Path, missing: str = "score", chosen: Collection[str] | None = None
 ) -> tuple[list[Pair], list[Problem]]:
-    """Every reference with its prediction, sorted by case, and what the names alone show to be wrong.
+    """Every reference with its prediction, sorted by case, and the problems that file names show.
 
     Args:
         predictions: folder of the masks to score.
         references: folder of the masks they are scored against.
         missing: whether a reference without a prediction is a problem (``error``) or is scored as missing (``score``).
-        chosen: ids of the cases that are scored, whatever others there are; None: all.
+        chosen: ids of the cases to score; None scores all.
     """
     predicted, known = find_masks(predictions, "predictions"), find_masks(references, "references")
     pairs, problems = [], []
@@ -128,7 +128,7 @@ def pair_masks(
         remedy = "add it, or correct the split"
         for absent in ids.keys() - known.keys():
             problems.append(Problem(ids[absent], "reference", "missing", f"a mask in {references}", remedy))
-        # A mask without its reference is this very problem.
+        # Predictions without a reference are covered by this problem.
         predicted = {case: files for case, files in predicted.items() if case in known}
     for role, root, found in (("prediction", predictions, predicted), ("reference", references, known)):
         for case, files in found.items():

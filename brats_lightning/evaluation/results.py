@@ -1,4 +1,4 @@
-"""The files an evaluation leaves: tables, summaries and pages, of one method or of several."""
+"""The files that an evaluation writes: tables, summaries and pages, for one method or several."""
 
 import csv
 import io
@@ -27,13 +27,13 @@ _NAMES = {
 def write_results(
     evaluations: Sequence[Evaluation], folder: Path, resamples: int, seed: int, pictures: int, chosen: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Write the files of one method, or of each in a folder of its name and those of their comparison.
+    """Write the files of one method; or those of a comparison, with each method's own in a folder of its name.
 
-    An earlier evaluation's files in ``folder`` are replaced or removed. ``pictures`` lesions are drawn of each method;
-    ``chosen`` goes into the summary's settings, to say how the cases were chosen.
+    An earlier evaluation's files in ``folder`` are replaced or removed. For each method ``pictures`` lesions are drawn;
+    ``chosen`` says how the cases were selected and goes into the summary's settings.
 
     Returns:
-        What is written to ``summary.json``, of several methods to ``comparison.json``.
+        The content of ``summary.json``, for several methods of ``comparison.json``.
     """
 
     def write_method(evaluation: Evaluation, folder: Path) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def write_results(
 
 
 def scores_csv(tables: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """``case, region`` and the columns; case → region → column → value. All digits are kept."""
+    """CSV with the columns ``case, region, …`` from case → region → column → value, with all digits."""
     columns = list(dict.fromkeys(column for regions in tables.values() for row in regions.values() for column in row))
     rows = [
         [case, region, *(row.get(column) for column in columns)]
@@ -83,7 +83,7 @@ def csv_text(rows: Iterable[Iterable[Any]]) -> str:
 
 
 def json_text(value: Any) -> str:
-    """As JSON, which has no NaN: null."""
+    """The value as JSON, with null for NaN."""
     return json.dumps(without_nan(value), indent=1) + "\n"
 
 
@@ -97,7 +97,7 @@ def without_nan(value: Any) -> Any:
 
 
 def _write(folder: Path, files: Mapping[str, str]) -> None:
-    """Write them, and drop an earlier run's others."""
+    """Write the files, and remove the other ones of an earlier evaluation."""
     make_folder(folder)
     for name, text in files.items():
         write_text(folder / name, text)

@@ -1,4 +1,4 @@
-"""Pairs of masks to scores: what is wrong with them, and all that a report says of one case."""
+"""Scoring pairs of masks: what is wrong with them, and all numbers that a report has about one case."""
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -28,7 +28,7 @@ from brats_lightning.runtime.workers import each_result, process_pool
 
 log = logging.getLogger(__name__)
 
-# Predicted lesions below each of these volumes (mm³) are left out in turn: the points of the detection curve.
+# The points of the detection curve: predicted lesions below each of these volumes (mm³) are left out in turn.
 SIZE_FILTERS = (0, 3, 5, 10, 20, 27, 50, 100, 200, 500, 1000)
 
 Result = TypeVar("Result")
@@ -36,16 +36,16 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class ScoredCase:
-    """All that is known of one case.
+    """All scores of one case.
 
     Attributes:
         case: its number, or the stem of an older name.
-        missing: there is no prediction.
+        missing: whether it has no prediction.
         official: protocol → region → column → value.
         voxelwise: region or class → ``dice``, ``iou``, ``hd95`` (mm), ``nsd``, ``volume_error`` (ml); under ``all`` the
             accuracy over all voxels, the mean Dice of the regions and the mean IoU of the classes.
         lesions: region → the reference's lesions, then the false positives.
-        operating: region → for each of `SIZE_FILTERS` (lesions detected, false positives).
+        operating: region → (lesions detected, false positives) for each of `SIZE_FILTERS`.
     """
 
     case: str
@@ -62,12 +62,12 @@ class Scoring:
 
     Attributes:
         scheme: the classes.
-        protocols: any of `metrics.PROTOCOLS`; the first one leads the report.
+        protocols: any of `metrics.PROTOCOLS`; the report leads with the first one.
         thresholds: of brats2026, ``default`` or ``challenge``.
         spacing: of brats2026, ``official`` or ``correct``.
         label_map: label in the references → class index.
         prediction_label_map: label in the predictions → class index.
-        tolerance: largest distance in mm between the places reference and prediction give to a voxel.
+        tolerance: largest distance in mm between the positions of a voxel by the reference's and prediction's headers.
     """
 
     scheme: LabelScheme = BRATS_METS
@@ -97,16 +97,16 @@ class Scoring:
 
     @cached_property
     def overlap(self) -> float:
-        """Dice from which a matched lesion counts as detected."""
+        """The lowest Dice at which a matched lesion counts as detected."""
         return THRESHOLDS[self.thresholds].overlap
 
     @cached_property
     def lesion_region(self) -> str:
-        """The region whose lesions the report shows one by one: ET, or the first there is."""
+        """The region whose lesions the report shows one by one: ET, or the first one in a scheme without it."""
         return "et" if "et" in self.scheme.regions else next(iter(self.scheme.regions))
 
     def check(self, pair: Pair) -> list[Problem]:
-        """All that keeps a pair from being scored; reads both files."""
+        """All reasons why a pair cannot be scored; reads both files."""
         return self._read(pair)[2]
 
     def score(self, pair: Pair) -> ScoredCase:
@@ -115,7 +115,7 @@ class Scoring:
         Raises:
             CaseError: `check` finds something wrong with it.
         """
-        # Their import brings torch, whose seconds a process that only reads masks can spare.
+        # These import torch, which takes seconds, and a process that only checks masks doesn't need it.
         import torch
 
         from brats_lightning.metrics.voxel import confusion_matrix, score_names, surface_scores, voxel_scores
@@ -127,7 +127,7 @@ class Scoring:
         given = None if prediction_volume is None else np.ascontiguousarray(on_original_grid(prediction_volume))
         prediction = np.zeros_like(reference) if given is None else given
         box = bounding_box(reference, prediction)
-        # The header's own numbers, as the official programs take them.
+        # The header's zooms, as the official programs use them, not the affine's.
         x, y, z = (float(size) for size in read_header(pair.reference).nifti.get_zooms()[:3])
         spacing = (x, y, z)
 
@@ -163,7 +163,7 @@ class Scoring:
         return examined.mask, problems
 
     def _read(self, pair: Pair) -> tuple[Volume | None, Volume | None, list[Problem]]:
-        """Reference and prediction, and all that is wrong with them."""
+        """Reference and prediction, and everything that is wrong with them."""
         reference, problems = self.read_mask(pair.reference, predicted=False)
         if pair.prediction is None:
             return reference, None, problems
@@ -184,7 +184,7 @@ class Scoring:
 
 
 def on_original_grid(mask: Volume) -> UInt8[np.ndarray, "x y z"]:
-    """The whole mask in its file's axis order, which decides how the official programs number lesions."""
+    """The whole mask in its file's axis order, by which the official programs number lesions."""
     return GridTransform.whole(mask.grid).crop(mask.start, mask.values.shape).restore(mask.values)
 
 
@@ -195,13 +195,13 @@ def operating_points(
     classes: tuple[int, ...],
     overlap: float,
 ) -> list[tuple[int, int]]:
-    """(Lesions detected, false positives) of a region when predicted lesions below each of `SIZE_FILTERS` are left out.
+    """(Lesions detected, false positives) of a region without the predicted lesions below each of `SIZE_FILTERS`.
 
-    Lesions are matched anew each time, one to one as in brats2026; detected are those of at least ``overlap`` Dice.
+    Lesions are matched again each time, one to one as in brats2026; a Dice of at least ``overlap`` is a detection.
     """
     labels, n = label_components(in_classes(reference, classes))
     predicted, n_predicted = label_components(in_classes(prediction, classes))
-    used = (labels > 0) | (predicted > 0)  # the matching counts voxels; where they lie is no matter
+    used = (labels > 0) | (predicted > 0)  # the matching only counts voxels, their positions don't matter
     labels, predicted = labels[used].reshape(-1, 1, 1), predicted[used].reshape(-1, 1, 1)
     volumes = lesion_sizes(predicted, n_predicted) * float(np.prod(spacing))
     points = []
@@ -221,8 +221,8 @@ class Evaluation:
 
     Attributes:
         name: of the method.
-        pairs: what was scored, in the order of ``cases``.
-        cases: the scores, sorted by case.
+        pairs: the masks, in the order of ``cases``.
+        cases: their scores, sorted by case.
         left_out: what is wrong with the cases that were not scored.
     """
 
@@ -249,7 +249,7 @@ def prepare_evaluation(
     chosen: Collection[str] | None,
     pool: ProcessPoolExecutor | None,
 ) -> Evaluation:
-    """The pairs to score, none scored yet, and what is wrong with the rest; the arguments are those of `pair_masks`."""
+    """The pairs to score, before scoring, and what is wrong with the others; for the arguments see `pair_masks`."""
     pairs, problems = pair_masks(predictions, references, missing, chosen)
     if same := sum(pair.prediction is not None and pair.prediction.samefile(pair.reference) for pair in pairs):
         log.warning("%s: %d predictions are the reference's own file", name, same)
@@ -269,11 +269,11 @@ def score_pairs(evaluation: Evaluation, pool: ProcessPoolExecutor | None) -> Eva
 
 
 def case_workers(processes: int) -> AbstractContextManager[ProcessPoolExecutor | None]:
-    """Processes to check and score with; None for none but this one."""
+    """A pool for checking and scoring; None if a single process is enough."""
     if processes <= 1:
         return nullcontext()
-    context: BaseContext = get_context("spawn")  # this process may have threads, and cannot be forked
-    if "forkserver" in get_all_start_methods():  # a server that has imported all there is to import can be
+    context: BaseContext = get_context("spawn")  # this process may have threads, so it cannot be forked
+    if "forkserver" in get_all_start_methods():  # but a server process that has imported everything can
         context = get_context("forkserver")
         context.set_forkserver_preload([__name__, "brats_lightning.metrics.voxel"])
     return process_pool(processes, context)
@@ -282,13 +282,11 @@ def case_workers(processes: int) -> AbstractContextManager[ProcessPoolExecutor |
 def over_cases(
     task: Callable[[Pair], Result], pairs: Sequence[Pair], pool: ProcessPoolExecutor | None, what: str
 ) -> list[Result]:
-    """``task`` of every pair, in their order whichever process did it, with a bar on a terminal."""
+    """The results of ``task`` in the order of the pairs, with a bar on a terminal."""
+    results = {}
     with progress_bar() as bar:
         shown = bar.add_task(what, total=len(pairs))
-        jobs = {pair.case: (pair,) for pair in pairs}
-        each = each_result(pool, task, jobs, "processes=1") if pool else ((pair.case, task(pair)) for pair in pairs)
-        results = {}
-        for case, result in each:
+        for case, result in each_result(pool, task, {pair.case: (pair,) for pair in pairs}, "processes=1"):
             results[case] = result
             bar.advance(shown)
     return [results[pair.case] for pair in pairs]

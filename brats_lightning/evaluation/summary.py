@@ -1,4 +1,4 @@
-"""Numbers over many cases: means with intervals, detection by lesion size, detection against false positives."""
+"""Statistics over cases: means with intervals, detection by lesion size, detection against false positives."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from brats_lightning.evaluation.scoring import SIZE_FILTERS, Evaluation, ScoredCase
 from brats_lightning.metrics.brats2026 import THRESHOLDS
 
-# Lesion volumes in mm³: 27 and 275 are the customary bounds of tiny and large metastases, 64 is 4 voxels cubed.
+# Lesion volumes in mm³: 27 and 275 are the usual limits of tiny and large metastases, 64 is a cube of 4³ voxels.
 SIZE_BOUNDS = (27, 64, 275, 1000)
 
 Table = dict[str, dict[str, float]]  # region → column → value
@@ -26,16 +26,16 @@ def lower_is_better(column: str) -> bool:
 def bootstrap_interval(
     sums: Float[np.ndarray, "cases columns"], counts: Float[np.ndarray, "cases columns"], resamples: int, seed: int
 ) -> tuple[Float[np.ndarray, " columns"], Float[np.ndarray, " columns"]]:
-    """Percentile bootstrap 95 % interval of Σ sums / Σ counts when whole cases are drawn with replacement.
+    """Percentile bootstrap 95 % interval of Σ sums / Σ counts, with whole cases drawn with replacement.
 
-    Drawing cases, not lesions, keeps what belongs together together. NaN where fewer than two cases count; resamples
-    without any case that counts are passed over.
+    Cases are drawn, not lesions, since lesions of one case are not independent. NaN where fewer than two cases have a
+    count; resamples whose counts are all 0 are skipped.
 
     Args:
-        sums: of each case; with ``counts`` all 1 the ratio is a mean over cases.
+        sums: of each case; with all ``counts`` 1 the ratio is a mean over cases.
         counts: how many values each sum has.
         resamples: number of draws.
-        seed: the same seed draws the same cases for every column.
+        seed: of the draws, which are the same for every column.
     """
     n = len(sums)
     draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
@@ -49,7 +49,7 @@ def bootstrap_interval(
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion; NaN for none of none."""
+    """Wilson's 95 % interval of a proportion; NaN for n = 0."""
     if n == 0:
         return math.nan, math.nan
     z = 1.959963984540054
@@ -61,7 +61,7 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
 def summarise(tables: Sequence[Table], resamples: int, seed: int) -> dict[str, dict[str, dict[str, float | int]]]:
     """Region → column → ``mean``, ``std`` (ddof 1), ``median``, ``n``, ``low`` and ``high`` of the mean's interval.
 
-    NaN is skipped; ``n`` says how many cases have a value.
+    NaN is skipped; ``n`` is the number of cases with a value.
     """
     keys = list(dict.fromkeys((region, column) for table in tables for region in table for column in table[region]))
     values = np.array([[table[region].get(column, np.nan) for region, column in keys] for table in tables])
@@ -84,8 +84,8 @@ def summarise(tables: Sequence[Table], resamples: int, seed: int) -> dict[str, d
 def size_bands(cases: Sequence[ScoredCase], region: str, resamples: int, seed: int) -> list[dict[str, Any]]:
     """Detection and Dice of the reference's lesions by their volume.
 
-    Each band reaches from ``from_mm3`` to below ``to_mm3`` (None: no bound) and has ``lesions``, ``detected``,
-    ``sensitivity`` with Wilson's interval, and the mean ``dice``, a lesion without a match counting 0, with a bootstrap
+    Each band reaches from ``from_mm3`` to below ``to_mm3`` (None: no limit) and has ``lesions``, ``detected``,
+    ``sensitivity`` with Wilson's interval, and the mean ``dice``, with 0 for lesions without a match, with a bootstrap
     interval over cases.
     """
     rows = []
@@ -107,7 +107,7 @@ def size_bands(cases: Sequence[ScoredCase], region: str, resamples: int, seed: i
 
 
 def detection_curve(cases: Sequence[ScoredCase], region: str) -> list[dict[str, float]]:
-    """Sensitivity and false positives per case when predicted lesions below a volume are left out."""
+    """Sensitivity and false positives per case without the predicted lesions below each of `SIZE_FILTERS`."""
     lesions = sum(not row.false_positive for case in cases for row in case.lesions[region])
     curve = []
     for i, smallest in enumerate(SIZE_FILTERS):
@@ -118,7 +118,7 @@ def detection_curve(cases: Sequence[ScoredCase], region: str) -> list[dict[str, 
 
 
 def summary(evaluation: Evaluation, resamples: int, seed: int) -> dict[str, Any]:
-    """What is written to ``summary.json``: settings, cases, scores and lesions."""
+    """The content of ``summary.json``: settings, cases, scores and lesions."""
     scoring, cases = evaluation.scoring, evaluation.cases
     lesions = {}
     for region in scoring.scheme.regions:
@@ -147,7 +147,7 @@ def summary(evaluation: Evaluation, resamples: int, seed: int) -> dict[str, Any]
             "scored": len(cases),
             "missing": len(evaluation.missing),
             "missing_predictions": evaluation.missing,
-            "left_out": [problem.to_dict() for problem in evaluation.left_out],
+            "left_out": list(map(asdict, evaluation.left_out)),
         },
         "scores": {
             protocol: summarise([case.official[protocol] for case in cases], resamples, seed)

@@ -1,4 +1,4 @@
-"""Trained models, and ensembles of them: from a case's volumes to its class probabilities."""
+"""Trained models and ensembles of them: from a case's images to its class probabilities."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,21 +19,21 @@ from brats_lightning.data.preprocessing import Prepared, Preprocessing, prepare
 from brats_lightning.inference.windows import Advance, SlidingWindow
 from brats_lightning.runtime.device import on_host, take, to_device
 
-CHECKPOINT_FORMAT = 1  # of the files that a `TrainedModel` is read from; another number when their content changes
+CHECKPOINT_FORMAT = 1  # of the files that a `TrainedModel` is read from; increase it when their content changes
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A network with all it takes to apply it to a case as it was trained.
+    """A network and everything needed to apply it to a case in the way it was trained.
 
     Attributes:
         path: of the checkpoint.
         network: in evaluation mode: (b, c, z, y, x) → logits (b, k, z, y, x).
         normaliser: quantised intensities to network input.
-        preprocessing: volumes to quantised intensities.
+        preprocessing: images to quantised intensities.
         target: what the logits mean.
         inference: how whole volumes are predicted.
-        config: of the run, plain containers.
+        config: of the run, in plain containers.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class Probabilities:
-    """Class probabilities, in each voxel summing to 1, on a box of original voxels: an exact grid transform."""
+    """Class probabilities, which sum to 1 in each voxel, on a box of original voxels (an exact grid transform)."""
 
     values: Float32[np.ndarray, "k z y x"]
     transform: GridTransform
@@ -63,21 +63,21 @@ class Probabilities:
 
 
 class Ensemble:
-    """Mean of the class probabilities of one or more models; each sees a case as it was trained to.
+    """Mean of the class probabilities of one or more models, each of which gets a case as it was trained.
 
     Members may differ in architecture, target, modalities, preprocessing, normalisation and windows, but not in the
-    classes. ``decode`` says how the probabilities are best decoded: as the first member's target is.
+    classes. ``decode`` names the decoding of the mean: that of the first member's target.
 
-    Memory: a case takes 2 bytes per voxel and modality, 4 per voxel and class of the running mean, as much again for
-    the member at work, and 4 per voxel.
+    Memory: a case takes 2 bytes per voxel and modality, 4 per voxel and class for the running mean, the same again for
+    the member that is being computed, and 4 per voxel.
 
     Args:
         models: the members.
         device: where to compute.
-        dtype: of the autocast, None computes in 32 bits.
+        dtype: of the autocast; None computes in 32 bits.
 
     Raises:
-        ValueError: no models, or members of other classes.
+        ValueError: no models, or members with different classes.
     """
 
     def __init__(
@@ -89,8 +89,8 @@ class Ensemble:
         for model in models:
             if model.scheme != self.scheme:
                 raise ValueError(
-                    f"{model.path} knows the classes {', '.join(model.scheme.names)}, {models[0].path} "
-                    f"{', '.join(self.scheme.names)}; only models of the same data.labels can be averaged"
+                    f"{model.path} has the classes {', '.join(model.scheme.names)}, {models[0].path} "
+                    f"{', '.join(self.scheme.names)}; only models with the same data.labels can be averaged"
                 )
         self.modalities = source_modalities([name for model in models for name in model.normaliser.sources])
         self.models = tuple(models)
@@ -101,10 +101,10 @@ class Ensemble:
             self._groups.setdefault(model.preprocessing, []).append(model)
 
     def prepare(self, images: Mapping[str, Volume]) -> list[Prepared]:
-        """A case as the members need it, once per different preprocessing.
+        """A case as the members need it, once for each different preprocessing.
 
         Args:
-            images: at least those of ``modalities``, on one grid.
+            images: at least those of ``modalities``, all on the same grid.
         """
         wanted = {modality: images[modality] for modality in self.modalities}
         return [prepare(wanted, None, settings) for settings in self._groups]
@@ -112,18 +112,18 @@ class Ensemble:
     def __call__(self, prepared: Sequence[Prepared], advance: Advance | None = None) -> Probabilities:
         """Probabilities of a case.
 
-        Members whose working voxels are the same original voxels are averaged there; otherwise on the brain's box in
-        the original grid, each brought there by linear interpolation, what a member did not see being background.
+        If all members work on the same original voxels, they are averaged there. Otherwise they are averaged on the
+        brain's box in the original grid after linear interpolation; what a member did not see is background.
 
         Args:
             prepared: by `prepare`.
-            advance: told the fraction of the case completed since the last call.
+            advance: is called with the fraction of the case completed since the last call.
         """
         places = [part.transform for part in prepared]
         target = places[0] if places[0].exact and all(place == places[0] for place in places) else prepared[0].brain
         mean: np.ndarray | None = None
         for part, models in zip(prepared, self._groups.values(), strict=True):
-            # torch can do little with uint16, Apple's GPUs nothing: only the normaliser asks for these bits' value.
+            # torch supports few operations on uint16, none on Apple's GPUs; the normaliser reads these bits as uint16.
             quantised = torch.from_numpy(part.image).view(torch.int16).to(self.device)
             for model in models:
                 step = None if advance is None else lambda fraction: advance(fraction / len(self.models))
@@ -153,13 +153,13 @@ class Ensemble:
 def transfer(
     values: Float32[np.ndarray, "k z y x"], transform: GridTransform, target: GridTransform
 ) -> Float32[np.ndarray, "k d h w"]:
-    """Class probabilities brought from their working voxels to a box of original ones, by linear interpolation.
+    """Class probabilities interpolated linearly from their working voxels to a box of original voxels.
 
     Voxels that the working array doesn't cover are background, with probability 1.
 
     Args:
-        values: on ``transform``.
-        transform: of the working array.
+        values: on the working voxels.
+        transform: of the working voxels.
         target: an exact grid transform in the same original grid.
     """
     restored = transform.restore_probabilities(values)

@@ -21,7 +21,7 @@ from brats_lightning.core.targets import decode_regions
 
 Number = int | float
 
-# What encloses a region, from inside out: what the voxels that it loses become.
+# The classes around a region, from the inside out: voxels that the region loses become one of these.
 _ENCLOSING = {"et": ("netc", "snfh"), "tc": ("snfh",)}
 
 
@@ -31,7 +31,7 @@ class PostprocessingError(ValueError):
 
 @dataclass(frozen=True)
 class Labelling:
-    """One case in work: its labels, which the steps change, and what they look at."""
+    """One case during post-processing: its labels, which the steps change, and what the steps need to know."""
 
     labels: UInt8[np.ndarray, "z y x"]
     probabilities: Float[np.ndarray, "k z y x"]
@@ -39,11 +39,11 @@ class Labelling:
     scheme: LabelScheme
 
     def regions(self, names: Sequence[str] | None, default: Iterable[str]) -> Iterator[tuple[list[int], list[int]]]:
-        """Classes of each named region, or of ``default``'s, and those around it, from inside out to the background."""
+        """The classes of each region, and those around it from the inside out; by default of ``default``'s regions."""
         known = self.scheme.regions
         if unknown := set(names or ()) - set(known):
             raise PostprocessingError(
-                f"postprocessing: regions has {min(unknown)}, the classes make {', '.join(known)}"
+                f"postprocessing: regions has {min(unknown)}, the regions of data.labels are {', '.join(known)}"
             )
         for name in [name for name in default if name in known] if names is None else names:
             around = [self.scheme.index(other) for other in _ENCLOSING.get(name, ()) if other in self.scheme.names]
@@ -56,17 +56,17 @@ class Step(ABC):
 
     @abstractmethod
     def __call__(self, case: Labelling) -> None:
-        """Change the labels; a `PostprocessingError` if the scheme lacks a class or region for it."""
+        """Change the labels; a `PostprocessingError` if the scheme lacks a class or region that the step needs."""
 
 
 @dataclass(frozen=True)
 class Postprocessing:
-    """Labels from class probabilities: decoded, then changed by one step after the other.
+    """Labels from class probabilities: decoded, then changed by the steps in order.
 
     Args:
-        steps: each `Step` by its name, in their order; None leaves one out.
+        steps: name → `Step`; None leaves a step out.
         decode: ``argmax``: the most probable class; ``regions``: by `brats_lightning.core.targets.decode_regions`; None
-            leaves it to the network's target (`decoding`), and is else ``argmax``.
+            leaves the choice to the network's target (see `decoding`), without one to ``argmax``.
 
     Raises:
         PostprocessingError: impossible settings.
@@ -81,7 +81,7 @@ class Postprocessing:
         for name, step in steps.items():
             if not isinstance(step, Step):
                 raise PostprocessingError(
-                    f"postprocessing.steps.{name} has the settings {step} and no _target_: no such step was chosen; "
+                    f"postprocessing.steps.{name} has the settings {step} and no _target_: this step was not chosen; "
                     f"choose it, e.g. by postprocessing=hysteresis or 'postprocessing/step=[{name}]', or leave it out, "
                     f"postprocessing.steps.{name}=null"
                 )
@@ -89,7 +89,7 @@ class Postprocessing:
             raise PostprocessingError(f"postprocessing.decode must be argmax, regions or null, got {self.decode!r}")
 
     def decoding(self, decode: str) -> "Postprocessing":
-        """The same, with ``decode`` set where it was left open."""
+        """The same steps, with this ``decode`` if it is None."""
         return replace(self, decode=self.decode or decode)
 
     def __call__(
@@ -98,7 +98,7 @@ class Postprocessing:
         """Class index of each voxel.
 
         Args:
-            probabilities: of the classes, the background first; in each voxel they sum to 1.
+            probabilities: of the classes, the background first; they sum to 1 in each voxel.
             spacing: (z, y, x) in mm.
             scheme: the classes.
 
@@ -106,7 +106,7 @@ class Postprocessing:
             ValueError: a step, or decoding by regions, does not fit the classes.
         """
         labels = np.zeros(probabilities.shape[1:], np.uint8)
-        inside = probabilities[0] < 0.6  # above ½ nothing but background can be decoded; the rest is for rounding
+        inside = probabilities[0] < 0.6  # anything else is decoded only up to ½; the rest allows for rounding
         voxels = probabilities[:, inside]
         if self.decode == "regions":
             labels[inside] = decode_regions(torch.from_numpy(voxels[:, None, None]), scheme).numpy()[0, 0]
@@ -119,16 +119,16 @@ class Postprocessing:
 
 @dataclass(frozen=True)
 class Hysteresis(Step):
-    """The foreground is each component of the voxels above ``low`` that is above ``high`` somewhere.
+    """Keep the components of the voxels above ``low`` in which some voxel is above ``high``; all else is background.
 
-    The probability is ``1 - p(background)``. Inside, a voxel decoded as background gets its most probable foreground
-    class. It keeps a small lesion with one clear peak, which a filter of size or mean confidence would lose.
+    The probability is ``1 - p(background)``. In a component, voxels decoded as background get their most probable
+    foreground class. This keeps a small lesion with one clear peak, which a filter by size or mean confidence loses.
 
-    With ``regions``, from the outside in, the same of each within what encloses it (TC in WT, ET in TC): what a region
-    loses becomes the enclosing class, what it gains its own most probable one.
+    With ``regions``, given from the outside in, the same is done for each region within the one that encloses it (TC in
+    WT, ET in TC): voxels that a region loses become the enclosing class, those it gains its own most probable class.
 
-    ``keep_surest`` lets the component with the highest probability stay whatever that is: on scans unlike those it was
-    trained on, a network is sure of nothing, and would else lose the whole tumour. Hardly a case has no lesion.
+    ``keep_surest`` always keeps the component with the highest probability. On scans unlike its training data a network
+    is confident nowhere and would lose the whole tumour, while almost every case has a lesion.
     """
 
     low: Number
@@ -158,12 +158,13 @@ class Hysteresis(Step):
 
 @dataclass(frozen=True)
 class ConfidentCore(Step):
-    """A component of ET that exceeds the threshold nowhere becomes NETC; then likewise one of TC becomes SNFH.
+    """A component of ET without a voxel above the threshold becomes NETC; then such a component of TC becomes SNFH.
 
-    The probability is the region's. Lesion-wise scores count each speck of core that a network suspects in an oedema as
-    a lesion of its own, though the whole tumour around it is beyond doubt. Other ``regions`` go from the inside out.
+    The probability is the region's. Lesion-wise scores count each speck of core in an oedema as a separate lesion, even
+    if the tumour around it is certain. Other ``regions`` are given from the inside out.
 
-    ``keep_surest`` is that of `Hysteresis` for each region; of TC, the component with the surest ET stays, too.
+    ``keep_surest`` always keeps the component of each region with the highest probability; of TC also the one that
+    holds such a component of ET.
     """
 
     threshold: Number
@@ -175,13 +176,13 @@ class ConfidentCore(Step):
             raise PostprocessingError(f"core needs 0 ≤ threshold < 1 (a probability), got threshold={self.threshold}")
 
     def __call__(self, case: Labelling) -> None:
-        """Give the components without a peak to what encloses their region."""
+        """Replace the components without a peak by the class that encloses their region."""
         judged: list[int] = []
         for classes, (outside, *_) in case.regions(self.regions, ("et", "tc")):
             mask = in_classes(case.labels, classes)
             box = nonzero_box(mask)
             p, labels, mask = case.probabilities[(classes, *box)].sum(0), case.labels[box], mask[box]
-            stayed = in_classes(labels, judged)  # of a region inside
+            stayed = in_classes(labels, judged)  # in a region further inside
             labels[mask & ~_with_peak(p, mask, self.threshold, self.keep_surest, stayed)] = outside
             judged += classes
 
@@ -193,27 +194,27 @@ def _with_peak(
     keep_surest: bool,
     stayed: Bool[np.ndarray, "z y x"] | None = None,
 ) -> Bool[np.ndarray, "z y x"]:
-    """The components that exceed ``least`` somewhere, or are the surest and may stay for that, or have ``stayed``."""
+    """Components with a voxel above ``least`` or in ``stayed``; by ``keep_surest`` also the most probable one."""
     components, n = label_components(mask)
     if not n:
         return mask
     peaks = np.asarray(ndimage.maximum(p, components, np.arange(n + 1)))
-    sure = peaks > least
+    kept = peaks > least
     if keep_surest:
-        sure[1:] |= peaks[1:] == peaks[1:].max()
+        kept[1:] |= peaks[1:] == peaks[1:].max()
     if stayed is not None:
-        sure[components[stayed]] = True
-    sure[0] = False
-    return sure[components]
+        kept[components[stayed]] = True
+    kept[0] = False
+    return kept[components]
 
 
 @dataclass(frozen=True)
 class SolidCore(Step):
-    """Oedema (SNFH) becomes NETC where tumour core encloses it in the slices of at least two of the three orientations.
+    """Oedema (SNFH) becomes NETC where tumour core encloses it in slices of at least two of the three orientations.
 
-    In the slice, no path of 4-connected voxels outside the core leads from it to the slice's border. Oedema lies around
-    a core, never in it, but in a patch smaller than the tumour its inside looks like oedema. A cavity (RC) is no core.
-    Classes that lack NETC, SNFH or ET are left as they are.
+    In such a slice no path of 4-connected voxels outside the core leads to the slice's border. Oedema surrounds a core
+    and is never inside it, but in a patch smaller than the tumour the inside looks like oedema. A cavity (RC) is not
+    core. Does nothing if NETC, SNFH or ET is not among the classes.
     """
 
     def __call__(self, case: Labelling) -> None:
@@ -234,7 +235,7 @@ class SolidCore(Step):
 
 @dataclass(frozen=True)
 class FillHoles(Step):
-    """Background that tumour core encloses becomes NETC, and what remains enclosed by the whole tumour SNFH.
+    """Background enclosed by tumour core becomes NETC, other background enclosed by the whole tumour SNFH.
 
     Enclosed is 6-connected background that doesn't reach the volume's border. Needs the classes netc and snfh.
     """
@@ -253,10 +254,10 @@ class FillHoles(Step):
 
 @dataclass(frozen=True)
 class MinVolume(Step):
-    """A component of a region smaller than ``mm3`` goes; ``regions``: None is all, in the order ET, TC, WT, the rest.
+    """Remove components of a region smaller than ``mm3``, by default of all regions in the order ET, TC, WT, others.
 
-    One of ET becomes NETC if it touches that, else SNFH if it touches that, else background; one of TC becomes SNFH or
-    background; all others background.
+    One of ET becomes NETC if it touches NETC, else SNFH if it touches SNFH, else background; one of TC becomes SNFH or
+    background, any other background.
     """
 
     mm3: Number
@@ -282,17 +283,17 @@ class MinVolume(Step):
 
 @dataclass(frozen=True)
 class RequireCore(Step):
-    """A component of all foreground that is nothing but oedema (SNFH) goes, all other classes being core here.
+    """Remove components of the whole foreground that consist of oedema (SNFH) only.
 
-    Oedema surrounds a metastasis or a cavity and is neither. Classes without SNFH have none to remove. With
-    ``keep_surest``, if all components are such, the one with the highest foreground probability stays, of equals the
+    Oedema surrounds a metastasis or a cavity and does not occur alone. Does nothing if SNFH is not among the classes.
+    If all components are removed, ``keep_surest`` keeps the one with the highest foreground probability, of equals the
     largest.
     """
 
     keep_surest: bool = False
 
     def __call__(self, case: Labelling) -> None:
-        """Remove bare oedema."""
+        """Remove oedema without a core."""
         if "snfh" not in case.scheme.names:
             return
         box = nonzero_box(case.labels)

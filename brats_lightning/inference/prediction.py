@@ -1,4 +1,4 @@
-"""One case after another: its images read, its probabilities, and the files written of them."""
+"""Predicting one case: its images are read, its probabilities computed and its files written."""
 
 import logging
 import math
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 def infer(
     case: Case, ensemble: Ensemble, tolerance: float, advance: Advance | None = None
 ) -> Probabilities | list[Problem]:
-    """Probabilities of one case, or what is wrong with its images; only those that are used are read."""
+    """Probabilities of one case, or what is wrong with its images; only the images that are needed are read."""
     images = {modality: case.images[modality] for modality in ensemble.modalities}
     examination = examine(replace(case, images=images, mask=None), ensemble.scheme, None, tolerance)
     if problems := required(examination.problems, ensemble.modalities, need_mask=False):
@@ -31,20 +31,20 @@ def infer(
     for remark in examination.remarks:
         log.warning("%s: %s", case.id, remark)
     prepared = ensemble.prepare(examination.images)
-    del examination, images  # the volumes: the quantised ones are enough
+    del examination, images  # frees the volumes, of which only the quantised copies are needed
     return ensemble(prepared, advance)
 
 
 def write_mask(path: Path, labels: np.ndarray, header_of: Path, description: str = "") -> None:
-    """Write labels (x, y, z) as uint8 with another file's shape, affine and header codes; all at once or not at all."""
+    """Write labels (x, y, z) as uint8 with another file's shape, affine and header codes; whole or not at all."""
     header = read_header(header_of)
     write_nifti(path, image_like(header, labels.reshape(header.shape), description=description))
 
 
 def write_probabilities(path: Path, probabilities: Probabilities, header_of: Path, description: str = "") -> None:
-    """Write class probabilities (x, y, z, k) on the original grid, as 16-bit steps of 1/65535.
+    """Write class probabilities (x, y, z, k) on the original grid as uint16 in steps of 1/65535, exact to 8e-6.
 
-    Readers scale them back to 0 … 1 by the header; half of float32's size and exact to 8e-6.
+    The header's slope scales them back to 0 … 1. The file has half the size of float32.
     """
     restore = probabilities.transform.restore
     steps = [
@@ -55,11 +55,11 @@ def write_probabilities(path: Path, probabilities: Probabilities, header_of: Pat
 
 
 def region_sizes(labels: np.ndarray, spacing: Sequence[float], scheme: LabelScheme) -> dict[str, Any]:
-    """Number of 26-connected components and volume of each region."""
+    """Region → number of its 26-connected components and its volume."""
     sizes = {}
     part = labels[nonzero_box(labels)]
     for region, classes in scheme.regions.items():
         mask = in_classes(part, classes)
         volume = int(np.count_nonzero(mask)) * math.prod(spacing) / 1000
         sizes[region] = {"lesions": label_components(mask)[1], "volume_ml": round(volume, 4)}
-    return {"regions": sizes}
+    return sizes

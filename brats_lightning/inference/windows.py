@@ -1,4 +1,4 @@
-"""Whole volumes from networks that see patches: overlapping windows, blended by a Gaussian."""
+"""Predicting whole volumes with networks trained on patches: overlapping windows with Gaussian weights."""
 
 import itertools
 import math
@@ -13,20 +13,20 @@ from torch.nn import functional as F
 from brats_lightning.runtime.device import on_host
 
 Network = Callable[[Tensor], Tensor]
-Advance = Callable[[float], None]  # told the fraction of the work done since the last call
+Advance = Callable[[float], None]  # is called with the fraction of the work done since the last call
 
 
 def window_starts(length: int, window: int, overlap: int | float) -> list[int]:
-    """Starts of the windows along one axis: evenly stepped, the last one moved back to end at the border."""
+    """Starts of the windows along one axis, at equal steps; the last one is moved back to end at the border."""
     step = max(1, int(window * (1 - overlap)))
     count = math.ceil((length - window) / step) + 1
     return [min(i * step, length - window) for i in range(count)]
 
 
 def gaussian_importance(window: Sequence[int], sigma_scale: float = 0.125) -> Float[Tensor, "z y x"]:
-    """Weight of each voxel of a window: a Gaussian, 1 at the centre, σ being ``sigma_scale`` of the window's length.
+    """Weight of each voxel of a window: a Gaussian, 1 at the centre, with σ = ``sigma_scale`` · the window's length.
 
-    Never below 0.001 (as in MONAI), so that a corner seen by one window alone keeps its precision.
+    Never below 0.001 (as in MONAI), so that a corner covered by a single window keeps its precision.
     """
     axes = []
     for length in window:
@@ -41,13 +41,13 @@ class SlidingWindow:
     """How a whole volume is predicted.
 
     Args:
-        window: voxels (z, y, x) the network sees at once; best the size it was trained on.
+        window: voxels (z, y, x) the network sees at once; ideally the patch size it was trained with.
         overlap: fraction of a window that overlaps its neighbours, 0 ≤ overlap < 1.
         batch_size: windows per forward pass.
-        mirror_axes: spatial axes (0 = z, 1 = y, 2 = x) of mirroring test-time augmentation: logits are averaged over
-            all combinations of flips, 2ⁿ forward passes for n axes.
-        stretch: fraction by which a window may grow along an axis to span the whole volume, which saves a second,
-            nearly equal position. Lengths stay multiples of 16, which networks can halve four times.
+        mirror_axes: spatial axes (0 = z, 1 = y, 2 = x) of test-time augmentation by mirroring: logits are averaged over
+            all combinations of flips, which takes 2ⁿ forward passes for n axes.
+        stretch: fraction by which a window may grow along an axis to span the whole volume, which saves a second window
+            in almost the same place. Lengths stay multiples of 16, which networks can halve four times.
     """
 
     window: Sequence[int]
@@ -77,28 +77,28 @@ class SlidingWindow:
         advance: Advance | None = None,
         background: Sequence[int | float] | None = None,
     ) -> Float32[Tensor, "k z y x"]:
-        """Blended logits of a volume, on the volume's device; besides them one float32 per voxel is held.
+        """Weighted mean of the windows' logits, on the volume's device; needs one more float32 per voxel.
 
-        The network gets windows of whatever type the image is, so that they can be normalised one by one.
+        Windows keep the image's type, so that the network can normalise them one by one.
 
-        Windows in which every channel is 0 (nothing of the brain) are not computed; a voxel that only such windows
-        cover gets the logits ``background``; None: 0 for the first channel and -1000 for all others.
+        Windows with 0 in every channel (no brain) are not computed. A voxel in no other window gets the logits
+        ``background``, by default 0 in the first channel and -1000 in all others.
 
-        A volume smaller than the window is padded with zeros on both sides, as far as needed.
+        A volume smaller than the window is padded with zeros on both sides.
         """
         size = image.shape[1:]
         window = [self._stretched(w, n) for w, n in zip(self.window, size, strict=True)]
         missing = [max(0, w - n) for w, n in zip(window, size, strict=True)]
         before = [m // 2 for m in missing]
         if any(missing):
-            # F.pad takes the last axis first.
+            # F.pad expects the last axis first.
             pads = [(b, m - b) for b, m in zip(before, missing, strict=True)]
             image = F.pad(image, [p for pair in reversed(pads) for p in pair])
         padded = image.shape[1:]
 
         starts = itertools.product(*map(window_starts, padded, window, itertools.repeat(self.overlap)))
         places = [tuple(slice(s, s + w) for s, w in zip(start, window, strict=True)) for start in starts]
-        inside = on_host(image.any(dim=0))  # once, rather than a question for each window
+        inside = on_host(image.any(dim=0))  # one copy instead of one for each window
         places = [place for place in places if inside[place].any()]
 
         importance = gaussian_importance(window).to(image.device)
@@ -114,7 +114,7 @@ class SlidingWindow:
                 weight[place] += importance
             if advance is not None:
                 advance(len(group) / len(places))
-        if total is None:  # no brain anywhere: one forward pass tells how many channels there are
+        if total is None:  # no brain anywhere: one forward pass gives the number of channels
             channels = network(image.new_zeros((1, image.shape[0], *window))).shape[1]
             total = torch.zeros((channels, *padded), dtype=torch.float32, device=image.device)
         unseen = weight == 0

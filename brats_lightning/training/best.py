@@ -1,4 +1,4 @@
-"""Which of a run's checkpoints is the best."""
+"""Choosing the best checkpoint of a run."""
 
 import logging
 import math
@@ -16,14 +16,14 @@ log = logging.getLogger(__name__)
 
 
 class Best(NamedTuple):
-    """A checkpoint, and the score it was chosen by; None if nothing was validated."""
+    """A checkpoint, and the score by which it was chosen; None if nothing was validated."""
 
     path: Path
     score: float | None
 
 
 def best_checkpoint(trainer: "pl.Trainer", folder: Path) -> Best:
-    """``best.ckpt`` of a fit that has ended: the last weights, written now, where nothing was validated."""
+    """The ``best.ckpt`` of a fit that has ended; if nothing was validated, the last weights are written to it."""
     callbacks: list[Any] = trainer.checkpoint_callbacks
     callback = next((c for c in callbacks if getattr(c, "monitor", None) is not None), None)
     if callback is not None and callback.best_model_score is not None:
@@ -39,13 +39,9 @@ def best_checkpoint(trainer: "pl.Trainer", folder: Path) -> Best:
 
 
 def take_if_better(checkpoint: Path, score: float, best: Best, mode: str) -> Best:
-    """The better of the fit's best and a checkpoint validated after it, which is then copied to ``best.ckpt``.
+    """Copy a checkpoint to ``best.ckpt`` if its score, unless NaN, is better than that of the fit's ``best``.
 
-    Args:
-        checkpoint: the candidate.
-        score: its own; NaN is never better.
-        best: of the fit.
-        mode: whether ``max`` or ``min`` is best.
+    ``mode`` says whether ``max`` or ``min`` is better. Returns the better of the two.
     """
     sign = 1 if mode == "max" else -1
     if math.isnan(score) or (best.score is not None and sign * best.score >= sign * score):

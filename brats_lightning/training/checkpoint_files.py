@@ -12,17 +12,13 @@ from brats_lightning.runtime.files import replace_file, unwritable
 class WholeCheckpoints(TorchCheckpointIO):
     """Writes beside the target, flushes to disk and renames.
 
-    Lightning writes to ``/tmp`` and moves the file, which across file systems is a copy that can stop half-way.
+    Lightning writes to ``/tmp`` and moves the file; between file systems that is a copy, which can stop half-way.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write a checkpoint, or keep the existing one.
-
-        Raises:
-            UnwritableFile: no space or no permission.
-        """
+        """Write a checkpoint; on an `UnwritableFile` the existing one stays."""
         if storage_options is not None:
-            raise TypeError(f"checkpoints are local files and know no storage_options, got {storage_options}")
+            raise TypeError(f"checkpoints are local files without storage_options, got {storage_options}")
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

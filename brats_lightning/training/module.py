@@ -1,4 +1,4 @@
-"""The LightningModule: backbone, loss, metrics and optimiser."""
+"""The LightningModule: network, loss, scores and optimiser."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -26,20 +26,20 @@ from brats_lightning.runtime.device import on_host
 
 
 class Segmentation(pl.LightningModule):
-    """A network that learns patches and is scored on whole volumes.
+    """A network that is trained on patches and scored on whole volumes.
 
     Args:
         network: (b, c, z, y, x) → logits (b, k, z, y, x); in training it may return a list, full resolution first.
-        loss: of logits at one or several resolutions and what the target makes of a mask.
+        loss: of logits at one or several resolutions and the mask as the target encodes it.
         optimizer: parameters → optimiser.
-        scheduler: optimiser and the completed fraction of the run before a step → learning-rate schedule, stepped after
+        scheduler: (optimiser, step → fraction of the run completed before it) → learning-rate schedule, stepped after
             every optimiser step.
         inference: how whole volumes are predicted.
         postprocessing: probabilities to labels.
         target: what the logits mean.
-        protocols: of the challenge's evaluators, whose lesion-wise scores are computed beside the voxels'.
-        config: the run's resolved config as plain containers; saved in each checkpoint, which thereby carries all that
-            prediction needs.
+        protocols: of the challenge's evaluators, whose lesion-wise scores are computed beside the voxel scores.
+        config: the run's resolved config in plain containers; each checkpoint contains it, so that it holds everything
+            that prediction needs.
     """
 
     def __init__(
@@ -71,15 +71,15 @@ class Segmentation(pl.LightningModule):
     # ---- training: patches
 
     def training_step(self, batch: PatchBatch, batch_index: int) -> Tensor:  # noqa: ARG002
-        """Loss of one batch; every ``log_every_n_steps`` steps also the batch's own Dice."""
-        torch.manual_seed(batch.seed_for(DROPOUT))  # dropout depends on the batch, not on what was drawn before it
+        """Loss of one batch; every ``log_every_n_steps`` steps also its scores are logged."""
+        torch.manual_seed(batch.seed_for(DROPOUT))  # dropout depends on the batch alone, not on earlier random numbers
         target = self.target.encode(batch.mask)
-        lesions = self.loss.find_lesions(target)  # on the CPU, beside the network
+        lesions = self.loss.find_lesions(target)  # on the CPU, while the network runs
         logits = self.network(batch.image)
         parts = self._parts(logits, target, lesions)
         self.log_dict({f"train/{_loss_name(part)}": value.detach() for part, value in parts.items()})
         self.log("loss", parts["loss"].detach(), prog_bar=True, logger=False)
-        # Counting voxels makes a GPU wait; only the points that are drawn pay for it.
+        # Counting voxels makes the host wait for a GPU, so only for the steps that are logged.
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (self.global_step + 1) % every == 0:
             full = logits[0] if isinstance(logits, list | tuple) else logits
@@ -90,91 +90,81 @@ class Segmentation(pl.LightningModule):
         return parts["loss"]
 
     def _parts(self, logits: Any, *reference: Any) -> dict[str, Tensor]:
-        """The loss, and beside it the parts it is the sum of."""
+        """The loss, and the parts whose sum it is."""
         loss = self.loss(logits, *reference)
         return loss if isinstance(loss, dict) else {"loss": loss}
 
     # ---- validation and test: whole volumes
 
+    @property
+    def _stage(self) -> str:
+        return "test" if self.trainer.testing else "val"
+
     def on_validation_epoch_start(self) -> None:
-        """Begin a table of all validation cases."""
-        self._begin("val")
+        """Begin a table of all cases of the stage, ``val`` or ``test``."""
+        cases = [case.id for case in self.trainer.datamodule.scored_cases(self._stage)]  # type: ignore[attr-defined]
+        self.case_scores[self._stage] = CaseScores(cases, self.score_names).to(self.device)
 
-    def on_test_epoch_start(self) -> None:
-        """Begin a table of all test cases."""
-        self._begin("test")
-
-    def validation_step(self, batch: WholeCase, batch_index: int) -> dict[str, Tensor] | None:  # noqa: ARG002
-        """Score one validation case."""
-        return self._score(batch, "val")
-
-    def test_step(self, batch: WholeCase, batch_index: int) -> dict[str, Tensor] | None:  # noqa: ARG002
-        """Score one test case."""
-        return self._score(batch, "test")
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the means over the validation cases."""
-        self._finish("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the means over the test cases."""
-        self._finish("test")
-
-    def _begin(self, stage: str) -> None:
-        cases = [case.id for case in self.trainer.datamodule.scored_cases(stage)]  # type: ignore[attr-defined]
-        self.case_scores[stage] = CaseScores(cases, self.score_names).to(self.device)
+    on_test_epoch_start = on_validation_epoch_start
 
     @property
     def score_names(self) -> list[str]:
-        """The scores each whole case gets: of voxels, of lesions, and the loss."""
+        """The scores of each whole case: of voxels, of lesions, and the loss."""
         empty = torch.zeros((self.scheme.num_classes,) * 2, dtype=torch.int64)
-        # The loss's parts are known only once it has run; a few voxels tell.
+        # The loss names its parts only when it is called; a few voxels are enough.
         logits = torch.zeros((1, self.target.channels, 8, 8, 8), device=self.device)
         mask = torch.zeros((1, 8, 8, 8), dtype=torch.uint8, device=self.device)
         parts = self._parts(logits, self.target.encode(mask))
         return [*voxel_scores(empty, self.scheme), *self.lesion_names, *map(_loss_name, parts)]
 
-    def _score(self, volume: WholeCase, stage: str) -> dict[str, Tensor] | None:
-        """Score a case on its original grid; the callbacks get each working voxel's class, before post-processing."""
-        if not volume.counted:  # padding, so that all processes take equally many steps
-            self.case_scores[stage].update(volume.case.id, None)
+    def validation_step(self, batch: WholeCase, batch_index: int) -> dict[str, Tensor] | None:  # noqa: ARG002
+        """Score a case on its original grid; callbacks get the class of each working voxel, before post-processing."""
+        case = batch.case
+        if not batch.counted:  # a repetition, so that all processes take equally many steps
+            self.case_scores[self._stage].update(case.id, None)
             return None
-        logits = self.inference(self.network, volume.image, lambda _: signals.check(), self.target.background)
-        parts = self._parts(logits[None], self.target.encode(volume.mask[None]))
+        logits = self.inference(self.network, batch.image, lambda _: signals.check(), self.target.background)
+        parts = self._parts(logits[None], self.target.encode(batch.mask[None]))
         decided = self.target.decide(logits[None])[0]
-        transform = volume.case.transform
+        transform = case.transform
         probabilities = on_host(self.target.probabilities(logits))
         if not transform.exact:  # decoded on original voxels, as in prediction
-            probabilities = transfer(probabilities, transform, volume.case.brain)
-            transform = volume.case.brain
+            probabilities = transfer(probabilities, transform, case.brain)
+            transform = case.brain
         labels = self.postprocessing(probabilities, transform.spacing, self.scheme)
-        reference, prediction = volume.case.reference(), transform.restore(labels)
+        reference, prediction = case.reference(), transform.restore(labels)
         pair = torch.from_numpy(reference), torch.from_numpy(prediction)
         scores = voxel_scores(confusion_matrix(*pair, self.scheme.num_classes), self.scheme)
         for protocol in self.protocols:
             official = score_case(reference, prediction, transform.original.spacing, self.scheme, protocol)
             scores |= headline_scores(official, self.scheme, protocol)
         scores |= {_loss_name(part): value.item() for part, value in parts.items()}
-        self.case_scores[stage].update(volume.case.id, scores)
+        self.case_scores[self._stage].update(case.id, scores)
         return {"labels": decided}
 
-    def _finish(self, stage: str) -> None:
-        counts = self.case_scores[stage].counts()
-        scores = {f"{stage}/{name}": value for name, value in self.case_scores[stage].means().items()}
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over the cases."""
+        stage, table = self._stage, self.case_scores[self._stage]
+        counts = table.counts()
+        scores = {f"{stage}/{name}": value for name, value in table.means().items()}
         scores |= {f"{stage}/cases_dice_{name}": float(counts[f"dice_{name}"]) for name in self.scheme.regions}
-        # The table is the same on every process already; Lightning would warn without sync_dist.
+        # The table is already the same on every process, but without sync_dist Lightning would warn.
         self.log_dict(scores, sync_dist=True)
+
+    on_test_epoch_end = on_validation_epoch_end
 
     # ---- optimiser and checkpoint
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Build the optimiser and its schedule over the whole run."""
+        """The optimiser and its schedule over the whole run."""
         optimizer = self.make_optimizer(self.network.parameters())
         schedule = self.make_scheduler(optimizer, self._progress())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _progress(self) -> Callable[[int], float]:
-        """Completed fraction of the run before a step: of its steps, or of ``max_time`` if that is further."""
+        """Step → completed fraction of the run before it, by steps or by time, whichever is more."""
         steps = self.trainer.estimated_stepping_batches
         timers = [c for c in self.trainer.callbacks if isinstance(c, Timer) and c.time_remaining() is not None]  # type: ignore[attr-defined]
         if steps == float("inf") and not timers:
@@ -188,13 +178,13 @@ class Segmentation(pl.LightningModule):
                 elapsed, remaining = timer.time_elapsed(), timer.time_remaining() or 0.0
                 fractions.append(elapsed / (elapsed + max(0.0, remaining)) if elapsed else 0.0)
             fraction = min(1.0, max(fractions))
-            # One clock for all processes: they must take the same step.
+            # All processes use the same clock, since they must take the same step.
             return self.trainer.strategy.broadcast(fraction) if timers else fraction
 
         return progress
 
     def on_train_start(self) -> None:
-        """Go on with the learning rate that is configured, where the resumed state has another one."""
+        """Use the configured learning rate, where the resumed state has another one."""
         for config in self.trainer.lr_scheduler_configs:
             schedule: Any = config.scheduler
             optimizer = schedule.optimizer
@@ -209,7 +199,7 @@ class Segmentation(pl.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip as Lightning does, but with a fused optimiser too where no loss scaler is at work."""
+        """Clip as Lightning does, but also with a fused optimiser unless there is a loss scaler."""
         if getattr(self.trainer.precision_plugin, "scaler", None) is None and gradient_clip_algorithm != "value":
             if gradient_clip_val:
                 nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
@@ -217,7 +207,7 @@ class Segmentation(pl.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the run's config and, where it has one, its split, in plain containers."""
+        """Add the run's config and, if it has one, its split, in plain containers."""
         checkpoint |= {"format": CHECKPOINT_FORMAT, "config": dict(self.config)}
         if (data := self.trainer.datamodule) is not None:  # type: ignore[attr-defined]
             checkpoint["split"] = {part: list(names) for part, names in asdict(data.split).items()}

@@ -1,8 +1,8 @@
 """Several processes for one job: the others are started from the job's saved, resolved config.
 
-Lightning would start them by repeating the command line. Under Hydra's multirun that is a fatal habit: each would run
-the whole sweep again, and under Optuna each would draw its own hyperparameters. A config file leaves nothing to draw,
-and it knows the user's ``--config-dir``. Processes that torchrun or SLURM started are left alone.
+Lightning would start them by repeating the command line. In Hydra's multirun each would then run the whole sweep again,
+and with Optuna each would draw its own hyperparameters. The saved config is the same for all, whatever was drawn, and
+includes the user's ``--config-dir``. Processes that torchrun or SLURM starts are left alone.
 """
 
 import os
@@ -25,7 +25,7 @@ _VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PO
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that reports and writes, as far as the environment tells."""
+    """Whether this process is the one that reports and writes, by its environment variables."""
     return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"))
 
 
@@ -39,15 +39,16 @@ def _started() -> int:
 
 
 def _srun_tasks() -> int:
-    # SLURM_NTASKS would be the allocation's, which says nothing of how often this program was started in it.
+    # SLURM_NTASKS is that of the allocation, in which this program may have been started fewer times.
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
 
 
 def cluster_environment() -> "ClusterEnvironment | None":
-    """Who starts the processes of a SLURM job, for the trainer; None elsewhere: Lightning knows the other launchers.
+    """The trainer's environment in a SLURM job; None elsewhere, since Lightning recognises the other launchers.
 
-    It takes any allocation of tasks for srun's work, and would wait for processes that nobody starts: in a batch
-    script without srun and under ``srun -n1``; and under salloc's srun each process would start all others again.
+    Lightning assumes that srun starts a process for each task of the allocation. In a batch script without srun and
+    under ``srun -n1`` it would wait for processes that nobody starts; under salloc's srun each process would start all
+    others again.
     """
     from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
@@ -57,10 +58,10 @@ def cluster_environment() -> "ClusterEnvironment | None":
 
 
 def check_processes(trainer: "Trainer") -> None:
-    """Refuse a trainer of other processes than a launcher started: each of these would train by itself.
+    """Refuse a trainer whose number of processes differs from those that a launcher started: each would train alone.
 
     Raises:
-        ValueError: their numbers differ.
+        ValueError: the numbers differ.
     """
     wanted = trainer.num_devices * trainer.num_nodes
     if started_from_outside() and wanted != _started():
@@ -72,13 +73,13 @@ def check_processes(trainer: "Trainer") -> None:
 
 @contextmanager
 def other_processes(trainer: "Trainer", command: Sequence[str]) -> Iterator[None]:
-    """Run the block with the trainer's other local processes beside this one, and leave no trace of them afterwards.
+    """Run the block with the trainer's other local processes, and restore the environment afterwards.
 
-    Does nothing for a single device, or where a launcher started the processes.
+    Starts none for a single device, or if a launcher has started them.
 
     Args:
-        trainer: tells how many processes there are.
-        command: of another process, which finds its rank in ``LOCAL_RANK``.
+        trainer: its devices determine how many processes there are.
+        command: of each other process, which finds its rank in ``LOCAL_RANK``.
     """
     local = trainer.num_devices if trainer.world_size > 1 else 1
     environment = getattr(trainer.strategy, "cluster_environment", None)
@@ -107,7 +108,7 @@ def other_processes(trainer: "Trainer", command: Sequence[str]) -> Iterator[None
     finally:
         finished.set()
         for process in others:
-            process.kill()  # those that are done don't mind; one that waits for this process hears nothing softer
+            process.kill()  # no effect on finished ones; one that waits for this process ignores softer signals
             process.wait()
         _leave_group()
         for name, value in saved.items():
@@ -119,7 +120,7 @@ def other_processes(trainer: "Trainer", command: Sequence[str]) -> Iterator[None
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Exit as a process does that a signal ends, and say in one line why batches stopped coming."""
+    """Exit with a signal's code after an interruption, and turn an error of the loader into one line."""
     from pytorch_lightning.utilities.exceptions import SIGTERMException
 
     from brats_lightning.data.loading import LoaderError, loader_failure
@@ -134,7 +135,7 @@ def exit_codes() -> Iterator[None]:
             failure = error if isinstance(error, LoaderError) else loader_failure(error)
             if failure is None:
                 raise
-            if signum := signals.received():  # sent to the group: a reader just begun heard it before it was ready to
+            if signum := signals.received():  # sent to the whole group, it ended a reader that had just started
                 raise SystemExit(128 + signum) from None
             raise failure from error
 
@@ -142,13 +143,13 @@ def exit_codes() -> Iterator[None]:
 def _leave_group() -> None:
     import torch
 
-    # The next job of a sweep, in this same process, forms a group of its own.
+    # The next job of a sweep runs in the same process and forms its own group.
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def _watch(processes: list[subprocess.Popen], finished: threading.Event) -> None:
-    # A process that died leaves this one waiting for it in a collective operation, out of reach of Python's exceptions.
+    # When a process dies, this one waits for it in a collective operation, which Python's exceptions don't interrupt.
     while not finished.is_set():
         failed = [process for process in processes if process.poll() not in (None, 0)]
         if failed:
@@ -157,5 +158,5 @@ def _watch(processes: list[subprocess.Popen], finished: threading.Event) -> None
             )
             for process in processes:
                 process.kill()
-            os._exit(1)  # nothing softer reaches a thread that waits in a collective operation
+            os._exit(1)  # nothing softer ends a thread in a collective operation
         time.sleep(0.5)

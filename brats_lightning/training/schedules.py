@@ -1,6 +1,6 @@
-"""Learning-rate schedules: factors of the optimiser's learning rate over the completed fraction of the run.
+"""Learning-rate schedules: factors of the optimiser's learning rate by the completed fraction of the run.
 
-``progress`` returns that fraction, 0 … 1, before a step, by steps or by time.
+``progress`` returns the fraction, 0 … 1, completed before a step.
 """
 
 import math
@@ -28,7 +28,7 @@ def warmup_cosine(
         done = progress(step)
         if done < warmup:
             return final + (1 - final) * done / warmup
-        fallen = (done - warmup) / (1 - warmup) if warmup < 1 else 0.0  # a run that is all warm-up ends at its peak
+        fallen = (done - warmup) / (1 - warmup) if warmup < 1 else 0.0  # a run of warm-up only ends at the peak
         return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * fallen))
 
     return LambdaLR(optimizer, factor)

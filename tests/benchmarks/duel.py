@@ -186,7 +186,7 @@ def command(name: str, function: Any) -> None:
             raise SystemExit(f"error: {error}") from None
 
     sys.argv[1:1] = ["--config-dir", str(CONF)]
-    entry_point(name, run)()
+    entry_point(name, run)
 
 
 if __name__ == "__main__":

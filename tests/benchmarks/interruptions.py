@@ -1,9 +1,9 @@
-"""Stop a training at random points, go on with it, and compare its losses with the undisturbed run's, bit by bit.
+"""Stop a training at random points, resume it, and compare its losses with the undisturbed run's, bit by bit.
 
     python -m tests.benchmarks.interruptions --points 30 --variants plain,workers,accumulate,ddp --folder DIR
 
-Each training is ended in turn by ``kill -9``, Ctrl-C and SIGTERM, to its process and to its whole group, and gone on
-with by ``resume=RUN`` until that many points are reached; then it is left to end. After each end every checkpoint must
+Each training is ended in turn by ``kill -9``, Ctrl-C and SIGTERM, to its process and to its whole group, and resumed
+with ``resume=RUN`` until that many points are reached; then it runs to its end. After each end every checkpoint must
 be readable. ``--tmp DIR`` puts temporary files there, for a second file system.
 """
 

@@ -119,7 +119,7 @@ def test_run_folders_of_a_config_file_lie_below_the_home_folder(tmp_path):
     home.mkdir(), cwd.mkdir()
     code = (
         "from brats_lightning.config.entry_point import entry_point; "
-        "entry_point('preprocess', lambda cfg: print(cfg.paths))()"
+        "entry_point('preprocess', lambda cfg: print(cfg.paths))"
     )
     command = [sys.executable, "-c", code, f"--config-dir={tmp_path}/conf", "paths=mine"]
     for more in ([], ["data.val_share=0.1,0.2", "-m"]):
@@ -151,7 +151,7 @@ def test_ctrl_c_is_no_traceback(tmp_path, call):
     code = (
         "from brats_lightning.config.entry_point import entry_point\n"
         "def stop(_): raise KeyboardInterrupt\n"
-        f"entry_point({call})()"
+        f"entry_point({call})"
     )
     command = [sys.executable, "-c", code, f"paths.outputs={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)

@@ -229,12 +229,12 @@ def test_only_our_own_errors_are_shortened():
     assert entry_point._raised_here(caught.value)
 
 
-def test_runs_of_one_second_get_folders_of_their_own(tmp_path, monkeypatch):
+def test_runs_of_one_second_get_folders_of_their_own(tmp_path):
     asked = str(tmp_path / "train/2026-01-01_00-00-00_unet")
     assert _new_folder(asked) == asked
     assert _new_folder(asked) == asked  # the same run
     for number in (2, 3):
-        monkeypatch.setattr(resolvers, "_new_folders", {})  # another process
+        _new_folder.cache_clear()  # another process
         assert _new_folder(asked) == f"{asked}-{number}"
     assert len(list((tmp_path / "train").iterdir())) == 3
 

@@ -1,4 +1,4 @@
-"""Going on with a run: what is replayed, what is refused, and which checkpoint it is."""
+"""Resuming a run: what is replayed, what is refused, and which checkpoint it is."""
 
 import os
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_hydra_takes_the_line(tmp_path):
     assert cfg.resume == str(run)
 
 
-def test_what_a_run_went_on_with_lasts(tmp_path):
+def test_what_a_run_was_resumed_with_lasts(tmp_path):
     run = write_run(tmp_path, ["seed=1", "trainer.max_steps=5"])
     record(run, ["seed=1", "trainer.max_steps=9", "ckpt_path=x", f"resume={quote(str(run))}"])
     assert expand([f"resume={quote(str(run))}"])[1:3] == ["seed=1", "trainer.max_steps=9"]
@@ -95,12 +95,12 @@ def test_relative_paths_are_meant_from_where_the_run_was_started(tmp_path, monke
     ("arguments", "message"),
     [
         (["resume=nothing"], "does not exist"),
-        (["resume=."], "is no run folder"),
+        (["resume=."], "is not a run folder"),
         (["resume=file"], "is a file"),
         (["resume=my run", "-m"], "multirun"),
     ],
 )
-def test_what_cannot_be_gone_on_with(tmp_path, arguments, message):
+def test_what_cannot_be_resumed(tmp_path, arguments, message):
     (tmp_path / "file").touch()
     write_run(tmp_path)
     with pytest.raises(ResumeError, match=message):
@@ -138,7 +138,7 @@ SAVED = {
         ({"trainer": {"max_steps": 9}}, ["trainer.max_steps: 5 → 9"]),
         ({"optimizer": {"lr": 1e-5}}, ["optimizer.lr: 0.001 → 1e-05"]),
         ({"data": {"root": "b", "workers": 0}}, ["data.root: a → b", "data.workers: 2 → 0"]),
-        ({"callbacks": {"progress": None}, "trainer": {"devices": 2}}, ["trainer.devices: (not there) → 2"]),
+        ({"callbacks": {"progress": None}, "trainer": {"devices": 2}}, ["trainer.devices: (not set) → 2"]),
     ],
 )
 def test_what_may_change_is_named(now, told):
@@ -154,8 +154,8 @@ def test_what_may_change_is_named(now, told):
         ({"data": {"batch_size": 4}}, "data.batch_size: 2 → 4"),
         ({"optimizer": {"weight_decay": 0.2}}, "optimizer.weight_decay: 0.1 → 0.2"),
         ({"trainer": {"accumulate_grad_batches": 2}}, "trainer.accumulate_grad_batches: 1 → 2"),
-        ({"callbacks": {"average": {"decay": 0.9}}}, r"callbacks.average.decay: \(not there\) → 0.9"),
-        ({"target": "regions"}, r"target: \(not there\) → regions"),
+        ({"callbacks": {"average": {"decay": 0.9}}}, r"callbacks.average.decay: \(not set\) → 0.9"),
+        ({"target": "regions"}, r"target: \(not set\) → regions"),
     ],
 )
 def test_what_both_must_share_is_refused_with_both_values_and_the_way_out(now, line):
@@ -185,7 +185,7 @@ def cohort(tmp_path):
 
 @pytest.fixture
 def begun(composed, cohort, tmp_path):
-    """A run of two steps on it, and how to go on with it."""
+    """A run of two steps on it, and how to resume it."""
     root = f"data.root={tmp_path}/data"
     train(composed(*SHORT, root, run="begun"))
     last = tmp_path / "begun/checkpoints/last.ckpt"

@@ -397,7 +397,7 @@ def test_impossible_settings(settings, message):
 def test_rules_that_do_not_fit_the_classes():
     labels = volume(np.zeros((1, 1, 1), np.uint8))
     for step in (Hysteresis(0.5, 0.5, regions=["rc"]), ConfidentCore(0.5, regions=["rc"]), MinVolume(1, ["rc"])):
-        with pytest.raises(PostprocessingError, match="regions has rc, the classes make et, tc, wt"):
+        with pytest.raises(PostprocessingError, match=r"regions has rc, the regions of data\.labels are et, tc, wt"):
             steps(step)(labels, MM, BRATS_METS)
     with pytest.raises(PostprocessingError, match="needs the classes netc and snfh"):
         steps(FillHoles())(labels, MM, LabelScheme(("lesion", "b", "c")))
@@ -489,7 +489,7 @@ def test_settings_of_a_step_that_was_not_chosen(chosen, sign):
     with pytest.raises(ValueError, match="and no _target_") as error:
         chosen("postprocessing=none", f"{sign}postprocessing.steps.hysteresis.low=0.3")
     assert str(error.value) == (
-        "postprocessing.steps.hysteresis has the settings {'low': 0.3} and no _target_: no such step was chosen; "
+        "postprocessing.steps.hysteresis has the settings {'low': 0.3} and no _target_: this step was not chosen; "
         "choose it, e.g. by postprocessing=hysteresis or 'postprocessing/step=[hysteresis]', or leave it out, "
         "postprocessing.steps.hysteresis=null"
     )

@@ -1,4 +1,4 @@
-"""Figures of a report as inline SVG, whose text and colours are the page's own."""
+"""Figures of a report as inline SVG, with the fonts and colours of the page."""
 
 import io
 import re
@@ -15,14 +15,14 @@ from matplotlib.figure import Figure
 from brats_lightning.evaluation.summary import lower_is_better
 from brats_lightning.metrics.official import headline_columns
 
-# Stand-ins that `_svg` replaces by the page's variables, so that one figure suits a light and a dark page.
+# Placeholders that `_svg` replaces by the page's CSS variables, so that a figure suits the light and the dark theme.
 _INK, _FAINT = "#010203", "#010204"
 _SERIES = tuple(f"#0102{i + 5:02x}" for i in range(6))
 _VARIABLES = {_INK: "var(--ink)", _FAINT: "var(--line)"} | {c: f"var(--series{i})" for i, c in enumerate(_SERIES)}
 _STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # names may hold a $
-    "svg.hashsalt": "brats-lightning",  # the same figure is the same text
+    "svg.hashsalt": "brats-lightning",  # makes the SVG reproducible
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "font.size": 10,
@@ -41,7 +41,7 @@ _STYLE = {
     "legend.frameon": False,
 }
 
-# What the protocols' columns are called in print.
+# The protocols' columns as the report names them.
 COLUMN_TITLES = {
     "LesionWise_Score_Dice": "Lesion-wise Dice",
     "LesionWise_Score_HD95": "Lesion-wise HD95 (mm)",
@@ -55,7 +55,7 @@ COLUMN_TITLES = {
 
 
 def _region_colour(index: int) -> str:
-    """By the region's place in the scheme."""
+    """The colour of the region at this place in the scheme."""
     return _SERIES[index % len(_SERIES)]
 
 
@@ -66,21 +66,21 @@ def _figure(width: float, height: float) -> Iterator[Figure]:
 
 
 def _svg(figure: Figure, title: str) -> Markup:
-    """The figure's SVG, without what only a file of its own needs."""
+    """The figure's SVG, without the parts that only a separate file needs."""
     file = io.StringIO()
     FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
     text = file.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)
-    text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)  # the family is the page's
-    text = re.sub(r' id="[^"]*_\d+"', "", text)  # named by matplotlib, the same in every figure, and not referred to
+    text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)  # the page sets the family
+    text = re.sub(r' id="[^"]*_\d+"', "", text)  # matplotlib's names, equal in all figures and never used
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, variable)
     return Markup(text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1))
 
 
 def score_distribution(tables: Sequence[Mapping[str, Mapping[str, float]]], summary: Any, protocol: str) -> Markup:
-    """Each case's main score by region, with the mean and its interval."""
+    """The main score of each case by region, with the mean and its interval."""
     column = headline_columns(protocol)[0]
     regions = list(summary)
     rng = np.random.default_rng(0)  # of the jitter
@@ -131,7 +131,7 @@ def size_figure(lesions: Mapping[str, Any]) -> Markup:
 
 
 def detection_figure(lesions: Mapping[str, Any], labelled: str) -> Markup:
-    """Sensitivity against false positives per case, as small predictions are left out; volumes at one region's dots."""
+    """Sensitivity against false positives per case by smallest predicted volume, written at points of ``labelled``."""
     with _figure(6.4, 3.6) as figure:
         axes = figure.subplots()
         for i, (region, entry) in reversed(list(enumerate(lesions.items()))):  # the first on top
@@ -157,12 +157,12 @@ def detection_figure(lesions: Mapping[str, Any], labelled: str) -> Markup:
 def difference_figure(
     differences: Sequence[Mapping[str, Any]], scores: Mapping[tuple[str, str], np.ndarray], pair: tuple[int, int]
 ) -> Markup:
-    """Two methods: each case's main score by both, and the mean differences with their intervals.
+    """The main scores of two methods in each case, and their mean differences with intervals.
 
     Args:
         differences: of this pair.
         scores: (region, column) → a row per case, a column per method.
-        pair: the two methods' columns.
+        pair: the columns of the two methods.
     """
     a, b = pair
     first, second = differences[0]["first"], differences[0]["second"]
@@ -196,6 +196,6 @@ def difference_figure(
 
 
 def short_title(column: str) -> str:
-    """A column's title in a word or two."""
+    """A column's title in one or two words."""
     title = COLUMN_TITLES[column]
     return next((word for word in ("Dice", "NSD", "HD95") if word in title), title.removesuffix(" lesions"))

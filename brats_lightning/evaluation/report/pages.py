@@ -1,4 +1,4 @@
-"""The HTML pages, made of the templates beside this file."""
+"""The HTML pages, made from the templates beside this file."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ _FILTERS = (
 
 @cache
 def environment() -> Environment:
-    """The templates and what they may use; everything but a figure is escaped."""
+    """The templates with their filters and functions; everything except figures is escaped."""
     loader = PackageLoader(__package__)
     env = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     env.filters |= {each.__name__: each for each in _FILTERS} | {"column_title": figures.COLUMN_TITLES.__getitem__}
@@ -32,7 +32,7 @@ def environment() -> Environment:
 
 
 def evaluation_page(evaluation: Evaluation, summary: Mapping[str, Any], pictures: Sequence[LesionPicture]) -> str:
-    """The report of one method."""
+    """The report on one method."""
     scoring = evaluation.scoring
     leading, region = scoring.protocols[0], scoring.lesion_region
     official = [case.official[leading] for case in evaluation.cases]
@@ -43,7 +43,6 @@ def evaluation_page(evaluation: Evaluation, summary: Mapping[str, Any], pictures
         scoring=scoring,
         summary=summary,
         predictions=[summary["settings"]["predictions"]],
-        left_out=evaluation.left_out,
         cases=[(case, wording.what_went_wrong(case, region)) for case in cases],
         score_figure=figures.score_distribution(official, summary["scores"][leading], leading),
         size_figure=figures.size_figure(summary["lesions"]),
@@ -59,7 +58,7 @@ def comparison_page(
     comparison: Mapping[str, Any],
     scores: Mapping[str, Scores],
 ) -> str:
-    """The report of several methods; each method's own is in the folder of its name."""
+    """The report on several methods; each method's own is in the folder of its name."""
     methods = comparison["methods"]
     pairs: dict[str, list[tuple[Any, ...]]] = {protocol: [] for protocol in scores}
     for protocol, table in scores.items():

@@ -1,4 +1,4 @@
-"""Pictures of single lesions: the axial slice through each, with the outlines of reference and prediction."""
+"""Pictures of single lesions: the axial slice through each, with outlines of reference and prediction."""
 
 import base64
 import io
@@ -22,8 +22,8 @@ from brats_lightning.evaluation.pairing import Pair, find_images
 from brats_lightning.evaluation.scoring import Evaluation, ScoredCase, Scoring
 from brats_lightning.metrics.lesions import LesionRow
 
-REFERENCE_COLOUR, PREDICTION_COLOUR = "#35d0ff", "#ff9a3c"  # told apart by all, on grey
-FIELD = 50.0  # mm, side of the enlarged part
+REFERENCE_COLOUR, PREDICTION_COLOUR = "#35d0ff", "#ff9a3c"  # distinguishable by everyone, on grey
+FIELD = 50.0  # side of the enlarged part in mm
 _TITLES = {"t1c": "T1c", "t2f": "FLAIR"}
 
 
@@ -37,9 +37,9 @@ class LesionPicture:
 
 
 def worst_lesions(cases: Sequence[ScoredCase], region: str, count: int) -> list[tuple[str, LesionRow]]:
-    """The largest missed lesions and the largest false positives, about as many of each, with their cases.
+    """The largest missed lesions and the largest false positives with their cases, about as many of each.
 
-    Cases without a prediction are left out: there is nothing to see in them.
+    Cases without a prediction are left out: there is nothing to show.
     """
     rows = [(case.case, row) for case in cases if not case.missing for row in case.lesions[region] if not row.detected]
     rows.sort(key=lambda item: (-item[1].volume, item[0], item[1].lesion))
@@ -50,7 +50,7 @@ def worst_lesions(cases: Sequence[ScoredCase], region: str, count: int) -> list[
 
 
 def lesion_pictures(evaluation: Evaluation, count: int) -> list[LesionPicture]:
-    """Pictures of `worst_lesions`, over the case's T1c and FLAIR where they lie beside the reference."""
+    """Pictures of the `worst_lesions`, on the case's T1c and FLAIR if these lie beside the reference."""
     chosen = worst_lesions(evaluation.cases, evaluation.scoring.lesion_region, count)
     pairs = {pair.case: pair for pair in evaluation.pairs}
     drawn = {}
@@ -82,7 +82,7 @@ class _View:
         return cls((reference, prediction), scoring.scheme.regions[scoring.lesion_region], sound)
 
     def draw(self, row: LesionRow) -> str:
-        """The whole slice, then the part around the lesion in each image (or on black, without images)."""
+        """The whole slice, then the part around the lesion in each image; without images on black."""
         transform = GridTransform.whole(self.masks[0].grid)
         z, y, x = (
             transform.original.shape[axis] - 1 - row.centre[axis] if flip else row.centre[axis]
@@ -120,7 +120,7 @@ class _View:
 
 
 def _sound_image(path: Path, grid: Grid) -> Volume | None:
-    """An image on the reference's grid; None for any other, which is no matter for a score."""
+    """An image if it can be read and lies on the reference's grid; otherwise the picture does without it."""
     try:
         volume = read_volume(path)
     except UnreadableFile:
@@ -129,13 +129,13 @@ def _sound_image(path: Path, grid: Grid) -> Volume | None:
 
 
 def axial_slice(volume: Volume, z: int) -> Shaped[np.ndarray, "y x"]:
-    """Slice ``z`` of the oriented volume, with the margin that `Volume` leaves out."""
+    """Slice ``z`` of the oriented volume, including the margin that `Volume` leaves out."""
     whole = GridTransform.whole(volume.grid)
     return whole.crop((z, 0, 0), (1, *whole.shape[1:])).sample(volume.values, volume.start, order=0)[0]
 
 
 def grey(image: Shaped[np.ndarray, "y x"]) -> Float[np.ndarray, "y x"]:
-    """0 … 1 from the 1st to the 99.5th percentile of what is not 0."""
+    """Intensities scaled to 0 … 1 from the 1st to the 99.5th percentile of the non-zero pixels."""
     values = np.nan_to_num(image.astype(np.float64))
     inside = values[values != 0]
     low, high = np.percentile(inside, (1, 99.5)) if len(inside) else (0.0, 1.0)
@@ -143,9 +143,9 @@ def grey(image: Shaped[np.ndarray, "y x"]) -> Float[np.ndarray, "y x"]:
 
 
 def outline(mask: Bool[np.ndarray, "y x"]) -> Float[np.ndarray, "n 2 2"]:
-    """The edges of a mask's pixels as line segments of points (x, y); pixel (0, 0) reaches from −0.5 to 0.5."""
+    """The outline of a mask as line segments between points (x, y); pixel (0, 0) reaches from −0.5 to 0.5."""
     padded = np.pad(mask, 1)
-    y, x = np.nonzero(padded[1:, :] != padded[:-1, :])  # between a row and the next
+    y, x = np.nonzero(padded[1:, :] != padded[:-1, :])  # edges between two rows
     rows = np.stack([np.stack([x - 1.5, y - 0.5], 1), np.stack([x - 0.5, y - 0.5], 1)], 1)
     y, x = np.nonzero(padded[:, 1:] != padded[:, :-1])
     columns = np.stack([np.stack([x - 0.5, y - 1.5], 1), np.stack([x - 0.5, y - 0.5], 1)], 1)
@@ -159,5 +159,5 @@ def _scale_bar(panel: Axes) -> None:
 
 
 def _write(panel: Axes, x: float, y: float, text: str, ha: str = "left", va: str = "center") -> None:
-    edge = [withStroke(linewidth=2, foreground="black")]  # to be read on white matter, too
+    edge = [withStroke(linewidth=2, foreground="black")]  # legible on white matter, too
     panel.text(x, y, text, color="white", fontsize=10, ha=ha, va=va, transform=panel.transAxes, path_effects=edge)

@@ -1,4 +1,4 @@
-"""How a report prints numbers and names, and what it says of a case; the tables on the terminal."""
+"""How a report prints numbers and names, and what it says about a case; the table on the terminal."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,22 +12,22 @@ from brats_lightning.evaluation.scoring import ScoredCase
 from brats_lightning.evaluation.summary import lower_is_better
 from brats_lightning.metrics.official import headline_columns, mean_without_nan
 
-POOR = 0.5  # Dice below which a lesion that was found is worth a word
+POOR = 0.5  # a detected lesion with a lower Dice is mentioned
 _REGION_TITLES = {"et": "enhancing tumour", "tc": "tumour core", "wt": "whole tumour", "rc": "resection cavity"}
 
 
 def number(value: int | float, digits: int = 3) -> str:
-    """A number as it is printed; – for NaN."""
+    """A number with ``digits`` decimals; – for NaN."""
     return "–" if math.isnan(value) else f"{value:,.{digits}f}".replace("-", "−")
 
 
 def sort_key(value: int | float) -> str:
-    """What a cell is sorted by: nothing for NaN, which is last."""
+    """The text by which a cell is sorted: empty for NaN, which comes last."""
     return "" if math.isnan(value) else f"{value:.9g}"
 
 
 def digits(column: str) -> int:
-    """Decimals a column is printed with: distances are mm."""
+    """Decimals of a column: fewer for distances in mm."""
     return 1 if lower_is_better(column) else 3
 
 
@@ -37,7 +37,7 @@ def counted(n: int, word: str) -> str:
 
 
 def p_value(p: float) -> str:
-    """As papers print it."""
+    """A p-value as in papers."""
     return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -48,7 +48,7 @@ def region_title(region: str) -> str:
 
 
 def what_went_wrong(case: ScoredCase, region: str) -> str:
-    """One line on the lesions of a region: what was missed, falsely detected, or segmented badly."""
+    """One line about the lesions of a region: missed, falsely detected, or poorly segmented."""
     if case.missing:
         return "no prediction"
     lesions = [row for row in case.lesions[region] if not row.false_positive]
@@ -68,12 +68,12 @@ def what_went_wrong(case: ScoredCase, region: str) -> str:
 
 
 def worst_first(cases: Sequence[ScoredCase], protocol: str, region: str) -> list[ScoredCase]:
-    """Missing predictions, then by the mean of the main score over regions, then by lesions missed or false."""
+    """Missing predictions first, then by the mean main score over regions, then by missed and false lesions."""
     main = headline_columns(protocol)[0]
 
     def badness(case: ScoredCase) -> tuple[bool, float, int, str]:
         official = mean_without_nan([columns[main] for columns in case.official[protocol].values()])
-        # Without a lesion to score, the voxels tell a false alarm from a clean case.
+        # Without a lesion to score, the voxel scores distinguish a false alarm from a clean case.
         voxelwise = mean_without_nan([case.voxelwise[name]["dice"] for name in case.official[protocol]])
         mean = next((mean for mean in (official, voxelwise) if not math.isnan(mean)), 1.0)
         return not case.missing, mean, -sum(not row.detected for row in case.lesions[region]), case.case
@@ -82,7 +82,7 @@ def worst_first(cases: Sequence[ScoredCase], protocol: str, region: str) -> list
 
 
 def terminal_table(name: str, summary: Mapping[str, Any], protocol: str) -> Table:
-    """The headline scores of one protocol, mean over cases and 95 % interval."""
+    """The headline scores of one protocol: means over cases with 95 % intervals."""
     shown = Table(title=escape(f"{name} · {protocol} · {counted(summary['cases']['scored'], 'case')}"))
     shown.add_column("region")
     for column in headline_columns(protocol):

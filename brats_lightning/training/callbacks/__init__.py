@@ -1,4 +1,4 @@
-"""Callbacks: averaged weights, the final validation, finite losses, interruptions, pictures, progress, step counts."""
+"""Callbacks: averaged weights, final validation, finite losses, interruptions, pictures, progress, step counts."""
 
 from brats_lightning.training.callbacks.average import AveragedWeights
 from brats_lightning.training.callbacks.finite import FiniteLoss

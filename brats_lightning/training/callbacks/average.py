@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, evaluated and saved in place of the current ones."""
+"""An exponential moving average of the weights, evaluated and saved in place of the current weights."""
 
 from itertools import chain, compress
 from typing import Any
@@ -9,15 +9,15 @@ from pytorch_lightning.callbacks import WeightAveraging
 
 
 class AveragedWeights(WeightAveraging):
-    """Exponential moving average of the weights; validation, tests and checkpoints are of the average.
+    """Exponential moving average of the weights; validation, tests and checkpoints use the average.
 
     After n updates the average moves by ``1 - d`` towards the weights, with ``d = min(decay, (1 + n) / (10 + n))``: a
     fixed decay near 1 would keep the first, random weights in the average of a short run.
 
-    Costs a second copy of the weights on the device that trains and in each checkpoint, and a few milliseconds a step.
+    Costs a second copy of the weights on the training device and in each checkpoint, and a few milliseconds per step.
 
     Args:
-        decay: fraction of the average that each step keeps in the long run; it remembers about 1 / (1 - decay) steps.
+        decay: fraction of the average that each step keeps in a long run, an average over about 1 / (1 - decay) steps.
     """
 
     def __init__(self, decay: int | float = 0.999) -> None:
@@ -30,7 +30,7 @@ class AveragedWeights(WeightAveraging):
         """Start the average on the training device."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and self._average_model is not None:
-            # The count is read at each step; on a GPU that would make the host wait.
+            # The count is read at each step; if it were on a GPU, the host would wait.
             self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
@@ -41,7 +41,7 @@ class AveragedWeights(WeightAveraging):
 
     @torch.no_grad()
     def _update(self, pl_module: pl.LightningModule) -> None:
-        # Lightning's own update copies the count to the device at each step, which makes the host wait for a GPU.
+        # Lightning's update copies the count to the device at each step, which makes the host wait for a GPU.
         average = self._average_model
         assert average is not None  # made in setup
         done = int(average.n_averaged)
@@ -55,10 +55,10 @@ class AveragedWeights(WeightAveraging):
         average.n_averaged += 1
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the current weights in the module, so that a checkpoint saved from now on can still be resumed."""
+        """Keep the current weights in the module, so that checkpoints saved from now on can still be resumed."""
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Leave the device with the module; testing needs the memory."""
+        """Leave the device together with the module, as testing needs the memory."""
         if self._average_model is not None:
             self._average_model.module.to(pl_module.device)
 

@@ -1,4 +1,4 @@
-"""Stop a training whose loss is no longer finite; earlier checkpoints stay."""
+"""Ending a training whose loss is no longer finite; earlier checkpoints stay."""
 
 import math
 from typing import Any
@@ -9,16 +9,21 @@ from torch import Tensor
 
 from brats_lightning.data.batches import PatchBatch
 
+_ADVICE = (
+    "earlier checkpoints stay. Lower optimizer.lr or raise scheduler.warmup and start again, or look at these cases; "
+    "debug=anomaly names the operation"
+)
+
 
 class NotFinite(ValueError):
     """The loss or the weights became NaN or infinite."""
 
 
 class FiniteLoss(pl.Callback):
-    """Check the losses every ``log_every_n_steps`` steps, and the weights as well before each save.
+    """Check the losses every ``log_every_n_steps`` steps, and before each save the weights as well.
 
-    In between, the losses stay on the device, so that no step waits for one. A loss scaler (``16-mixed``) skips a step
-    that overflows and retries with a smaller scale; with one, all losses since the last check must be bad.
+    Until then the losses stay on the device, so that no step waits for them. A loss scaler (``16-mixed``) skips a step
+    that overflows and retries with a smaller scale, so with one only a check with no finite loss at all ends the run.
 
     Raises:
         NotFinite: nothing is saved, and the last good checkpoints stay.
@@ -27,27 +32,15 @@ class FiniteLoss(pl.Callback):
     def __init__(self) -> None:
         self._recent: list[tuple[int, list[str], Tensor]] = []  # step, its cases, its loss
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,  # noqa: ARG002
-        outputs: Any,
-        batch: PatchBatch,
-        batch_idx: int,  # noqa: ARG002
-    ) -> None:
-        """Keep the loss; check, if it is time."""
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: PatchBatch, *_: Any) -> None:  # noqa: ARG002
+        """Keep the loss, and check if it is time."""
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         self._recent.append((trainer.global_step, batch.cases, loss.detach()))
         if trainer.global_step % (trainer.log_every_n_steps or 50) == 0:  # type: ignore[attr-defined]
             self._check(trainer)
 
-    def on_save_checkpoint(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        checkpoint: dict[str, Any],  # noqa: ARG002
-    ) -> None:
-        """Check before it is written."""
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Check before the checkpoint is written."""
         self._check(trainer)
         norms = torch._foreach_norm([parameter.detach() for parameter in pl_module.parameters()])
         if norms and not bool(torch.stack([norm.float() for norm in norms]).isfinite().all()):
@@ -58,18 +51,8 @@ class FiniteLoss(pl.Callback):
         if not recent:
             return
         losses = torch.stack([loss for _, _, loss in recent]).tolist()
-        bad = [
-            (step, cases, loss)
-            for (step, cases, _), loss in zip(recent, losses, strict=True)
-            if not math.isfinite(loss)
-        ]
+        bad = [number for number, loss in enumerate(losses) if not math.isfinite(loss)]
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         if bad and not (scaled and len(bad) < len(recent)):
-            step, cases, loss = bad[0]
+            (step, cases, _), loss = recent[bad[0]], losses[bad[0]]
             raise NotFinite(f"the loss is {loss} at step {step}, whose patches are of {', '.join(cases)}; {_ADVICE}")
-
-
-_ADVICE = (
-    "what was saved before stays. Lower optimizer.lr or raise scheduler.warmup and start again, or look at these "
-    "cases; debug=anomaly names the operation"
-)

@@ -1,4 +1,4 @@
-"""A training that is stopped from outside can be resumed without losing a step."""
+"""Stopping a training from outside so that it can be resumed without losing a step."""
 
 import logging
 import shlex
@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 class Interruption(pl.Callback):
     """On Ctrl-C and SIGTERM, finish the current step, save ``last.ckpt`` and say how to resume.
 
-    The signals are received within `brats_lightning.runtime.signals.listening`, as in `brats_lightning.train.train`.
+    The training must run within `brats_lightning.runtime.signals.listening`, as in `brats_lightning.train.train`.
 
-    ``last.ckpt`` is also saved before each validation, so that whatever ends the program there, even ``kill -9``, costs
-    no step. Several processes end together when the first of them is asked to.
+    ``last.ckpt`` is also saved before each validation, so that even ``kill -9`` during one loses no step. Several
+    processes stop together when the first of them gets the signal.
 
     Args:
         dirpath: folder of ``last.ckpt``.
@@ -30,16 +30,14 @@ class Interruption(pl.Callback):
     def __init__(self, dirpath: str) -> None:
         self.last = Path(dirpath) / "last.ckpt"
         self._saved = -1  # the step of last.ckpt
-        self._whole = False  # all that belongs to the last step is done, nothing of the next has begun
+        self._whole = False  # the last step is complete and the next one has not begun
         self._before_validation = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         """Take the signals back from Lightning, whose handlers communicate with other processes at any point."""
         signals.listen()
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """Take the signals back, as in training."""
-        signals.listen()
+    on_test_start = on_train_start
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:  # noqa: ARG002
         """A step begins."""
@@ -47,12 +45,12 @@ class Interruption(pl.Callback):
         signals.hold(True)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """A step ends, unless further batches belong to it."""
+        """A step ends, unless more batches belong to it."""
         self._whole = not trainer.fit_loop._should_accumulate()
-        # None of several processes may end by itself: the others would wait for it in the next step.
+        # One of several processes must not end alone: the others would wait for it in the next step.
         signals.hold(not self._whole or trainer.world_size > 1)
         if self._whole and signals.received() and trainer.is_global_zero and not trainer.should_stop:
-            trainer._signal_connector.received_sigterm = True  # where Lightning looks between two steps
+            trainer._signal_connector.received_sigterm = True  # which Lightning checks between two steps
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         """Save the training so far."""
@@ -68,13 +66,8 @@ class Interruption(pl.Callback):
         """The step is complete again."""
         self._whole = trainer.state.fn == "fit"
 
-    def on_save_checkpoint(
-        self,
-        trainer: pl.Trainer,  # noqa: ARG002
-        pl_module: pl.LightningModule,  # noqa: ARG002
-        checkpoint: dict[str, Any],
-    ) -> None:
-        """Before a validation, mark it as begun in Lightning's counters, so that a resumed run carries it out."""
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+        """Before a validation, mark it as begun in Lightning's counters, so that a resumed run does it."""
         if self._before_validation:
             name = "epoch_loop.val_loop.batch_progress"
             progress = checkpoint["loops"]["fit_loop"][name]
@@ -84,14 +77,14 @@ class Interruption(pl.Callback):
             checkpoint["loops"]["fit_loop"][name] = progress | {"total": total}
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:  # noqa: ARG002
-        """Save after an interruption or a failed loader; other errors leave no state worth resuming."""
+        """Save after an interruption or a failed loader; after other errors the state is not worth resuming."""
         if not isinstance(exception, KeyboardInterrupt | SIGTERMException | signals.Interrupted | LoaderError):
             return
         if trainer.state.fn != "fit":
             return
         together = isinstance(exception, SIGTERMException)
         if together and trainer.world_size > 1 and signals.received() and trainer.is_global_zero:
-            # The others ask for this at the beginning of each step, and then wait.
+            # The others ask for this at the beginning of each step and then wait.
             device = trainer.strategy.root_device
             torch.distributed.broadcast(torch.ones(1, dtype=torch.int64, device=device), src=0)
             torch.distributed.barrier()
@@ -99,10 +92,10 @@ class Interruption(pl.Callback):
             self._save(trainer)
         if trainer.is_global_zero:
             run = self.last.parent.parent
-            go_on = f"go on with: python -m brats_lightning.train {shlex.quote(f'resume={run}')}"
-            saved = f"saved is step {self._saved}" if self._saved >= 0 else "what was saved at an interval is there"
-            known = f"{saved}; {go_on}" if self.last.is_file() else "nothing was saved yet"
-            log.warning("stopped at step %d; %s", trainer.global_step, known)
+            resume = f"resume with: python -m brats_lightning.train {shlex.quote(f'resume={run}')}"
+            saved = f"step {self._saved} is saved" if self._saved >= 0 else "an earlier step is saved"
+            state = f"{saved}; {resume}" if self.last.is_file() else "nothing was saved yet"
+            log.warning("stopped at step %d; %s", trainer.global_step, state)
 
     def _save(self, trainer: pl.Trainer) -> None:
         if self._saved != trainer.global_step:

@@ -1,4 +1,4 @@
-"""One picture per validation: the slice with most tumour, with reference and prediction drawn over it."""
+"""A picture per validation: the slice with the most tumour, with outlines of reference and prediction."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ CLASS_COLOURS = np.array(
 
 
 def outlines(labels: UInt8[np.ndarray, "y x"]) -> np.ndarray:
-    """Boolean mask of the labelled pixels that touch a pixel of another label."""
+    """Boolean mask of the labelled pixels next to a pixel of another label."""
     padded = np.pad(labels, 1)
     centre = padded[1:-1, 1:-1]
     neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
@@ -25,9 +25,9 @@ def outlines(labels: UInt8[np.ndarray, "y x"]) -> np.ndarray:
 def draw(
     image: Float[np.ndarray, "y x"], reference: UInt8[np.ndarray, "y x"], prediction: UInt8[np.ndarray, "y x"]
 ) -> UInt8[np.ndarray, "y w 3"]:
-    """The slice three times, side by side: plain, with the reference's contours, with the prediction's.
+    """The slice three times, side by side: plain, with the reference's outlines, with the prediction's.
 
-    The grey scale runs from the 1st to the 99th percentile of the non-zero voxels.
+    The grey scale runs from the 1st to the 99th percentile of the non-zero pixels.
     """
     inside = image[image != 0]
     low, high = np.percentile(inside, (1, 99)) if inside.size else (0.0, 1.0)
@@ -43,10 +43,10 @@ def draw(
 
 
 class Overlay(pl.Callback):
-    """Add `draw`'s picture of the first validation cases to TensorBoard.
+    """Add pictures (see `draw`) of the first validation cases to TensorBoard.
 
-    Anterior is up and the patient's right is on the left. It shows the second channel (T1c in the usual order), or the
-    only one, in the slice with most labelled voxels in the reference, which stays the same throughout the run.
+    Anterior is up and the patient's right is on the left. They show the second channel (T1c in the usual order), or the
+    only one, in the slice with the most labelled voxels in the reference, which is the same throughout the run.
 
     Args:
         cases: number of validation cases to draw.
@@ -62,7 +62,7 @@ class Overlay(pl.Callback):
         outputs: Any,
         batch: Any,
         batch_idx: int,
-        dataloader_idx: int = 0,  # noqa: ARG002
+        *_: Any,
     ) -> None:
         """Draw one case."""
         logger = trainer.logger

@@ -16,14 +16,14 @@ class Progress(RichProgressBar):
     """Lightning's bar with the current loss instead of a version number.
 
     Args:
-        refresh_rate: batches between updates; drawing it costs a few milliseconds.
+        refresh_rate: batches between updates; an update costs a few milliseconds.
     """
 
     def __init__(self, refresh_rate: int = 10) -> None:
         super().__init__(refresh_rate=refresh_rate)
 
     def _get_train_description(self, current_epoch: int) -> str:
-        # Lightning's says "Epoch 0/-2" where steps, not epochs, end the training.
+        # Lightning's text is "Epoch 0/-2" if steps, not epochs, limit the training.
         if self.trainer.max_epochs in (None, -1):
             return f"Epoch {current_epoch} (to step {self.trainer.max_steps})"
         return super()._get_train_description(current_epoch)
@@ -31,7 +31,7 @@ class Progress(RichProgressBar):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Draw the bar if it is time. Lightning would read the loss at each step, and so wait for the GPU."""
+        """Update the bar if it is time. Lightning would read the loss at each step and so wait for the GPU."""
         if trainer.is_last_batch or (batch_idx + 1) % self.refresh_rate == 0:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
@@ -45,7 +45,7 @@ class Progress(RichProgressBar):
 
 
 class ProgressLog(pl.Callback):
-    """Without a terminal, log the first step, one at each interval, and each validation.
+    """Without a terminal, log the first step, then one step per interval, and each validation.
 
     Args:
         interval: seconds between two lines.
@@ -71,7 +71,7 @@ class ProgressLog(pl.Callback):
         parts = [f"step {steps}" + (f" of {trainer.max_steps}" if trainer.max_steps > 0 else "")]
         if "train/loss" in trainer.callback_metrics:
             parts.append(f"loss {float(trainer.callback_metrics['train/loss']):.3f}")
-        if steps > self._first + 1:  # the first step alone says little
+        if steps > self._first + 1:  # the first step is slower than the others
             pace = seconds / (steps - self._first)
             parts.append(f"{pace:.2f} s a step")
             if (left := self._left(trainer, pace)) is not None:
@@ -79,7 +79,7 @@ class ProgressLog(pl.Callback):
         log.info(" · ".join(parts))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """Name the score that decides."""
+        """Log the objective."""
         if not self.silent and self.objective in trainer.callback_metrics:
             log.info("step %d · %s %.4f", trainer.global_step, self.objective, trainer.callback_metrics[self.objective])
 

@@ -1,4 +1,4 @@
-"""The step that dashboards show after a resume."""
+"""The step that dashboards show after resuming."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytorch_lightning as pl
 
 
 class ResumedSteps(pl.Callback):
-    """Keep the logged step equal to the optimiser's: Lightning's own count drops by one when resuming in mid-epoch.
+    """Keep the logged step equal to the optimiser's: Lightning's count drops by one when resuming within an epoch.
 
     Must come before every callback that logs.
     """

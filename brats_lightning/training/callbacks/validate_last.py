@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 class ValidateLast(pl.Callback):
     """Validate after the last training batch, so that the final weights are scored and may become the best.
 
-    Lightning validates at fixed intervals, and once more if a stop was requested during the last batch; this callback
+    Lightning validates at fixed intervals, and again if a stop was requested during the last batch; this callback
     requests it.
     """
 

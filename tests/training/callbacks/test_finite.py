@@ -26,7 +26,7 @@ def steps(callback, losses, every=3, scaler=None):
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 def test_the_first_bad_step_and_its_cases_are_named_at_the_next_look(bad):
     steps(FiniteLoss(), [1.0, bad])  # nobody has looked yet
-    with pytest.raises(NotFinite, match=f"the loss is {bad} at step 2, whose patches are of case 2, another; what was"):
+    with pytest.raises(NotFinite, match=f"the loss is {bad} at step 2, whose patches are of case 2, another; earlier"):
         steps(FiniteLoss(), [1.0, bad, bad])
 
 

@@ -14,7 +14,7 @@ from tests.conftest import TINY
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stopped_training_is_saved_and_says_how_to_go_on(shared_outputs, tmp_path, sent, code):
+def test_a_stopped_training_is_saved_and_says_how_to_resume(shared_outputs, tmp_path, sent, code):
     command = [
         sys.executable,
         "-m",
@@ -48,7 +48,7 @@ def test_a_stopped_training_is_saved_and_says_how_to_go_on(shared_outputs, tmp_p
             training.kill()
     assert training.returncode == code, "".join(seen) + rest
     last = tmp_path / "run/checkpoints/last.ckpt"
-    stopped = re.search(r"stopped at step (\d+); saved is step (\d+); go on with: .*train (resume=\S+)", rest)
+    stopped = re.search(r"stopped at step (\d+); step (\d+) is saved; resume with: .*train (resume=\S+)", rest)
     assert stopped
     assert stopped[1] == stopped[2]
     assert stopped[3] == f"resume={tmp_path}/run"
