@@ -14,20 +14,20 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet -e '.[dev,sweep,codecs,monai]'
 	@touch $@
 
-setup: $(VENV)/installed ## virtual environment with the program and its extras dev, sweep, codecs, monai
+setup: $(VENV)/installed ## make .venv with the program and its extras dev, sweep, codecs, monai
 
-# One thread, since with more each waits for the slowest, which beside other work is a busy core's.
-train: setup ## train on synthetic data to the end: a first run of minutes, without any download
+# One thread: several would wait for the slowest, which on a busy machine shares its core with other work.
+train: setup ## run a first training on synthetic data, in minutes and without any download
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m brats_lightning.train experiment=first seed=0
 
-# A file of tests stays in one process, since its tests share what they make.
-test: setup ## the test suite
+# The tests of a file stay in one process, since they share what they make.
+test: setup ## run all tests
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
-coverage: setup ## the test suite with line coverage
+coverage: setup ## run all tests and measure line coverage
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
 
-lint: setup ## style and types
+lint: setup ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy brats_lightning
@@ -36,10 +36,10 @@ format: setup ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-oracle: setup ## compare the brats2026 scores with the official program, in an environment of its own
+oracle: setup ## compare the brats2026 scores with the official program, in a separate environment
 	$(BIN)/python -m tests.oracle.brats2026
 
-# The peers want torchvision for what is not measured here, and its wheel doesn't load beside a CPU build of torch.
+# The other packages install torchvision, which is not needed here and whose wheel does not load with a CPU build of torch.
 .venv-bench/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --upgrade pip
@@ -47,19 +47,19 @@ oracle: setup ## compare the brats2026 scores with the official program, in an e
 	.venv-bench/bin/python -m pip uninstall --quiet --yes torchvision
 	@touch $@
 
-bench: .venv-bench/installed ## time data, training, inference and start against MONAI and nnU-Net; BENCH="patches --cases DIR"
+bench: .venv-bench/installed ## time data, training, inference and start against MONAI and nnU-Net; some rows: BENCH="patches --cases DIR"
 	.venv-bench/bin/python -m tests.benchmarks $(BENCH)
 
 $(VENV)/docs: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	@touch $@
 
-# Material for MkDocs announces its successor at each build.
-docs: $(VENV)/docs ## the documentation as a site, outputs/site/index.html; fails on a broken link
+# Without the variable, Material for MkDocs prints an advertisement at each build.
+docs: $(VENV)/docs ## build the documentation as a website, outputs/site/index.html; fails on a broken link
 	$(BIN)/python docs/config_page.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict -f .mkdocs.yml
 
-tensorboard: setup ## dashboards of all runs below outputs/
+tensorboard: setup ## show all runs below outputs/ in TensorBoard
 	$(BIN)/tensorboard --logdir outputs
 
 wheel: setup ## build the package

@@ -8,18 +8,20 @@ CONF = Path(__file__).parents[1] / "conf"
 PAGE = Path(__file__).with_name("reference") / "config.md"
 INTRO = """# Configuration
 
-Every group and every key, as the files in `conf/` describe them. This page is generated from their comments by
-`python docs/config_page.py`; edit the YAML files, not the page.
+Look up here what can be set on the command line: every group with its choices, and every key with its default value
+and its meaning. The page is generated from the comments in `conf/` by `python docs/config_page.py`; edit the YAML
+files, not the page.
 
-- A **group** is chosen by a word: `model=resunet`. Its choices are the files of its folder.
-- A **key** is set by its full name, the first column: `optimizer.lr=1e-3`. A key that is not listed is added with a
-  plus: `+trainer.limit_train_batches=10`.
-- A value `???` must be given; `null` switches a part off or leaves the choice to the program; `${…}` refers to another
+- A **group** is a folder in `conf/`, and its files are the choices: `model=resunet`.
+- A **key** is set by its full name, which is in the first column: `optimizer.lr=1e-3`. A key that is not listed is
+  added with a plus: `+trainer.limit_train_batches=10`.
+- A value `???` must be given. `null` switches a part off or leaves the choice to the program. `${…}` refers to another
   key.
-- `python -m brats_lightning.train --cfg job` prints the configuration that a command line makes; `--help` lists the
-  choices.
+- `python -m brats_lightning.train --help` lists the choices of all groups. With `--cfg job` instead, the command prints
+  the configuration that its other arguments make, and does not run.
 """
 KEY = re.compile(r"(?P<indent> *)(?P<key>[\w.]+|\"[^\"]*\"):(?: +(?P<value>[^#\s].*?))?(?: +# (?P<comment>.*))?")
+COMMAND = re.compile(r"#\s*(.*?)(?:(?<!`)((?:\w+=\d+ )?(?:python -m|brats-\w+) .*?)(  .*)?)?")
 ITEM = re.compile(r" *- (?:override )?(?P<choice>[^#]+?)(?: +# (?P<comment>.*))?")
 
 
@@ -43,7 +45,7 @@ def page(conf: Path = CONF) -> str:
 
 
 def section(path: Path, group: str) -> str:
-    """One file: what it is for, what it starts from, a table of its keys; a command's has no group."""
+    """One file: what it is for, what it is based on, a table of its keys; a command's has no group."""
     text = path.read_text()
     header = re.match(r"(#.*\n)*", text)[0]  # type: ignore[index]
     prefix = group.replace("/", ".")
@@ -78,7 +80,9 @@ def _prose(header: str) -> list[str]:
     """The comment at the top of a file as a paragraph, the commands in it as code at a line's end."""
     lines = []
     for line in header.splitlines():
-        text, command, rest = re.fullmatch(r"#\s*(.*?)(?:(?<!`)((?:python -m|brats-\w+) .*?)(  .*)?)?", line).groups("")  # type: ignore[union-attr]
+        text, command, rest = COMMAND.fullmatch(line).groups("")  # type: ignore[union-attr]
+        if lines and re.match(r"(hardware|memory|score)\b.*:", text):  # begins a new line, as does text after a command
+            lines[-1] = lines[-1].rstrip() + "  "
         lines.append(_escaped(text) + (f"`{command}` {_escaped(rest.strip())}".rstrip() + "  " if command else ""))
     return ["\n".join(lines) + "\n"] if lines else []
 
@@ -91,7 +95,7 @@ def _escaped(text: str) -> str:
 
 
 def _defaults(lines: list[str], group: str) -> list[str]:
-    """What the file starts from, and the groups it chooses."""
+    """What the file is based on, and the groups it chooses."""
     items = [match for line in lines if line.startswith("  - ") and (match := ITEM.fullmatch(line))]
     choices = [item for item in items if not re.match(r"_self_|hydra|paths|\w+: \[\]", item["choice"])]
     bases = [f"`{item['choice']}`" for item in choices if not re.search("[:@]", item["choice"])]
@@ -102,7 +106,7 @@ def _defaults(lines: list[str], group: str) -> list[str]:
             name = name.removeprefix("/") if name.startswith("/") or not group else f"{group}/{name}"
             chosen.append(f"`{name}={choice}`" + (f" ({_escaped(item['comment'])})" if item["comment"] else ""))
     return [
-        *([f"Starts from {', '.join(bases)}: what is not named here is as there.\n"] if bases else []),
+        *([f"Based on {', '.join(bases)}: keys not listed here keep the values they have there.\n"] if bases else []),
         *([f"Groups: {', '.join(chosen)}.\n"] if chosen else []),
     ]
 

@@ -40,6 +40,15 @@ class Grid:
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(x), float(y), float(z)
 
+    def mismatch(self, other: "Grid", tolerance: float | int, name: str) -> tuple[str, str] | None:
+        """What is found here and what ``other``, called ``name``, would have; None if alike within ``tolerance`` mm."""
+        if self.shape != other.shape:
+            return f"shape {self.shape}", f"{other.shape}, as {name}"
+        if (distance := self.distance(other)) > tolerance:
+            here, there = (", ".join(f"{v:g}" for v in grid.affine[:3, 3]) for grid in (self, other))
+            return f"lies {distance:.3g} mm off {name} (origin ({here}), there ({there}))", f"≤ {tolerance:g} mm"
+        return None
+
     def distance(self, other: "Grid") -> float:
         """Largest distance in mm between the places two affines give to the same corner voxel of this grid."""
         corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)], dtype=np.float64)
@@ -162,7 +171,7 @@ class GridTransform:
     def from_dict(cls, values: dict[str, Any]) -> "GridTransform":
         """From what ``dataclasses.asdict`` gives, also by way of JSON."""
         original = Grid(tuple(values["original"]["shape"]), np.array(values["original"]["affine"]))
-        return cls(**{name: tuple(value) for name, value in values.items()} | {"original": original})
+        return cls(original, *(tuple(values[name]) for name in ("axes", "flips", "origin", "step", "shape")))
 
     def _blank(self, dtype: np.dtype, fill: int, *channels: int) -> np.ndarray:
         """An array on the original grid, in memory as the oriented one, since copying across the grain is slow."""
@@ -200,6 +209,19 @@ def nonzero_box(array: Shaped[np.ndarray, "a b c"]) -> Slices:
     first = next(i for i in range(len(bits)) if bits[i, b, c].any())
     last = next(i for i in reversed(range(len(bits))) if bits[i, b, c].any())
     return slice(first, last + 1), b, c
+
+
+def bounding_box(*masks: Shaped[np.ndarray, "a b c"], margin: int = 0) -> Slices:
+    """Box around the foreground of all masks and ``margin`` voxels more, within the volume; all empty: one voxel."""
+    box = nonzero_box(np.logical_or.reduce([mask != 0 for mask in masks]))
+    a, b, c = (slice(max(part.start - margin, 0), max(part.stop, 1) + margin) for part in box)
+    return a, b, c
+
+
+def widened(box: tuple[slice, ...], pads: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """A box with so many voxels around it, as far as there is room, and the first box within the second."""
+    wide = tuple(slice(max(0, part.start - pad), part.stop + pad) for part, pad in zip(box, pads, strict=True))
+    return wide, tuple(slice(s.start - w.start, s.stop - w.start) for s, w in zip(box, wide, strict=True))
 
 
 def read_box(

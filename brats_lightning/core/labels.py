@@ -67,6 +67,14 @@ class LabelScheme:
 BRATS_METS = LabelScheme(("netc", "snfh", "et"))
 
 
+def as_label_map(setting: str, label_map: Mapping[int, int] | None) -> dict[int, int]:
+    """Old label → new label, e.g. ``{4: 3}`` for BraTS ≤ 2022's convention; a ValueError names the setting."""
+    label_map = {int(old): int(new) for old, new in (label_map or {}).items()}
+    if not all(0 < old <= 255 and 0 <= new <= 255 for old, new in label_map.items()):
+        raise ValueError(f"{setting} must map labels 1 … 255 to 0 … 255 (the background stays 0), got {label_map}")
+    return label_map
+
+
 def apply_label_map(
     mask: Integer[np.ndarray, "*shape"], label_map: Mapping[int, int] | None
 ) -> UInt8[np.ndarray, "*shape"]:
@@ -74,19 +82,15 @@ def apply_label_map(
 
     Args:
         mask: labels in 0 … 255.
-        label_map: old label → new label, e.g. ``{4: 3}`` for the convention of BraTS ≤ 2022.
+        label_map: old label → new label, as `as_label_map` gives it.
 
     Raises:
-        ValueError: a label outside 0 … 255, in the mask or in the map.
+        ValueError: a label outside 0 … 255.
     """
-    label_map = label_map or {}
-    bad = [value for pair in label_map.items() for value in pair if not 0 <= value <= 255]
-    if bad:
-        raise ValueError(f"data.label_map may only name labels 0 … 255, got {bad}")
     if mask.size and (mask.min() < 0 or mask.max() > 255):
         raise ValueError(f"labels must lie in 0 … 255, found {mask.min()} … {mask.max()}")
     table = np.arange(256, dtype=np.uint8)
-    for old, new in label_map.items():
+    for old, new in (label_map or {}).items():
         table[old] = new
     return table[mask]
 

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
 from rich.markup import escape
 from rich.table import Table
 
@@ -184,7 +183,7 @@ def examine(case: Case, scheme: LabelScheme, label_map: Mapping[int, int] | None
     volumes: dict[str, Volume] = {}
     for file, path in case.files.items():
         try:
-            volumes[file] = read_volume(path)
+            volumes[file] = read_mask(path, scheme, label_map) if file == "seg" else read_volume(path)
         except UnreadableFile as error:
             problem(file, error.found, error.expected, error.remedy)
 
@@ -193,13 +192,7 @@ def examine(case: Case, scheme: LabelScheme, label_map: Mapping[int, int] | None
         del volumes[file]
     for file, volume in volumes.items():
         if file == "seg":
-            mask, wrong = _classes(volume.values, scheme, label_map)
-            if mask is None:
-                problem(file, *wrong)
-            else:
-                box = nonzero_box(mask)  # smaller than the file's, where its labels were scaled or mapped to 0
-                start = [first + part.start for first, part in zip(volume.start, box, strict=True)]
-                result.mask = Volume(volume.grid, mask[box], (start[0], start[1], start[2]))
+            result.mask = volume
         elif volume.values.dtype.kind == "f" and not np.isfinite(volume.values).all():
             bad = int((~np.isfinite(volume.values)).sum())
             problem(file, f"{bad} voxels are NaN or infinite", "finite intensities", "set them to 0 or leave it out")
@@ -270,37 +263,33 @@ def _misplaced(
     grid = volumes[common].grid
     misplaced, furthest = [], 0.0
     for file, volume in volumes.items():
-        if volume.grid.shape != grid.shape:
-            problem(file, f"shape {volume.grid.shape}", f"{grid.shape}, as {common}", "register it to the others")
-        elif (distance := volume.grid.distance(grid)) > tolerance:
-            found = f"lies {distance:.3g} mm off {common} (origin {_origin(volume)}, there {_origin(volumes[common])})"
+        if difference := volume.grid.mismatch(grid, tolerance, common):
+            moved = volume.grid.shape == grid.shape
             remedy = "correct the header, or raise data.affine_tolerance if the voxels match"
-            problem(file, found, f"≤ {tolerance:g} mm", remedy)
+            problem(file, *difference, remedy if moved else "register it to the others")
+            misplaced.append(file)
         else:
-            furthest = max(furthest, distance)
-            continue
-        misplaced.append(file)
+            furthest = max(furthest, volume.grid.distance(grid))
     return misplaced, furthest
 
 
-def _origin(volume: Volume) -> str:
-    return "(" + ", ".join(f"{v:g}" for v in volume.grid.affine[:3, 3]) + ")"
+def read_mask(path: Path, scheme: LabelScheme, label_map: Mapping[int, int] | None) -> Volume:
+    """A mask as uint8 class indices, whatever type they are stored in.
 
-
-def _classes(
-    values: Shaped[np.ndarray, "z y x"], scheme: LabelScheme, label_map: Mapping[int, int] | None
-) -> tuple[UInt8[np.ndarray, "z y x"] | None, tuple[str, str, str]]:
-    """Class indices of a mask of any type, or None and (found, expected, remedy)."""
+    Raises:
+        UnreadableFile: as `read_volume`, or labels that are not the scheme's after ``label_map``.
+    """
+    volume = read_volume(path)
+    values = volume.values
     expected = ", ".join(f"{i} {name}" for i, name in enumerate(scheme.class_names))
     if values.dtype.kind == "f":
         with np.errstate(invalid="ignore"):
             whole = np.rint(values)  # 3 comes back from a file with a scaled header as 2.9999998
             odd = values[~(np.abs(whole - values) < 1e-3)]
-        if not odd.size:
-            values = whole.astype(np.int64)
-        else:
+        if odd.size:
             found = f"labels that are not whole numbers, e.g. {float(odd.flat[0]):g}"
-            return None, (found, expected, "resample masks with nearest neighbour")
+            raise UnreadableFile(found, expected, "resample masks with nearest neighbour")
+        values = whole.astype(np.int64)
     wild = values[(values < 0) | (values > 255)]
     mask = apply_label_map(np.where((values < 0) | (values > 255), 0, values) if wild.size else values, label_map)
     counts = np.bincount(mask.reshape(-1), minlength=256).tolist()
@@ -308,8 +297,11 @@ def _classes(
     unknown |= {int(v): int(n) for v, n in zip(*np.unique(wild, return_counts=True), strict=True)}
     if unknown:
         found = ", ".join(f"{n} voxels of label {v}" for v, n in list(unknown.items())[:10])
-        return None, (found, expected, "map it with data.label_map, add the class to data.labels, or correct the mask")
-    return mask, ("", "", "")
+        remedy = "map it with data.label_map, add the class to data.labels, or correct the mask"
+        raise UnreadableFile(found, expected, remedy)
+    box = nonzero_box(mask)  # smaller than the file's, where its labels were scaled or mapped to 0
+    z, y, x = (first + part.start for first, part in zip(volume.start, box, strict=True))
+    return Volume(volume.grid, mask[box], (z, y, x))
 
 
 def find_inputs(folders: str | Sequence[str]) -> list[Case]:

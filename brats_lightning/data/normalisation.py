@@ -12,6 +12,8 @@ from brats_lightning.data.preprocessing import Intensities
 from brats_lightning.runtime.device import chunk_size, supports_uint16, take
 from brats_lightning.runtime.memory import empty_float32
 
+METHODS = ("zscore", "minmax", "percentile")
+
 
 def normalisation_parameters(
     intensities: Intensities, method: str = "zscore", low: float | int = 0.5, high: float | int = 99.5
@@ -30,10 +32,6 @@ def normalisation_parameters(
         "minmax": (intensities.minimum, intensities.maximum, 0.0, 1.0),
         "percentile": (intensities.quantile(low), intensities.quantile(high), 0.0, 1.0),
     }
-    if method not in bounds:
-        raise ValueError(f"the normalisation is {method!r}; expected one of {', '.join(bounds)}")
-    if not 0 <= low < high <= 100:
-        raise ValueError(f"percentiles {low} … {high}; expected 0 ≤ low < high ≤ 100")
     zero, one, lowest, highest = bounds[method]
     gain = 1 / (one - zero) if one > zero else 0.0
     return np.array([intensities.scale * gain, (intensities.offset - zero) * gain, lowest, highest], dtype=np.float32)
@@ -52,6 +50,10 @@ class Normaliser:
     def __init__(
         self, channels: Sequence[str], method: str = "zscore", low: float | int = 0.5, high: float | int = 99.5
     ) -> None:
+        if method not in METHODS:
+            raise ValueError(f"data.normalisation.method is {method!r}; expected one of {', '.join(METHODS)}")
+        if not 0 <= low < high <= 100:
+            raise ValueError(f"data.normalisation: percentiles {low} … {high}; expected 0 ≤ low < high ≤ 100")
         self.channels = tuple(channels)
         self.sources = source_modalities(channels)  # to be read, in this order
         self._options: tuple[str, float | int, float | int] = (method, low, high)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from brats_lightning.core.components import label_components
 from brats_lightning.core.labels import BRATS_METS, LabelScheme, in_classes
 from brats_lightning.runtime.device import begin_on_host
+from brats_lightning.runtime.workers import cpu_count
 
 
 class RegionLesions(NamedTuple):
@@ -146,4 +147,4 @@ def nearest_component(labels: Int32[np.ndarray, "z y x"]) -> Int32[np.ndarray, "
 @cache
 def _threads() -> ThreadPoolExecutor:
     """Shared by all maps; numpy and scipy release the GIL in most of their work on arrays."""
-    return ThreadPoolExecutor(thread_name_prefix="lesions")
+    return ThreadPoolExecutor(cpu_count(), thread_name_prefix="lesions")

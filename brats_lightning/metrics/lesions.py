@@ -8,19 +8,12 @@ from jaxtyping import Bool, Int, Int32, Integer
 from scipy.optimize import linear_sum_assignment
 
 from brats_lightning.core.components import label_components
-from brats_lightning.core.geometry import Ints, Slices, Triple, nonzero_box
+from brats_lightning.core.geometry import Ints, Triple, bounding_box
 from brats_lightning.core.labels import in_classes
 from brats_lightning.metrics.surfaces import surface_points
 
 # Pairs with less Dice than this do not match; a pair without overlap costs a little more than no Dice at all.
 _SMALLEST_DICE = 1e-6
-
-
-def bounding_box(*masks: Integer[np.ndarray, "a b c"], margin: int = 0) -> Slices:
-    """Box around the foreground of all masks and ``margin`` voxels more, within the volume; all empty: one voxel."""
-    box = nonzero_box(np.logical_or.reduce([mask != 0 for mask in masks]))
-    a, b, c = (slice(max(part.start - margin, 0), max(part.stop, 1) + margin) for part in box)
-    return a, b, c
 
 
 def dilate(mask: Bool[np.ndarray, "a b c"]) -> Bool[np.ndarray, "a b c"]:

@@ -10,10 +10,9 @@ from typing import SupportsFloat
 import numpy as np
 from jaxtyping import Integer
 
-from brats_lightning.core.geometry import Triple
+from brats_lightning.core.geometry import Triple, bounding_box
 from brats_lightning.core.labels import LabelScheme, in_classes
 from brats_lightning.metrics import brats2023_to_2025, brats2026
-from brats_lightning.metrics.lesions import bounding_box
 
 PROTOCOLS = (*brats2023_to_2025.RULES, "brats2026")
 DEFAULT_PROTOCOL = "brats2024"

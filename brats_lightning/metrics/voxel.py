@@ -8,9 +8,8 @@ from jaxtyping import Float, Int64, Integer
 from torch import Tensor
 from torchmetrics import Metric
 
-from brats_lightning.core.geometry import Triple
+from brats_lightning.core.geometry import Triple, bounding_box
 from brats_lightning.core.labels import LabelScheme, in_classes
-from brats_lightning.metrics.lesions import bounding_box
 from brats_lightning.metrics.official import mean_without_nan
 from brats_lightning.metrics.surfaces import directed_distances, pooled_hd95, surface_dice, surface_points
 from brats_lightning.runtime.device import on_host

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from brats_lightning.runtime.files import unwritable
+from brats_lightning.runtime.files import UnwritableFile, unwritable
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,13 @@ def alone(path: Path, work: str, patience: int | float = 2) -> Iterator[None]:
     Raises:
         UnwritableFile: the file cannot be made.
     """
-    with _opened(path) as file:
+    try:
+        file = _opened(path)
+    except UnwritableFile:
+        if not path.exists():
+            raise
+        file = path.open()  # another user's: such a lock can be held by who may only read
+    with file:
         # Another error than that of a held lock: there are none on this file system.
         with suppress(OSError):
             _wait(file.fileno(), path, work, patience)
@@ -66,8 +72,6 @@ def _opened(path: Path) -> TextIO:
     try:
         return path.open("a")
     except OSError as error:
-        if path.exists():  # another user's: to read it is enough to lock it
-            return path.open()
         raise unwritable(path, error) from error
 
 

@@ -67,12 +67,6 @@ class Frame:
         return np.asarray(points, dtype=float)[..., ::-1] * self.semi_axes
 
 
-def widened(box: tuple[slice, ...], pads: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """A box with so many voxels around it, as far as there is room, and the first box within the second."""
-    wide = tuple(slice(max(0, part.start - pad), part.stop + pad) for part, pad in zip(box, pads, strict=True))
-    return wide, tuple(slice(s.start - w.start, s.stop - w.start) for s, w in zip(box, wide, strict=True))
-
-
 def ramp(distance: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """Fraction of a voxel inside a boundary, from the depth of its centre in voxels: 0 … 1 over one voxel."""
     return np.clip(distance + 0.5, 0, 1)

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,13 @@ SETTINGS_FILE = "phantom.json"
 
 class PhantomError(ValueError):
     """Settings that make no phantoms, or a folder that holds something else."""
+
+
+def check(kind: str, settings: Any, rules: dict[str, tuple[bool, str]]) -> None:
+    """Raise a PhantomError for the first bad setting; ``rules``: name → whether it is good, and what would be."""
+    for name, (good, wanted) in rules.items():
+        if not good:
+            raise PhantomError(f"{kind} {name} must be {wanted}, got {getattr(settings, name)!r}")
 
 
 def own_folder(parent: Path | str, name: str, settings: dict[str, Any]) -> Path:
@@ -65,9 +72,10 @@ def make_once(
 
 
 def _make(root: Path, settings: dict[str, Any], jobs: int, write: Callable[[Path, int], None], workers: int) -> None:
-    for leftover in root.parent.glob(f".{root.name}-*"):  # of a killed process, not of a running one
-        if time.time() - leftover.stat().st_mtime > 3600:
-            shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in root.parent.glob(f".{root.name}-*"):
+        with suppress(OSError):  # another process removed it
+            if time.time() - leftover.stat().st_mtime > 3600:  # of a killed process, not of a running one
+                shutil.rmtree(leftover, ignore_errors=True)
     try:
         building = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     except OSError as error:

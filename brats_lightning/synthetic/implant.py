@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from brats_lightning.core.labels import MODALITIES
+from brats_lightning.core.labels import MODALITIES, as_label_map
 from brats_lightning.data.cases import Case, find_cases
 from brats_lightning.data.nifti import image_like, read_header, write_nifti
-from brats_lightning.synthetic.case_set import PhantomError, generator, make_once, own_folder
+from brats_lightning.synthetic.case_set import PhantomError, check, generator, make_once, own_folder
 from brats_lightning.synthetic.lesions import lesion_volumes, place_lesions
 from brats_lightning.synthetic.painting import paint
 from brats_lightning.synthetic.scan import Scan, read_scan
@@ -52,17 +52,15 @@ class ImplantSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "background", Path(self.background).expanduser().absolute())
-        object.__setattr__(self, "label_map", {int(k): int(v) for k, v in (self.label_map or {}).items()})
+        object.__setattr__(self, "label_map", as_label_map("data.source.label_map", self.label_map))
         object.__setattr__(self, "lesions", None if self.lesions is None else float(self.lesions))
-        checks = {
+        rules = {
             "cases": (1 <= self.cases <= 900, "1 … 900"),
             "unlabelled": (self.unlabelled in ("skip", "include"), "skip or include"),
             "lesions": (self.lesions is None or self.lesions >= 1, "null or a mean of at least 1"),
             "seed": (self.seed >= 0, "0 or more"),
         }
-        for name, (good, wanted) in checks.items():
-            if not good:
-                raise PhantomError(f"implant {name} must be {wanted}, got {getattr(self, name)!r}")
+        check("implant", self, rules)
 
     def scans(self) -> list[Case]:
         """The cases to implant into, sorted by id."""

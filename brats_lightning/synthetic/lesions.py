@@ -7,8 +7,9 @@ from jaxtyping import Float32, UInt8
 from scipy import ndimage
 
 from brats_lightning.core.components import NEIGHBOURS_26, components_at, label_components
+from brats_lightning.core.geometry import widened
 from brats_lightning.core.labels import LabelScheme
-from brats_lightning.synthetic.anatomy import GREY_MM, Brain, Frame, ramp, smooth_field, widened
+from brats_lightning.synthetic.anatomy import GREY_MM, Brain, Frame, ramp, smooth_field
 from brats_lightning.synthetic.case_set import generator
 
 SCHEME = LabelScheme(("netc", "snfh", "et", "rc"))

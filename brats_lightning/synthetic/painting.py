@@ -4,8 +4,9 @@ import numpy as np
 from jaxtyping import Shaped
 from scipy import ndimage
 
+from brats_lightning.core.geometry import widened
 from brats_lightning.core.labels import MODALITIES
-from brats_lightning.synthetic.anatomy import smooth_field, widened
+from brats_lightning.synthetic.anatomy import smooth_field
 from brats_lightning.synthetic.lesions import STRONGEST, Metastasis
 from brats_lightning.synthetic.scan import Scan
 

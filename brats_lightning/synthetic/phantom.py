@@ -16,7 +16,7 @@ from brats_lightning.core.labels import MODALITIES
 from brats_lightning.data.cases import Case, find_cases
 from brats_lightning.data.nifti import write_nifti
 from brats_lightning.synthetic.anatomy import SIGNAL, Brain, Frame, make_brain, smooth_field
-from brats_lightning.synthetic.case_set import PhantomError, generator, make_once, own_folder
+from brats_lightning.synthetic.case_set import check, generator, make_once, own_folder
 from brats_lightning.synthetic.lesions import GOLDEN, Metastasis, lesion_volumes, place_lesions
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class PhantomSettings:
             object.__setattr__(self, name, tuple(map(kind, getattr(self, name))))
         object.__setattr__(self, "resection_cavity", float(self.resection_cavity))
         object.__setattr__(self, "lesions", None if self.lesions is None else float(self.lesions))
-        checks = {
+        rules = {
             "cases": (self.cases >= 1, "at least 1"),
             "shape": (len(self.shape) == 3 and min(self.shape) >= 24, "three sizes of at least 24 voxels"),
             "spacing": (len(self.spacing) == 3 and min(self.spacing) > 0, "three positive sizes in mm"),
@@ -65,9 +65,7 @@ class PhantomSettings:
             "resection_cavity": (0 <= self.resection_cavity <= 1, "a fraction from 0 to 1"),
             "modalities": (set(self.modalities) <= set(MODALITIES), f"some of {', '.join(MODALITIES)}"),
         }
-        for name, (good, wanted) in checks.items():
-            if not good:
-                raise PhantomError(f"phantom {name} must be {wanted}, got {getattr(self, name)!r}")
+        check("phantom", self, rules)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, with the generator's version."""

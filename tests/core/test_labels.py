@@ -5,6 +5,7 @@ from brats_lightning.core.labels import (
     BRATS_METS,
     LabelScheme,
     apply_label_map,
+    as_label_map,
     in_classes,
     parse_channel,
     source_modalities,
@@ -49,8 +50,14 @@ def test_label_map_refuses_what_is_no_byte():
         apply_label_map(np.array([-1, 3]), None)
     with pytest.raises(ValueError, match="found 0 … 256"):
         apply_label_map(np.array([0, 256]), {})
-    with pytest.raises(ValueError, match=r"label_map may only name labels 0 … 255, got \[300\]"):
-        apply_label_map(np.array([0]), {1: 300})
+
+
+def test_label_map_setting():
+    assert as_label_map("data.label_map", None) == {}
+    assert as_label_map("data.label_map", {4.0: 3, 255: 0}) == {4: 3, 255: 0}
+    for wrong in ({1: 300}, {-1: 1}, {0: 1}, {1: 2, 256: 3}):
+        with pytest.raises(ValueError, match=r"data.label_map must map labels 1 … 255 to 0 … 255"):
+            as_label_map("data.label_map", wrong)
 
 
 def test_in_classes():

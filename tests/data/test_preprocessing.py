@@ -3,7 +3,7 @@ import pytest
 
 from brats_lightning.core.geometry import Grid
 from brats_lightning.data.nifti import Volume
-from brats_lightning.data.normalisation import normalisation_parameters
+from brats_lightning.data.normalisation import Normaliser, normalisation_parameters
 from brats_lightning.data.preprocessing import (
     QUANTILE_LEVELS,
     Intensities,
@@ -132,10 +132,10 @@ def test_a_constant_brain_becomes_zero(method):
 
 def test_bad_normalisations():
     with pytest.raises(ValueError, match=r"'robust'; expected one of zscore, minmax, percentile"):
-        normalisation_parameters(PLAIN, "robust")
+        Normaliser(["t1c"], "robust")
     for low, high in ((60.0, 40.0), (-1.0, 50.0), (0.0, 101.0)):
         with pytest.raises(ValueError, match="expected 0 ≤ low < high ≤ 100"):
-            normalisation_parameters(PLAIN, "percentile", low, high)
+            Normaliser(["t1c"], "percentile", low, high)
 
 
 def test_the_box_holds_every_modality_and_every_mask_voxel():

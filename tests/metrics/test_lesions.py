@@ -5,9 +5,9 @@ import pytest
 from scipy import ndimage
 
 from brats_lightning.core.components import label_components
+from brats_lightning.core.geometry import bounding_box
 from brats_lightning.core.labels import BRATS_METS
 from brats_lightning.metrics.lesions import (
-    bounding_box,
     dilate,
     lesion_sizes,
     lesion_table,

@@ -9,7 +9,8 @@ from jaxtyping import Float32, Float64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from brats_lightning.data.augment.randomness import Number, as_probability, as_range, happens, log_uniform, uniform
+from brats_lightning.core.checks import Number, as_probability, as_range
+from brats_lightning.data.augment.randomness import happens, log_uniform, uniform
 from brats_lightning.runtime.device import chunk_size
 
 
@@ -33,9 +34,9 @@ class RandomAffine:
         scaling: Sequence[Number] = (0.7, 1.4),
         isotropic: bool = True,
     ) -> None:
-        self.p_rotation = as_probability("affine.p_rotation", p_rotation)
-        self.p_scaling = as_probability("affine.p_scaling", p_scaling)
-        self.scaling = as_range("affine.scaling", scaling, above=0)
+        self.p_rotation = as_probability("augmentation: affine.p_rotation", p_rotation)
+        self.p_scaling = as_probability("augmentation: affine.p_scaling", p_scaling)
+        self.scaling = as_range("augmentation: affine.scaling", scaling, above=0)
         self.rotation = tuple(float(degrees) for degrees in rotation)
         self.isotropic = isotropic
         if len(self.rotation) != 3 or not all(0 <= degrees <= 180 for degrees in self.rotation):
@@ -45,7 +46,7 @@ class RandomAffine:
             )
 
     def draw(self, generator: torch.Generator, spacing: Sequence[Number] = (1.0, 1.0, 1.0)) -> np.ndarray | None:
-        """The matrix for `resample`, or None if neither a rotation nor a scaling is drawn."""
+        """The matrix for `apply_affine`, or None if neither a rotation nor a scaling is drawn."""
         angles, factors = [0.0] * 3, [1.0] * 3
         rotated = happens(self.p_rotation, generator)
         if rotated:
@@ -82,7 +83,7 @@ def affine_matrix(
     return rotation * size / size[:, None] / np.asarray(factors, dtype=np.float64)[:, None]
 
 
-def resample(
+def apply_affine(
     image: Float32[Tensor, "c z y x"], mask: UInt8[Tensor, "z y x"], matrix: Float64[np.ndarray, "3 3"]
 ) -> None:
     """Resample image and mask of one sample **in place**: ``output(p) = input(matrix @ (p - centre) + centre)``.

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, UInt8, UInt16
 from scipy import ndimage
 
+from brats_lightning.core.checks import as_probability
 from brats_lightning.core.components import components_at
 from brats_lightning.core.geometry import Ints, nonzero_box, read_box
 from brats_lightning.core.labels import in_classes
@@ -104,8 +105,6 @@ class CopyPaste:
         reach: int = 8,
         attempts: int = 16,
     ) -> None:
-        if not 0 <= probability <= 1:
-            raise ValueError(f"copy_paste.probability lies in [0, 1], got {probability}")
         if len(count) != 2 or not 1 <= count[0] <= count[1]:
             raise ValueError(f"copy_paste.count is [least, most] with 1 <= least <= most, got {list(count)}")
         if max_volume <= 0 or exponent < 0 or reach < 1 or attempts < 1:
@@ -113,7 +112,8 @@ class CopyPaste:
                 "copy_paste.max_volume must be above 0, exponent at least 0, reach and attempts at least 1, got "
                 f"{max_volume}, {exponent}, {reach}, {attempts}"
             )
-        self.probability, self.count = float(probability), (int(count[0]), int(count[1]))
+        self.probability = as_probability("copy_paste.probability", probability)
+        self.count = int(count[0]), int(count[1])
         self.max_volume, self.exponent = float(max_volume), float(exponent)
         self.reach, self.attempts = int(reach), int(attempts)
         self.donors: dict[Ints, Donors] = {}

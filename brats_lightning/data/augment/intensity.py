@@ -15,15 +15,8 @@ from jaxtyping import Float32
 from torch import Tensor
 from torch.nn import functional as F
 
-from brats_lightning.data.augment.randomness import (
-    Number,
-    as_probability,
-    as_range,
-    happens,
-    log_uniform,
-    on_device,
-    uniform,
-)
+from brats_lightning.core.checks import Number, as_probability, as_range
+from brats_lightning.data.augment.randomness import happens, log_uniform, on_device, uniform
 
 
 @dataclass
@@ -39,7 +32,7 @@ class IntensityChange(ABC):
 
     def __post_init__(self) -> None:
         for name, value in vars(self).copy().items():
-            key = f"{type(self).__name__}.{name}"
+            key = f"augmentation: {type(self).__name__}.{name}"
             if name in ("p", "p_channel"):
                 setattr(self, name, as_probability(key, value))
             elif not isinstance(value, bool):

@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from brats_lightning.data.augment.affine import RandomAffine, resample
+from brats_lightning.core.checks import Number, as_probability
+from brats_lightning.data.augment.affine import RandomAffine, apply_affine
 from brats_lightning.data.augment.intensity import IntensityChange
-from brats_lightning.data.augment.randomness import Number, as_probability, happens, new_seed
+from brats_lightning.data.augment.randomness import happens, new_seed
 
 
 class Augmentation:
@@ -31,7 +32,7 @@ class Augmentation:
     ) -> None:
         if len(flip) != 3:
             raise ValueError(f"augmentation: flip is one probability for each of z, y and x, got {list(flip)}")
-        self.flip = tuple(as_probability("flip", p) for p in flip)
+        self.flip = tuple(as_probability("augmentation: flip", p) for p in flip)
         self.affine = affine
         self.intensity = {name: change for name, change in (intensity or {}).items() if change is not None}
 
@@ -68,7 +69,7 @@ class Augmentation:
         matrix = self.affine.draw(draws, spacing) if self.affine is not None else None
         if matrix is not None:
             matrix[:, flipped] *= -1
-            resample(image, mask, matrix)
+            apply_affine(image, mask, matrix)
         elif flipped:
             for volume in (*image, mask):
                 volume.copy_(volume.flip(flipped))

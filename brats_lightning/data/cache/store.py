@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.progress import Progress
 
-from brats_lightning.core.labels import BRATS_METS, MODALITIES, LabelScheme
+from brats_lightning.core.labels import BRATS_METS, MODALITIES, LabelScheme, as_label_map
 from brats_lightning.data.cache.entry import FORMAT, CachedCase, DamagedEntry, read_sidecar, write_entry
 from brats_lightning.data.cases import Case, Problem, check_files, examine, required
 from brats_lightning.data.preprocessing import Preprocessing, prepare
@@ -51,11 +51,8 @@ class Cache:
 
     def __post_init__(self) -> None:
         if self.verify not in ("stat", "content"):
-            raise ValueError(f"cache.verify is {self.verify!r}; expected stat or content")
-        label_map = {int(old): int(new) for old, new in (self.label_map or {}).items()}
-        if 0 in label_map:
-            raise ValueError(f"data.label_map {label_map} renames 0; the background must stay 0")
-        object.__setattr__(self, "label_map", label_map)
+            raise ValueError(f"data.verify is {self.verify!r}; expected stat or content")
+        object.__setattr__(self, "label_map", as_label_map("data.label_map", self.label_map))
 
     @cached_property
     def key(self) -> str:

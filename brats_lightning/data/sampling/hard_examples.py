@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64, Int16, UInt8
 
+from brats_lightning.core.checks import as_probability
 from brats_lightning.core.components import label_components
 from brats_lightning.core.geometry import nonzero_box
+from brats_lightning.core.labels import BRATS_METS, LabelScheme
 from brats_lightning.data.cache.entry import CachedCase
-from brats_lightning.data.nifti import UnreadableFile, read_volume
-from brats_lightning.data.sampling.patches import LesionBalanced, LesionCase, as_ratio, lesion_voxel
+from brats_lightning.data.cases import read_mask
+from brats_lightning.data.nifti import UnreadableFile
+from brats_lightning.data.sampling.patches import LesionBalanced, LesionCase, lesion_voxel
 from brats_lightning.runtime.workers import cpu_count
 
 VOXELS_PER_COMPONENT = 20  # kept of each false positive
@@ -48,6 +51,7 @@ class HardExamples(LesionBalanced):
         across_cases: make each lesion of the *data set* equally likely but for ``missed_weight``: cases with many or
             missed lesions are drawn more often.
         tolerance: mm by which a voxel's position in a mask may differ from that in the case's images.
+        labels: foreground classes in index order.
     """
 
     def __init__(
@@ -60,15 +64,17 @@ class HardExamples(LesionBalanced):
         margin: int = 8,
         across_cases: bool = False,
         tolerance: float | int = 0.1,
+        labels: Sequence[str] = BRATS_METS.names,
     ) -> None:
         super().__init__(size, ratio, margin, across_cases)
         self.predictions = Path(predictions)
-        self.negative_ratio = as_ratio("negative_ratio", negative_ratio)
+        self.negative_ratio = as_probability("sampling.negative_ratio", negative_ratio)
         if self.ratio + self.negative_ratio > 1:
             raise ValueError(f"sampling.ratio + negative_ratio is {self.ratio + self.negative_ratio:g}, more than 1")
         if missed_weight <= 0:
             raise ValueError(f"sampling.missed_weight must be above 0, got {missed_weight}")
         self.missed_weight, self.tolerance = float(missed_weight), tolerance
+        self.scheme = LabelScheme(tuple(labels))
         self._difficulties: dict[str, Difficulty] = {}
 
     def prepare(self, cases: Sequence[CachedCase]) -> None:
@@ -80,7 +86,7 @@ class HardExamples(LesionBalanced):
 
         def compare(case: CachedCase) -> Difficulty | str:
             try:
-                return _difficulty(case, self.predictions / f"{case.id}.nii.gz", self.tolerance)
+                return _difficulty(case, self.predictions / f"{case.id}.nii.gz", self.scheme, self.tolerance)
             except (UnreadableFile, PredictionError) as error:
                 return f"{case.id}: {error}"
 
@@ -111,14 +117,13 @@ class HardExamples(LesionBalanced):
         return np.where(self._difficulties[case.id].missed, self.missed_weight, 1.0)
 
 
-def _difficulty(case: CachedCase, path: Path, tolerance: float) -> Difficulty:
+def _difficulty(case: CachedCase, path: Path, scheme: LabelScheme, tolerance: float) -> Difficulty:
     if not path.is_file():
         raise PredictionError(f"there is no {path.name}")
-    volume = read_volume(path)
-    original = case.transform.original
-    if volume.grid.shape != original.shape or original.distance(volume.grid) > tolerance:
-        raise PredictionError(f"{path.name} of shape {volume.grid.shape} is not on the grid of the case's images")
-    predicted = case.transform.sample(volume.values.astype(np.uint8), volume.start, order=0)
+    volume = read_mask(path, scheme, None)
+    if difference := volume.grid.mismatch(case.transform.original, tolerance, "the case's images"):
+        raise PredictionError(f"{path.name}: {'; expected '.join(difference)}")
+    predicted = case.transform.sample(volume.values, volume.start, order=0)
     rows = case.positions()
     found = predicted[tuple(rows[:, 2:].T)]
     parts = (slice(lesion.start, lesion.stop) for lesion in case.lesions)

@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float64, Int16
 
+from brats_lightning.core.checks import as_probability
 from brats_lightning.core.geometry import Ints
 
 
@@ -109,7 +110,7 @@ class LesionBalanced(PatchSampler):
         self, size: Sequence[int], ratio: float | int = 0.67, margin: int = 8, across_cases: bool = False
     ) -> None:
         super().__init__(_positive("size", size, 3), margin)
-        self.ratio, self.across_cases = as_ratio("ratio", ratio), across_cases
+        self.ratio, self.across_cases = as_probability("sampling.ratio", ratio), across_cases
 
     def draw_voxel(self, case: LesionCase, rng: np.random.Generator) -> Int16[np.ndarray, "3"] | None:
         """A voxel of a lesion, with the probability ``ratio``."""
@@ -152,7 +153,7 @@ class SliceBlocks(PatchSampler):
                 "give [least, most] with least <= most, or change sampling.multiple_of"
             )
         super().__init__((self.depths[-1], *_positive("in_plane", in_plane, 2)))
-        self.lesion_ratio = as_ratio("lesion_ratio", lesion_ratio)
+        self.lesion_ratio = as_probability("sampling.lesion_ratio", lesion_ratio)
 
     def draw_size(self, rng: np.random.Generator) -> Ints:
         """A random depth and the configured in-plane size."""
@@ -173,13 +174,6 @@ def lesion_voxel(case: LesionCase, index: int, rng: np.random.Generator) -> Int1
     """A random voxel (z, y, x) of ``case.lesions[index]``, of those stored."""
     lesion = case.lesions[index]
     return case.positions()[int(rng.integers(lesion.start, lesion.stop)), 2:]
-
-
-def as_ratio(key: str, value: float | int) -> float:
-    """``value``, or a ValueError that names the key."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"sampling.{key} is a probability in [0, 1], got {value}")
-    return float(value)
 
 
 def _positive(key: str, values: Sequence[int], count: int) -> Any:

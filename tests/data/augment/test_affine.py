@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from brats_lightning.data.augment.affine import RandomAffine, affine_matrix, resample
+from brats_lightning.data.augment.affine import RandomAffine, affine_matrix, apply_affine
 from brats_lightning.data.augment.pipeline import Augmentation
 
 NONE, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -22,7 +22,7 @@ def sample(shape=(8, 8, 8), channels=2, seed=0):
 
 def resampled(image, mask, matrix):
     image, mask = image.clone(), mask.clone()
-    resample(image, mask, matrix)
+    apply_affine(image, mask, matrix)
     return image, mask
 
 

@@ -424,9 +424,9 @@ def test_progress_only_when_asked(raw, cache, capsys):
 
 
 def test_bad_settings():
-    with pytest.raises(ValueError, match=r"cache.verify is 'md5'; expected stat or content"):
+    with pytest.raises(ValueError, match=r"data.verify is 'md5'; expected stat or content"):
         Cache(Path("c"), verify="md5")
-    with pytest.raises(ValueError, match="background must stay 0"):
+    with pytest.raises(ValueError, match="the background stays 0"):
         Cache(Path("c"), label_map={0: 1})
 
 

@@ -150,14 +150,31 @@ def test_all_missing_and_unusable_predictions_are_listed(sampled):
     assert cases[0] not in str(caught.value)
 
 
+def test_predictions_stored_as_scaled_integers_keep_their_classes(sampled, tmp_path):
+    sampler, _ = sampled(predicted())
+    wanted = sampler.lesion_weights(sampled(predicted())[1][0]).tolist()
+    image = nib.Nifti1Image(np.zeros(SHAPE, np.int16), LPS)
+    image.header.set_slope_inter(0.001, 0)
+    stored = nib.Nifti1Image(np.rint(predicted() * 1000).astype(np.int16), LPS, image.header)
+    stored.header.set_slope_inter(0.0009999999, 0)  # 3 is read as 2.9999997
+    nib.save(stored, tmp_path / "masks" / f"{CASE}.nii.gz")
+    sampler, (case,) = sampled(None)
+    assert sampler.lesion_weights(case).tolist() == wanted == [1.0, 3.0]
+
+
+def test_labels_that_are_no_class_are_refused(sampled):
+    with pytest.raises(PredictionError, match=r"voxels of label 7; expected 0 background, 1 netc"):
+        sampled(np.where(lesions() > 0, 7, 0).astype(np.uint8))
+
+
 def test_predictions_on_another_grid_are_refused(sampled, tmp_path):
-    with pytest.raises(PredictionError, match="grid of the case's images"):
+    with pytest.raises(PredictionError, match="shape .* expected .* as the case's images"):
         sampled(lesions()[1:])
     shifted = LPS.copy()
     shifted[0, 3] += 5
     write_case(tmp_path / "raw", CASE)
     save(tmp_path / "masks" / f"{CASE}.nii.gz", lesions(), shifted)
-    with pytest.raises(PredictionError, match="grid of the case's images"):
+    with pytest.raises(PredictionError, match=r"lies 5 mm off the case's images .* expected ≤ 0.1 mm"):
         sampled(None)
     (tmp_path / "masks" / f"{CASE}.nii.gz").write_bytes(b"nonsense")
     with pytest.raises(PredictionError, match="NIfTI"):
