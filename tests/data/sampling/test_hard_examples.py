@@ -168,7 +168,7 @@ def test_labels_that_are_no_class_are_refused(sampled):
 
 
 def test_predictions_on_another_grid_are_refused(sampled, tmp_path):
-    with pytest.raises(PredictionError, match="shape .* expected .* as the case's images"):
+    with pytest.raises(PredictionError, match=r"shape .* expected .* as the case's images"):
         sampled(lesions()[1:])
     shifted = LPS.copy()
     shifted[0, 3] += 5
