@@ -1,6 +1,5 @@
 """Predict masks: ``python -m brats_lightning.predict ckpt=A input=DIR output=DIR``; ``'ckpt=[A,B]'`` is an ensemble."""
 
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from omegaconf import DictConfig
 
 from brats_lightning.config.build import build_part
 from brats_lightning.config.entry_point import entry_point
-from brats_lightning.runtime.files import make_folder, write_text
+from brats_lightning.runtime.files import make_folder, write_json
 
 if TYPE_CHECKING:
     from brats_lightning.core.labels import LabelScheme
@@ -107,24 +106,22 @@ def _chosen(cases: Sequence["Case"], cfg: DictConfig) -> Sequence["Case"]:
 
 
 def _report(summary: dict[str, Any], problems: Sequence["Problem"], cfg: DictConfig, scheme: "LabelScheme") -> None:
-    from rich.table import Table
-
     from brats_lightning.data.cases import problem_table
-    from brats_lightning.runtime.console import show
+    from brats_lightning.runtime.console import show, table_of
 
     titles = [f"{region.upper()} {what}" for region in scheme.regions for what in ("lesions", "volume (ml)")]
-    table = Table("case", *titles, "seconds")
+    rows = []
     for name, case in summary["cases"].items():
-        cells = [text for r in case["regions"].values() for text in (str(r["lesions"]), f"{r['volume_ml']:.2f}")]
-        table.add_row(name, *cells, f"{case['seconds']:.0f}")
-    if summary["cases"]:
-        show(table)
+        cells = [cell for r in case["regions"].values() for cell in (r["lesions"], f"{r['volume_ml']:.2f}")]
+        rows.append([name, *cells, f"{case['seconds']:.0f}"])
+    if rows:
+        show(table_of(["case", *titles, "seconds"], rows))
     if problems and cfg.on_bad_case == "skip":  # otherwise they are the error message
         show(problem_table(problems))
     counts = f"{len(summary['cases'])} predicted, {len(summary['existing'])} predicted earlier, "
     log.info("%s%d left out · %s", counts, len({problem.case for problem in problems}), cfg.output)
     if cfg.summary is not None:
-        write_text(make_folder(Path(cfg.summary).parent) / Path(cfg.summary).name, json.dumps(summary, indent=1) + "\n")
+        write_json(make_folder(Path(cfg.summary).parent) / Path(cfg.summary).name, summary)
 
 
 main = partial(entry_point, "predict", predict)

@@ -1,8 +1,6 @@
 """Fill the cache, and nothing else: ``python -m brats_lightning.preprocess data=brats_mets data.root=DIR``."""
 
-import json
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,11 +8,9 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from brats_lightning.config.entry_point import entry_point
-from brats_lightning.runtime.files import make_folder, write_text
+from brats_lightning.runtime.files import make_folder, write_json
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from brats_lightning.data.cache.entry import CachedCase
 
 log = logging.getLogger(__name__)
@@ -34,7 +30,7 @@ def preprocess(cfg: DictConfig) -> dict[str, Any]:
     """
     from brats_lightning.config.build import build_data
     from brats_lightning.data.cases import CaseError, masks_apart, without_mask
-    from brats_lightning.runtime.console import show
+    from brats_lightning.runtime.console import show, table_of
 
     data = build_data(cfg)
     log.info("data: %s", cfg.data.description)
@@ -51,7 +47,8 @@ def preprocess(cfg: DictConfig) -> dict[str, Any]:
         _row(case.id, cached.get(case.id), [asdict(problem) for problem in problems if problem.case == case.id])
         for case in found
     ]
-    show(_table(rows))
+    columns = ("case", "status", "lesions", "shape (z, y, x)", "spacing in mm", "faults or remarks")
+    show(table_of(columns, map(_cells, rows)))
     report = {
         "data": cfg.data.description,
         "accepted": len(cached),
@@ -60,7 +57,7 @@ def preprocess(cfg: DictConfig) -> dict[str, Any]:
         "cases": rows,
     }
     target = make_folder(data.cache.directory) / "report.json"
-    write_text(target, json.dumps(report, indent=1) + "\n")
+    write_json(target, report)
     log.info(
         "%d accepted (%d built now), %d rejected · %s", *map(report.get, ("accepted", "built", "rejected")), target
     )
@@ -77,18 +74,12 @@ def _row(case: str, entry: "CachedCase | None", problems: list[dict[str, str]]) 
     return row
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> "Table":
-    from rich.table import Table
-
-    table = Table("case", "status", "lesions", "shape (z, y, x)", "spacing in mm", "faults or remarks")
-    table.columns[0].no_wrap = True
-    for row in rows:
-        status = "rejected" if not row["accepted"] else "accepted" if row["mask"] else "accepted, no mask"
-        lesions = str(row["lesions"]) if row.get("mask") else "–"
-        grid = (" × ".join(f"{value:.4g}" for value in row.get(name, ())) for name in ("shape", "spacing"))
-        faults = (f"{problem['file']}: {problem['found']}" for problem in row["problems"])
-        table.add_row(row["case"], status, lesions, *grid, "; ".join([*faults, *row.get("remarks", ())]))
-    return table
+def _cells(row: dict[str, Any]) -> list[str]:
+    status = "rejected" if not row["accepted"] else "accepted" if row["mask"] else "accepted, no mask"
+    lesions = str(row["lesions"]) if row.get("mask") else "–"
+    grid = (" × ".join(f"{value:.4g}" for value in row.get(name, ())) for name in ("shape", "spacing"))
+    faults = (f"{problem['file']}: {problem['found']}" for problem in row["problems"])
+    return [row["case"], status, lesions, *grid, "; ".join([*faults, *row.get("remarks", ())])]
 
 
 main = partial(entry_point, "preprocess", preprocess)

@@ -34,15 +34,17 @@ def submission(cfg: DictConfig) -> dict[str, Any]:
     from brats_lightning.data.cases import CaseError
     from brats_lightning.runtime.console import show
 
-    folder, inputs = Path(cfg.predictions), None if cfg.input is None else Path(cfg.input)
-    if problems := check_submission(folder, cfg.labels, inputs):
+    folder = Path(cfg.predictions)
+    if problems := check_submission(folder, cfg.labels, cfg.input):
         raise CaseError(problems)
     masks = sum(1 for _ in folder.iterdir())
-    show(f"{masks} masks, no problem found" + (" (not compared with any input)" if inputs is None else ""))
+    show(f"{masks} masks, no problem found" + (" (not compared with any input)" if cfg.input is None else ""))
     return {"masks": masks}
 
 
-def check_submission(folder: Path, labels: Sequence[int], inputs: Path | None = None) -> "list[Problem]":
+def check_submission(
+    folder: Path, labels: Sequence[int], inputs: "str | Path | Sequence[str] | None" = None
+) -> "list[Problem]":
     """All faults of all masks for which the challenge would refuse them.
 
     A submission is a flat folder with one ``….nii.gz`` per case and nothing else. Each name ends with the five digits
@@ -52,19 +54,24 @@ def check_submission(folder: Path, labels: Sequence[int], inputs: Path | None = 
     Args:
         folder: of the masks.
         labels: that are allowed.
-        inputs: the cases' images; without them geometry, missing and surplus cases are not checked.
+        inputs: folders with the cases' images; without them geometry, missing and surplus cases are not checked.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: no case in ``inputs``.
+        ValueError: as `find_inputs`.
     """
-    from brats_lightning.data.cases import Problem, find_cases
+    from brats_lightning.data.cases import Problem, find_inputs
 
     if not os.path.isdir(folder):  # noqa: PTH112  # Path.is_dir raises if a parent folder cannot be read
         raise FileNotFoundError(f"there is no folder {folder} to check")
-    numbered = [(_NAME.fullmatch(f"{case.id}.nii.gz"), case) for case in (find_cases(inputs) if inputs else ())]
-    cases = {match[1] if match else case.id: case for match, case in numbered}
     problems: list[Problem] = []
+    cases: dict[str, Case] = {}
+    for case in find_inputs(inputs) if inputs else ():
+        match = _NAME.fullmatch(f"{case.id}.nii.gz")
+        number = match[1] if match else case.id
+        if (other := cases.setdefault(number, case)) is not case:
+            fault = f"the same number as {other.id}", "one case for each number", "check their masks in two folders"
+            problems.append(Problem(number, case.id, *fault))
     seen: dict[str, str] = {}
     for path in sorted(folder.iterdir()):
         match = _NAME.fullmatch(path.name)
@@ -81,6 +88,8 @@ def check_submission(folder: Path, labels: Sequence[int], inputs: Path | None = 
                 faults += [("no such case in the input", "masks of the input's cases only", "remove it")]
             faults += _faults(path, labels, cases.get(number))
         problems += [Problem(number, path.name, *fault) for fault in faults]
+    if not seen:
+        problems.append(Problem("-", "-", f"no mask in {folder}", "one for each case", "predict the cases"))
     missing = {number: case for number, case in cases.items() if number not in seen}
     remedy = "predict this case"
     return problems + [Problem(n, "-", "missing", f"a mask {case.id}.nii.gz", remedy) for n, case in missing.items()]
@@ -115,8 +124,8 @@ def _faults(path: Path, labels: Sequence[int], case: "Case | None") -> Iterator[
         return
     if header.shape != wanted.shape:
         yield f"shape {header.shape}", f"{wanted.shape}, as {name}", "write it on the grid of the input"
-    elif (distance := header.grid.distance(wanted.grid)) > _TOLERANCE:
-        yield f"lies {distance:.3g} mm off {name}", "the input's affine", "write it with the header of the input"
+    elif difference := header.grid.mismatch(wanted.grid, _TOLERANCE, name):
+        yield *difference, "write it with the header of the input"
 
 
 main = partial(entry_point, "submission", submission)

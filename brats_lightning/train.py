@@ -1,12 +1,13 @@
 """Train a network and test its best checkpoint: ``python -m brats_lightning.train model=resunet loss=focal``."""
 
+import atexit
 import difflib
-import json
 import logging
 import math
 import os
 import re
 import secrets
+import shutil
 import sys
 import tempfile
 import warnings
@@ -22,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from brats_lightning.config.entry_point import entry_point
 from brats_lightning.config.resume import announce_resume, expand
 from brats_lightning.config.sweep import forget_outcome, record_failure
-from brats_lightning.runtime.files import make_folder, remove_leftovers, write_text
+from brats_lightning.runtime.files import make_folder, remove_leftovers, write_json, write_text
 from brats_lightning.runtime.locks import claimed
 from brats_lightning.training import processes
 
@@ -58,7 +59,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from brats_lightning.config.build import build_segmentation, build_trainer
     from brats_lightning.config.checkpoint import read_checkpoint
     from brats_lightning.runtime.memory import keep_freed_memory
-    from brats_lightning.training.baseline import best_threshold
+    from brats_lightning.training.baseline import best_threshold_dice
 
     _check(cfg)
     saved = None if cfg.ckpt_path is None else read_checkpoint(cfg.ckpt_path, "ckpt_path")
@@ -83,8 +84,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
         scores = _fit_and_test(cfg, saved, trainer, model, data)
         results = {name: float(value) for name, value in sorted(scores.items()) if "/" in name}
         if first:
-            if cfg.test_on is not None and (found := best_threshold(data.scored_cases("test"), data.scheme)):
-                results["test/t1c_threshold_dice_mean"] = found.dice_mean
+            if cfg.test_on and (dice := best_threshold_dice(data.scored_cases("test"), data.scheme)) is not None:
+                results["test/t1c_threshold_dice_mean"] = dice
             _report(results, cfg, trainer)
     return results
 
@@ -178,7 +179,7 @@ def _report(results: dict[str, float], cfg: DictConfig, trainer: "pl.Trainer") -
 
     run_dir = Path(cfg.paths.run_dir)
     final = {name: value if math.isfinite(value) else None for name, value in results.items()}
-    write_text(run_dir / "metrics.json", json.dumps(final, indent=1) + "\n")
+    write_json(run_dir / "metrics.json", final)
     if isinstance(trainer.logger, TensorBoardLogger):
         # Under their own tags, since the points of a curve belong to other checkpoints.
         shown = {f"hparam/{n}": v for n, v in results.items() if n.startswith(("test/", "best/")) and math.isfinite(v)}
@@ -234,7 +235,9 @@ def _command_line(given: Sequence[str]) -> list[str]:
     """The arguments with ``resume=RUN`` expanded; only the first of several processes has a run folder."""
     arguments = expand(given)
     if processes.started_from_outside() and not processes.is_first_process():  # or Hydra makes a folder for each
-        arguments += [f"hydra.run.dir={tempfile.mkdtemp()}", "hydra.output_subdir=null", "hydra/job_logging=none"]
+        nowhere = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, nowhere, ignore_errors=True)
+        arguments += [f"hydra.run.dir={nowhere}", "hydra.output_subdir=null", "hydra/job_logging=none"]
     return arguments
 
 

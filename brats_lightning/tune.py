@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -51,8 +50,7 @@ def tune(cfg: DictConfig) -> dict[str, Any]:
     from brats_lightning.config.postprocessing import as_config, tuned_file
     from brats_lightning.data.cases import CaseError, examine, required
     from brats_lightning.inference.ensemble import Ensemble
-    from brats_lightning.metrics import PROTOCOLS
-    from brats_lightning.metrics.official import mean_without_nan
+    from brats_lightning.metrics.official import PROTOCOLS, mean_without_nan
     from brats_lightning.runtime.console import progress_bar
 
     if cfg.protocol not in PROTOCOLS:
@@ -105,6 +103,8 @@ def tune(cfg: DictConfig) -> dict[str, Any]:
 
 def _validation_cases(models: Sequence["TrainedModel"]) -> list[set[str]]:
     """The validation cases of each model, without those that are test cases of any model."""
+    from brats_lightning.data.splits import read_split
+
     splits = []
     for model in models:
         file = model.path.parent.parent / "split.json"
@@ -113,7 +113,7 @@ def _validation_cases(models: Sequence["TrainedModel"]) -> list[set[str]]:
                 f"there is no {file}, which lists the validation cases; give a checkpoint in its run folder: "
                 "ckpt=<run folder>/checkpoints/best.ckpt"
             )
-        splits.append(json.loads(file.read_text()))
+        splits.append(read_split(file, "ckpt"))
     tested = {case for split in splits for case in split["test"]}
     validated = [set(split["val"]) - tested for split in splits]
     for model, part in zip(models, validated, strict=True):
@@ -123,16 +123,18 @@ def _validation_cases(models: Sequence["TrainedModel"]) -> list[set[str]]:
 
 
 def _find(cfg: DictConfig, models: Sequence["TrainedModel"], wanted: Sequence[str]) -> list["Case"]:
+    from brats_lightning.config.allow_list import CheckpointError
     from brats_lightning.config.checkpoint import trained_cases
     from brats_lightning.data.cases import find_inputs
-    from brats_lightning.synthetic.case_set import PhantomError
 
     if cfg.input is not None:
         found = find_inputs(cfg.input)
     else:
         try:
             found = trained_cases(models[0], tuple(cfg.trust))
-        except (FileNotFoundError, PhantomError) as error:
+        except CheckpointError:
+            raise
+        except (FileNotFoundError, ValueError) as error:
             raise ValueError(f"{models[0].path}: its cases are not there; say where: input=DIR ({error})") from error
     by_id = {case.id: case for case in found if case.mask is not None}
     if missing := [name for name in wanted if name not in by_id]:
@@ -149,16 +151,20 @@ def _candidates(cfg: DictConfig, ensemble: "Ensemble") -> list["Postprocessing"]
     from brats_lightning.inference.postprocessing import Postprocessing
 
     steps = Postprocessing(build_part("postprocessing", cfg.postprocessing.steps, _convert_="all")).steps
-    grid = _grid(OmegaConf.to_container(cfg.grid), steps)
     used = [own_postprocessing(model, tuple(cfg.trust)).decoding(ensemble.decode) for model in ensemble.models]
-    versions = []
-    for name, step in steps.items():
-        own = [rules.steps.get(name) for rules in used]
-        common = own[0] if all(other == own[0] for other in own) else None
-        versions.append(_versions(common or step, grid[name]) if name in grid else [common])
+    first, *others = [rules.steps for rules in used]
+    common = {name: step for name, step in first.items() if all(other.get(name) == step for other in others)}
+    order, place = list(steps), 0
+    for name in common:  # steps that only the runs know keep their place behind their predecessor
+        if name not in order:
+            order.insert(place, name)
+        place = order.index(name) + 1
+    known = {**steps, **common}
+    grid = _grid(OmegaConf.to_container(cfg.grid), known)
+    versions = [_versions(known[name], grid[name]) if name in grid else [common.get(name)] for name in order]
     rules = [Postprocessing(decode=ensemble.decode)]
     for combined in itertools.product(*reversed(versions)):  # the first step varies fastest
-        rules.append(Postprocessing(dict(zip(steps, reversed(combined), strict=True)), ensemble.decode))
+        rules.append(Postprocessing(dict(zip(order, reversed(combined), strict=True)), ensemble.decode))
     return list({str(rule): rule for rule in [*rules, *used]}.values())
 
 
@@ -181,23 +187,29 @@ def _grid(node: Any, steps: Mapping[str, "Step"]) -> dict[str, dict[str, list[An
 
 def _versions(step: "Step", values: dict[str, list[Any]]) -> list["Step | None"]:
     """The versions of a step that are tried; None leaves it out."""
+    from brats_lightning.inference.postprocessing import PostprocessingError
+
     if "" in values:
         return [step if take else None for take in values[""]]
-    combined = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
-    return [None, *(replace(step, **chosen) for chosen in combined if chosen.get("low", 0) <= chosen.get("high", 1))]
+    versions: list[Step | None] = [None]
+    for chosen in itertools.product(*values.values()):
+        try:
+            versions.append(replace(step, **dict(zip(values, chosen, strict=True))))
+        except PostprocessingError as error:  # such as a peak below the threshold
+            log.warning("not tried: %s", error)
+    return versions
 
 
 def _score_all(
     examination: "Examination", ensemble: "Ensemble", rules: Sequence["Postprocessing"], protocol: str
 ) -> list[dict[str, float]]:
     """Scores of one case under each of the rules."""
-    from brats_lightning.evaluation.scoring import on_original_grid
     from brats_lightning.metrics.official import headline_columns, mean_without_nan, score_case
 
     column = headline_columns(protocol)[0]  # the lesion-wise Dice
     mask = examination.mask
     assert mask is not None  # `required` has checked it
-    reference = on_original_grid(mask)
+    reference = mask.whole()
     probabilities = ensemble(ensemble.prepare(examination.images))
     transform = probabilities.transform
     known: dict[bytes, dict[str, float]] = {}
@@ -207,7 +219,7 @@ def _score_all(
         same = hashlib.blake2b(labels.tobytes()).digest()  # many rules give the same labels
         if same not in known:
             prediction = transform.restore(labels)
-            table = score_case(reference, prediction, mask.grid.spacing, ensemble.scheme, protocol)
+            table = score_case(reference, prediction, mask.grid.zooms, ensemble.scheme, protocol)
             regions = {region: values[column] for region, values in table.items()}
             mean = mean_without_nan([regions[name] for name in ensemble.scheme.headline_regions])
             known[same] = {"score": mean, **regions}
@@ -227,18 +239,14 @@ def _parameters(rules: "Postprocessing") -> dict[str, Any]:
 
 
 def _report(result: dict[str, Any], files: Sequence[Path]) -> None:
-    from rich.table import Table
-
-    from brats_lightning.runtime.console import show
+    from brats_lightning.runtime.console import show, table_of
 
     rows = result["tried"]
     parameters, scores = list(dict.fromkeys(name for row in rows for name in row["steps"])), list(rows[0])[1:]
     title = f"lesion-wise Dice, {result['protocol']}, {len(result['cases'])} validation cases"
-    table = Table(*parameters, *scores, title=title)
-    for row in rows[:10]:
-        values = [*map(row["steps"].get, parameters), *map(row.get, scores)]
-        table.add_row(*("–" if value is None else str(value) for value in values))
-    show(table)
+    cells = [[*map(row["steps"].get, parameters), *map(row.get, scores)] for row in rows[:10]]
+    text = (["–" if value is None else value for value in row] for row in cells)
+    show(table_of([*parameters, *scores], text, title))
     log.info("chosen: %s · score %s, without %s", rows[0]["steps"], result["score"], result["without"])
     log.info("written: %s", ", ".join(map(str, files)))
 

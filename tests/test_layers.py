@@ -22,6 +22,7 @@ def imports(path):
     """The modules a file imports, also inside functions and for types only."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
             for alias in node.names:
                 part = f"{node.module}.{alias.name}"
                 yield part if (PACKAGE.parent / f"{part.replace('.', '/')}.py").is_file() else node.module

@@ -386,7 +386,7 @@ def test_inputs_are_folders_nested_or_single_or_several(composed, run, tmp_path)
         find([str(b), str(tmp_path / "in")])
     for nothing in (tmp_path / "nowhere", tmp_path):
         (tmp_path / "in").rename(tmp_path / ".in") if nothing == tmp_path else None
-        with pytest.raises(ValueError, match="input: there is no case in"):
+        with pytest.raises((FileNotFoundError, ValueError), match=r"input=.* is not a folder|no case in input="):
             find(str(nothing))
 
 

@@ -127,6 +127,19 @@ def test_folders_that_are_not_there(folders, check, tmp_path):
             check(*told)
 
 
+def test_a_folder_without_masks(folders, check, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CaseError, match="no mask in"):
+        check(tmp_path / "empty")
+
+
+def test_two_cases_of_one_number(folders):
+    other = folders[1] / "MY-00001-000"
+    other.mkdir()
+    save(other / "MY-00001-000-t1n.nii.gz", np.zeros(SHAPE, np.uint8))
+    assert ("00001-000", "MY-00001-000", f"the same number as {CASES[0]}") in faults(folders)
+
+
 def test_a_mask_that_is_not_compressed(folders):
     path = folders[0] / f"{CASES[1]}.nii.gz"
     path.write_bytes(gzip.decompress(path.read_bytes()))

@@ -126,6 +126,28 @@ def test_the_runs_own_rules_are_tried_too(run, runs):
     assert build_saved(result["chosen"]).steps["small"] == MinVolume(9, ["et"])
 
 
+def test_a_step_that_only_the_run_knows_keeps_its_place_and_can_vary(run, runs):
+    with_own_steps(
+        runs[0],
+        small={"step": "MinVolume", "mm3": 2, "regions": ["et"]},
+        hysteresis={"step": "Hysteresis", "low": 0.25, "high": 0.9},
+    )
+    result = run(runs[0], "protocol=brats2023", "grid.min_volume.mm3=null", "+grid.small.mm3=[9]")
+    tried = {tuple(row["steps"]): row["score"] for row in result["tried"] if "small.mm3" in row["steps"]}
+    assert list(tried) == [
+        ("small.mm3", "small.regions", "hysteresis.low", "hysteresis.high"),
+        ("small.mm3", "small.regions"),
+    ]
+    assert {row["steps"].get("small.mm3") for row in result["tried"]} == {None, 2, 9}
+
+
+def test_values_that_a_step_refuses_are_not_tried(run, runs, caplog):
+    with_own_steps(runs[0], hysteresis={"step": "Hysteresis", "low": 0.6, "high": 0.9})
+    result = run(runs[0], "grid.hysteresis.low=null", "grid.hysteresis.high=[0.5,0.9]", "grid.min_volume.mm3=null")
+    assert {row["steps"].get("hysteresis.high") for row in result["tried"]} == {None, 0.9}
+    assert "not tried: " in caplog.text
+
+
 def test_what_does_not_vary_is_the_runs_own(run, runs):
     with_own_steps(
         runs[0],
@@ -279,6 +301,9 @@ def test_an_unknown_protocol(run, runs):
 def test_where_the_cases_are_now(run, runs, tmp_path):
     (tmp_path / "in").rename(tmp_path / "moved")
     with pytest.raises(ValueError, match=r"best\.ckpt: its cases are not there; say where: input=DIR"):
+        run(runs[0])
+    (tmp_path / "in").mkdir()
+    with pytest.raises(ValueError, match=r"its cases are not there; say where: input=DIR"):
         run(runs[0])
     assert run(runs[0], f"input={tmp_path}/moved")["score"] == 1
     with pytest.raises(ValueError, match=f"1 validation cases of the run are not there or have no mask: {NAMES[1]};"):

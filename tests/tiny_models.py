@@ -31,6 +31,7 @@ def save_checkpoint(
         "target": target,
         "inference": {"_target_": "brats_lightning.inference.windows.SlidingWindow"}
         | {name: settings.get(name, value) for name, value in window.items()},
+        "postprocessing": {"_target_": "brats_lightning.inference.postprocessing.Postprocessing"},
         "data": data | {name: v for name, v in settings.items() if name not in window} | {"labels": list(labels)},
     }
     path.parent.mkdir(parents=True, exist_ok=True)

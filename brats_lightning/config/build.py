@@ -61,9 +61,13 @@ def build_data(cfg: DictConfig, split: "Split | None" = None) -> "CaseData":
 
     data = cfg.data
     scheme = LabelScheme(tuple(data.labels))
+    with settings_of("data.preprocessing"):
+        preprocessing = Preprocessing(**data.preprocessing)
+    with settings_of("data.normalisation"):
+        normaliser = Normaliser(data.modalities, **data.normalisation)
     cache = Cache(
         root=Path(cfg.paths.cache_dir),
-        preprocessing=Preprocessing(**data.preprocessing),
+        preprocessing=preprocessing,
         scheme=scheme,
         label_map=None if data.label_map is None else dict(data.label_map),
         source=_source_identity(data),
@@ -75,7 +79,7 @@ def build_data(cfg: DictConfig, split: "Split | None" = None) -> "CaseData":
     return CaseData(
         source=build_part("data.source", data.source, _partial_=True),
         cache=cache,
-        normaliser=Normaliser(data.modalities, **data.normalisation),
+        normaliser=normaliser,
         scheme=scheme,
         split=split or SplitSettings(*fractions, data.split_file, data.split_seed, data.split_from, lenient),
         on_bad_case=data.on_bad_case,

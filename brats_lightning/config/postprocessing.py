@@ -14,8 +14,7 @@ from brats_lightning.inference.postprocessing import Postprocessing, Postprocess
 
 def own_postprocessing(model: TrainedModel, trust: Sequence[str] = ()) -> Postprocessing:
     """The rules in a run's config, or none, built as `build_saved` allows."""
-    settings = model.config.get("postprocessing")
-    return Postprocessing() if settings is None else _built(settings, trust, model.path)
+    return _built(model.config["postprocessing"], trust, model.path)
 
 
 def trained_postprocessing(models: Sequence[TrainedModel], trust: Sequence[str] = ()) -> Postprocessing:
@@ -26,7 +25,7 @@ def trained_postprocessing(models: Sequence[TrainedModel], trust: Sequence[str] 
     """
     return _common(
         {model.path: own_postprocessing(model, trust) for model in models},
-        "the members were trained with different rules; choose: postprocessing=none, hysteresis, confident or tuned",
+        "the members were trained with different rules; choose one: postprocessing=tuned, none, hysteresis, …",
     )
 
 

@@ -102,14 +102,8 @@ def _outcome(job: Path) -> dict[str, Any]:
 
 
 def _print(rows: list[dict[str, Any]], settings: list[str], scores: list[str]) -> None:
-    from rich.table import Column, Table
+    from brats_lightning.runtime.console import show, table_of
 
-    from brats_lightning.runtime.console import show
-
-    table = Table(*(Column(name, overflow="fold") for name in settings))
-    for name in scores:
-        table.add_column(name, justify="right", overflow="fold")
-    for row in rows:
-        values = (row.get(column) for column in (*settings, *scores))
-        table.add_row(*("" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in values))
-    show(table)
+    cells = [[row.get(column) for column in (*settings, *scores)] for row in rows]
+    text = (["" if v is None else f"{v:.4f}" if isinstance(v, float) else v for v in row] for row in cells)
+    show(table_of([*settings, *scores], text))

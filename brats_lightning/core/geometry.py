@@ -19,6 +19,7 @@ class Grid:
 
     shape: Ints  # voxels along the array's own three axes
     affine: np.ndarray  # 4×4, voxel index → RAS millimetres
+    zooms: Triple = (0.0, 0.0, 0.0)  # voxel size in mm by the header, which scores use; 0: as ``affine`` has it
 
     def __post_init__(self) -> None:
         affine = np.array(self.affine, dtype=np.float64)
@@ -27,6 +28,7 @@ class Grid:
         affine.flags.writeable = False
         object.__setattr__(self, "affine", affine)
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+        object.__setattr__(self, "zooms", self.zooms if all(self.zooms) else self.spacing)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Grid) and self.shape == other.shape and np.array_equal(self.affine, other.affine)
@@ -170,7 +172,8 @@ class GridTransform:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "GridTransform":
         """From what ``dataclasses.asdict`` gives, also by way of JSON."""
-        original = Grid(tuple(values["original"]["shape"]), np.array(values["original"]["affine"]))
+        grid = values["original"]
+        original = Grid(tuple(grid["shape"]), np.array(grid["affine"]), tuple(grid["zooms"]))
         return cls(original, *(tuple(values[name]) for name in ("axes", "flips", "origin", "step", "shape")))
 
     def _blank(self, dtype: np.dtype, fill: int, *channels: int) -> np.ndarray:

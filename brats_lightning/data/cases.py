@@ -7,14 +7,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
 
 from brats_lightning.core.geometry import nonzero_box
 from brats_lightning.core.labels import MODALITIES, LabelScheme, apply_label_map
 from brats_lightning.data.folders import Found, likely_files, masks_in, nifti_files
 from brats_lightning.data.nifti import UnreadableFile, Volume, read_volume
-from brats_lightning.runtime.console import as_text
+from brats_lightning.runtime.console import as_text, table_of
 
 _TIMEPOINT = re.compile(r"(?P<patient>.+-\d+)-(?P<timepoint>\d{3})")
 
@@ -63,13 +62,12 @@ class CaseError(ValueError):
 
 def problem_table(problems: Iterable[Problem]) -> Table:
     """The rich table of a report."""
-    table = Table("case", "file", "found", "expected", "what to do", show_lines=False)
-    for problem in problems:
-        table.add_row(*map(escape, asdict(problem).values()))
-    return table
+    return table_of(("case", "file", "found", "expected", "what to do"), (asdict(each).values() for each in problems))
 
 
-def find_cases(root: Path | str, masks: Path | str | Sequence[Path | str] | None = None) -> list[Case]:
+def find_cases(
+    root: Path | str, masks: Path | str | Sequence[Path | str] | None = None, setting: str = "data.root"
+) -> list[Case]:
     """All cases below a folder, however nested, sorted by id. Symbolic links are followed; no file is opened.
 
     Images of a case lie in one folder; those of another folder become its ``clashes``, which `check_files` reports. A
@@ -80,6 +78,7 @@ def find_cases(root: Path | str, masks: Path | str | Sequence[Path | str] | None
         root: to be searched.
         masks: one or several folders whose masks, named so or ``<case>.nii.gz``, replace those below ``root``; the last
             that has a case's mask wins.
+        setting: that names ``root``, for messages.
 
     Raises:
         FileNotFoundError: a folder doesn't exist.
@@ -88,7 +87,7 @@ def find_cases(root: Path | str, masks: Path | str | Sequence[Path | str] | None
     root = Path(root).expanduser()
     layout = "expected nested folders with <case>-t1n.nii.gz, -t1c, -t2w, -t2f, -seg (or the older <case>_t1, _t1ce, …)"
     if not os.path.isdir(root):  # noqa: PTH112  # Path's raises where a folder above may not be read
-        raise FileNotFoundError(f"the data root {root} is not a folder; {layout}; set data.root=DIR")
+        raise FileNotFoundError(f"{setting}={root} is not a folder; {layout}")
     folders = [Path(folder).expanduser() for folder in ([masks] if isinstance(masks, str | Path) else masks or ())]
     images: dict[str, list[Found]] = {}
     own: list[Found] = []
@@ -106,7 +105,7 @@ def find_cases(root: Path | str, masks: Path | str | Sequence[Path | str] | None
     names = sorted(images.keys() | found)
     if not names:
         there = f" (its NIfTI files have other names: {_listed([file.path for file in unknown])})" if unknown else ""
-        raise ValueError(f"no case in {root}{there}; {layout}; set data.root=DIR")
+        raise ValueError(f"no case in {setting}={root}{there}; {layout}")
     for folder in folders:
         found |= masks_in(folder, names)
     likely = likely_files(images, unknown)
@@ -304,20 +303,16 @@ def read_mask(path: Path, scheme: LabelScheme, label_map: Mapping[int, int] | No
     return Volume(volume.grid, mask[box], (z, y, x))
 
 
-def find_inputs(folders: str | Sequence[str]) -> list[Case]:
+def find_inputs(folders: str | Path | Sequence[str]) -> list[Case]:
     """The cases below one or several folders, sorted by id.
 
     Raises:
-        ValueError: a folder does not exist or holds no case, or two folders hold cases of one name.
+        FileNotFoundError: a folder doesn't exist.
+        ValueError: a folder holds no case, or two folders hold cases of one name.
     """
     cases: dict[str, Case] = {}
-    for folder in [folders] if isinstance(folders, str) else folders:
-        try:
-            found = find_cases(folder)
-        except (FileNotFoundError, ValueError) as error:
-            layout = "expected folders with <case>-t1n.nii.gz, -t1c, -t2w, -t2f"
-            raise ValueError(f"input: there is no case in {folder}; {layout}, however nested") from error
-        for case in found:
+    for folder in [folders] if isinstance(folders, str | Path) else folders:
+        for case in find_cases(folder, setting="input"):
             if case.id in cases:
                 raise ValueError(f"input: the case {case.id} is in two of the folders; leave one of them out")
             cases[case.id] = case

@@ -64,6 +64,10 @@ class Volume:
     start: Ints  # first voxel (z, y, x) of the box in the oriented image
     remark: str = ""  # what is unusual about the background of an image
 
+    def whole(self) -> Shaped[np.ndarray, "i j k"]:
+        """The whole volume in its file's axis order, by which the official programs number lesions."""
+        return GridTransform.whole(self.grid).crop(self.start, self.values.shape).restore(self.values)
+
 
 def read_volume(path: Path) -> Volume:
     """Read ``.nii`` or ``.nii.gz``; no copy of the volume is made in floating point.
@@ -191,7 +195,8 @@ def _header(data: bytes, compressed: bool) -> Header:
     if dtype.kind not in "iuf":
         raise UnreadableFile(f"voxels of type {dtype}", "integers or floats", "export the image in grey values")
     try:
-        grid = Grid(shape[:3], nifti.get_best_affine())
+        x, y, z = (float(size) for size in nifti.get_zooms()[:3])
+        grid = Grid(shape[:3], nifti.get_best_affine(), (x, y, z))
     except (ValueError, nib.spatialimages.HeaderDataError) as error:
         raise UnreadableFile(str(error), "an invertible affine", "repair the header's sform or qform") from error
     try:

@@ -51,9 +51,9 @@ class Normaliser:
         self, channels: Sequence[str], method: str = "zscore", low: float | int = 0.5, high: float | int = 99.5
     ) -> None:
         if method not in METHODS:
-            raise ValueError(f"data.normalisation.method is {method!r}; expected one of {', '.join(METHODS)}")
+            raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
         if not 0 <= low < high <= 100:
-            raise ValueError(f"data.normalisation: percentiles {low} … {high}; expected 0 ≤ low < high ≤ 100")
+            raise ValueError(f"percentiles {low} … {high}; expected 0 ≤ low < high ≤ 100")
         self.channels = tuple(channels)
         self.sources = source_modalities(channels)  # to be read, in this order
         self._options: tuple[str, float | int, float | int] = (method, low, high)

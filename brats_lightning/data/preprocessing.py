@@ -31,13 +31,13 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if self.fit not in FITS:
-            raise ValueError(f"data.preprocessing.fit is {self.fit!r}; expected one of {', '.join(FITS)}")
+            raise ValueError(f"fit is {self.fit!r}; expected one of {', '.join(FITS)}")
         if (self.fit == "none") != (self.size is None):
-            raise ValueError(f"data.preprocessing.fit={self.fit} with size={self.size}; give both or neither")
+            raise ValueError(f"fit={self.fit} with size={self.size}; give both fit and size, or neither")
         for name, kind in (("spacing", float), ("size", int)):
             if (value := getattr(self, name)) is not None:
                 if len(value) != 3 or min(value) <= 0:
-                    raise ValueError(f"data.preprocessing.{name} is {value}; expected three positive numbers (z, y, x)")
+                    raise ValueError(f"{name} is {value}; expected three positive numbers (z, y, x)")
                 object.__setattr__(self, name, tuple(kind(v) for v in value))
 
     def place(self, brain: GridTransform) -> GridTransform:

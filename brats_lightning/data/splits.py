@@ -1,7 +1,6 @@
 """Which case trains, validates and tests: by patient, by fold, or by a file."""
 
 import difflib
-import json
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from brats_lightning.runtime.files import write_text
+from brats_lightning.runtime.files import write_json
 
 PARTS = ("train", "val", "test")
 
@@ -35,7 +34,7 @@ class Split:
 
     def save(self, path: Path) -> None:
         """Write a JSON that `SplitSettings.file` reads."""
-        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
+        write_json(path, asdict(self))
 
     def of(self, cases: Collection[str]) -> tuple["Split", list[str]]:
         """The same split for a resumed run, and the ids of cases added since, which it leaves out.
@@ -138,7 +137,7 @@ class SplitSettings:
     def _known(self, patient_of: Mapping[str, str]) -> dict[str, str]:
         """Which part each patient has in the split that is extended."""
         path = Path(str(self.extends)).expanduser()
-        split = _read(path / "split.json" if path.is_dir() else path, "data.split_from")
+        split = read_split(path / "split.json" if path.is_dir() else path, "data.split_from")
         if missing := [name for names in split.values() for name in names if name not in patient_of]:
             what = _missing(missing, patient_of.keys() - {name for names in split.values() for name in names})
             if not self.lenient:
@@ -179,13 +178,13 @@ def cases_of_part(file: str | Path, part: str) -> tuple[str, ...]:
     """
     if part not in PARTS:
         raise SplitError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
-    cases = _read(Path(file), "split")[part]
+    cases = read_split(Path(file), "split")[part]
     if not cases:
         raise SplitError(f"split: {file} lists no case under {part}")
     return tuple(dict.fromkeys(cases))
 
 
-def _read(path: Path, setting: str) -> dict[str, list[str]]:
+def read_split(path: Path, setting: str) -> dict[str, list[str]]:
     """The lists of a split file; ``setting`` names it in messages."""
     try:
         content: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -199,7 +198,7 @@ def _read(path: Path, setting: str) -> dict[str, list[str]]:
 
 
 def _from_file(path: Path, patient_of: Mapping[str, str]) -> Split:
-    split = _read(path, "data.split_file")
+    split = read_split(path, "data.split_file")
     if not split["train"]:
         raise SplitError(f"data.split_file: {path} lists no case under 'train'")
     faults = []

@@ -14,7 +14,7 @@ from brats_lightning.evaluation.report.pictures import lesion_pictures
 from brats_lightning.evaluation.report.wording import terminal_table
 from brats_lightning.evaluation.scoring import Evaluation
 from brats_lightning.evaluation.summary import summary
-from brats_lightning.metrics import PROTOCOLS
+from brats_lightning.metrics.official import PROTOCOLS
 from brats_lightning.runtime.console import show
 from brats_lightning.runtime.files import make_folder, write_text
 

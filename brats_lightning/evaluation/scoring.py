@@ -15,13 +15,13 @@ import numpy as np
 from jaxtyping import UInt8
 
 from brats_lightning.core.components import label_components
-from brats_lightning.core.geometry import GridTransform, Triple
-from brats_lightning.core.labels import BRATS_METS, LabelScheme, in_classes
-from brats_lightning.data.cases import Case, CaseError, Problem, examine
-from brats_lightning.data.nifti import Volume, read_header
+from brats_lightning.core.geometry import Triple, bounding_box
+from brats_lightning.core.labels import BRATS_METS, LabelScheme, as_label_map, in_classes
+from brats_lightning.data.cases import CaseError, Problem, read_mask
+from brats_lightning.data.nifti import UnreadableFile, Volume
 from brats_lightning.evaluation.pairing import EvaluationError, Pair, case_and_kind, pair_masks
 from brats_lightning.metrics.brats2026 import THRESHOLDS
-from brats_lightning.metrics.lesions import LesionRow, bounding_box, lesion_sizes, lesion_table, match_one_to_one
+from brats_lightning.metrics.lesions import LesionRow, lesion_sizes, lesion_table, match_one_to_one
 from brats_lightning.metrics.official import DEFAULT_PROTOCOL, PROTOCOLS, score_case
 from brats_lightning.runtime.console import progress_bar
 from brats_lightning.runtime.workers import each_result, process_pool
@@ -90,10 +90,7 @@ class Scoring:
         if not self.protocols:
             raise EvaluationError(f"protocol names none of {', '.join(PROTOCOLS)}")
         for name in ("label_map", "prediction_label_map"):
-            label_map = {int(old): int(new) for old, new in (getattr(self, name) or {}).items()}
-            if 0 in label_map:
-                raise EvaluationError(f"{name} {label_map} renames 0; the background must stay 0")
-            object.__setattr__(self, name, label_map or None)
+            object.__setattr__(self, name, as_label_map(name, getattr(self, name)) or None)
 
     @cached_property
     def overlap(self) -> float:
@@ -118,18 +115,16 @@ class Scoring:
         # These import torch, which takes seconds, and a process that only checks masks doesn't need it.
         import torch
 
-        from brats_lightning.metrics.voxel import confusion_matrix, score_names, surface_scores, voxel_scores
+        from brats_lightning.metrics.voxel import confusion_matrix, scored_classes, surface_scores, voxel_scores
 
         reference_volume, prediction_volume, problems = self._read(pair)
         if reference_volume is None or problems:
             raise CaseError(problems)
-        reference = np.ascontiguousarray(on_original_grid(reference_volume))
-        given = None if prediction_volume is None else np.ascontiguousarray(on_original_grid(prediction_volume))
+        reference = np.ascontiguousarray(reference_volume.whole())
+        given = None if prediction_volume is None else np.ascontiguousarray(prediction_volume.whole())
         prediction = np.zeros_like(reference) if given is None else given
         box = bounding_box(reference, prediction)
-        # The header's zooms, as the official programs use them, not the affine's.
-        x, y, z = (float(size) for size in read_header(pair.reference).nifti.get_zooms()[:3])
-        spacing = (x, y, z)
+        spacing = reference_volume.grid.zooms
 
         official = {
             protocol: score_case(reference, given, spacing, self.scheme, protocol, self.thresholds, self.spacing)
@@ -140,7 +135,7 @@ class Scoring:
         surfaces = surface_scores(reference, prediction, spacing, self.scheme)
         voxelwise = {
             name: {"dice": voxels[f"dice_{name}"], "iou": voxels[f"iou_{name}"], **surfaces[name]}
-            for name in score_names(self.scheme)
+            for name in scored_classes(self.scheme)
         }
         voxelwise["all"] = {"accuracy": voxels["accuracy"], "dice": voxels["dice_mean"], "iou": voxels["iou_mean"]}
         lesions, operating = {}, {}
@@ -151,16 +146,12 @@ class Scoring:
 
     def read_mask(self, path: Path, predicted: bool) -> tuple[Volume | None, list[Problem]]:
         """A mask as class indices, or what is wrong with it."""
-        label_map = self.prediction_label_map if predicted else self.label_map
-        case, _ = case_and_kind(path.name)
-        examined = examine(Case(case, case, None, {}, path), self.scheme, label_map, float(self.tolerance))
-        file = f"{'prediction' if predicted else 'reference'} {path.name}"
-        own = "prediction_label_map" if predicted else "data.label_map"
-        problems = [
-            replace(problem, file=file, remedy=problem.remedy.replace("data.label_map", own))
-            for problem in examined.problems
-        ]
-        return examined.mask, problems
+        try:
+            return read_mask(path, self.scheme, self.prediction_label_map if predicted else self.label_map), []
+        except UnreadableFile as error:
+            file = f"{'prediction' if predicted else 'reference'} {path.name}"
+            remedy = error.remedy.replace("data.label_map", "prediction_label_map") if predicted else error.remedy
+            return None, [Problem(case_and_kind(path.name)[0], file, error.found, error.expected, remedy)]
 
     def _read(self, pair: Pair) -> tuple[Volume | None, Volume | None, list[Problem]]:
         """Reference and prediction, and everything that is wrong with them."""
@@ -171,21 +162,10 @@ class Scoring:
         problems += more
         if reference is None or prediction is None:
             return reference, prediction, problems
-        file = f"prediction {pair.prediction.name}"
-        remedy = "write predictions in the geometry of their input"
-        if prediction.grid.shape != reference.grid.shape:
-            found, expected = f"shape {prediction.grid.shape}", f"{reference.grid.shape}, as the reference"
-            problems.append(Problem(pair.case, file, found, expected, remedy))
-        elif (distance := prediction.grid.distance(reference.grid)) > self.tolerance:
-            found, expected = f"lies {distance:.3g} mm off its reference", f"≤ {self.tolerance:g} mm"
-            remedy += ", or raise data.affine_tolerance if the voxels match"
-            problems.append(Problem(pair.case, file, found, expected, remedy))
+        if difference := prediction.grid.mismatch(reference.grid, self.tolerance, "its reference"):
+            remedy = "write it in the geometry of its input, or raise data.affine_tolerance if the voxels match"
+            problems.append(Problem(pair.case, f"prediction {pair.prediction.name}", *difference, remedy))
         return reference, prediction, problems
-
-
-def on_original_grid(mask: Volume) -> UInt8[np.ndarray, "x y z"]:
-    """The whole mask in its file's axis order, by which the official programs number lesions."""
-    return GridTransform.whole(mask.grid).crop(mask.start, mask.values.shape).restore(mask.values)
 
 
 def operating_points(

@@ -24,7 +24,7 @@ def confusion_matrix(
     return torch.bincount(pairs.flatten(), minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def score_names(scheme: LabelScheme) -> dict[str, tuple[int, ...]]:
+def scored_classes(scheme: LabelScheme) -> dict[str, tuple[int, ...]]:
     """Class indices behind each scored name; a class that shares its name with a region is called ``<name>_class``."""
     classes = {
         f"{name}_class" if name in scheme.regions else name: (index,) for index, name in enumerate(scheme.names, 1)
@@ -42,13 +42,13 @@ def voxel_scores(confusion: Int64[Tensor, "k k"], scheme: LabelScheme) -> dict[s
     counts = on_host(confusion).astype(np.float64)
     total = counts.sum()
     scores = {"accuracy": float(np.trace(counts) / total) if total else float("nan")}
-    for name, members in score_names(scheme).items():
+    for name, members in scored_classes(scheme).items():
         index = list(members)
         overlap = counts[np.ix_(index, index)].sum()
         sizes = counts[index].sum() + counts[:, index].sum()
         scores[f"dice_{name}"] = float(2 * overlap / sizes) if sizes else float("nan")
         scores[f"iou_{name}"] = float(overlap / (sizes - overlap)) if sizes else float("nan")
-    classes = [name for name in score_names(scheme) if name not in scheme.regions]
+    classes = [name for name in scored_classes(scheme) if name not in scheme.regions]
     scores["dice_mean"] = mean_without_nan([scores[f"dice_{name}"] for name in scheme.headline_regions])
     scores["iou_mean"] = mean_without_nan([scores[f"iou_{name}"] for name in classes])
     return scores
@@ -81,7 +81,7 @@ def surface_scores(
     diagonal = float(np.linalg.norm(np.multiply(reference.shape, spacing)))
     box = bounding_box(reference, prediction)
     table = {}
-    for name, classes in score_names(scheme).items():
+    for name, classes in scored_classes(scheme).items():
         a, b = in_classes(reference[box], classes), in_classes(prediction[box], classes)
         difference = int(np.count_nonzero(b)) - int(np.count_nonzero(a))
         scores = {"hd95": np.nan, "nsd": np.nan, "volume_error": difference * float(np.prod(spacing)) / 1000}

@@ -1,9 +1,21 @@
 """What a command shows on the terminal: tables, and progress bars for long work."""
 
+from collections.abc import Iterable
+
 from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column, Table
 
 _WIDTH = 160  # columns of output to a file or a pipe
+
+
+def table_of(columns: Iterable[str], rows: Iterable[Iterable[object]], title: str | None = None) -> Table:
+    """A table of rows of cells, each as it stands: brackets are no markup."""
+    table = Table(*(Column(escape(name), overflow="fold") for name in columns), title=title and escape(title))
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    return table
 
 
 def show(content: RenderableType) -> None:

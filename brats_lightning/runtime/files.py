@@ -1,6 +1,7 @@
 """Writing files: whole or not at all, whatever ends the program meanwhile."""
 
 import errno
+import json
 import os
 import time
 import uuid
@@ -85,6 +86,11 @@ def make_folder(path: Path | str) -> Path:
 def write_text(path: Path | str, text: str) -> int:
     """`replace_file` with UTF-8 text, its lines ended as they stand."""
     return replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline=""))
+
+
+def write_json(path: Path | str, value: Any) -> int:
+    """`replace_file` with a value as JSON, a line for each entry."""
+    return write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def write_bytes(path: Path | str, content: bytes) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from brats_lightning.runtime.console import progress_bar
-from brats_lightning.runtime.files import make_folder, unwritable, write_text
+from brats_lightning.runtime.files import make_folder, unwritable, write_json
 from brats_lightning.runtime.locks import alone
 from brats_lightning.runtime.workers import cpu_count, each_result, process_pool
 
@@ -82,7 +82,7 @@ def _make(root: Path, settings: dict[str, Any], jobs: int, write: Callable[[Path
         raise unwritable(root.parent, error) from error
     try:
         _write_all(building, jobs, write, min(workers, jobs))
-        write_text(building / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
+        write_json(building / SETTINGS_FILE, settings)
         building.chmod(0o755)  # mkdtemp's folders are private
         try:
             building.replace(root)

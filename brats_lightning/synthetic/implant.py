@@ -64,7 +64,7 @@ class ImplantSettings:
 
     def scans(self) -> list[Case]:
         """The cases to implant into, sorted by id."""
-        found = find_cases(self.background)
+        found = find_cases(self.background, setting="data.background")
         scans = [case for case in found if case.mask is not None or self.unlabelled == "include"]
         if not scans:
             raise PhantomError(f"none of the {len(found)} cases in {self.background} has a mask; see data.unlabelled")

@@ -1,7 +1,6 @@
 """A baseline without a network: the best single threshold on T1c."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,18 +12,10 @@ from brats_lightning.data.normalisation import normalisation_parameters
 _THRESHOLDS = np.arange(-1.0, 12.0, 0.05)
 
 
-@dataclass(frozen=True)
-class Threshold:
-    """A threshold in standard deviations above the brain's mean T1c, and its ``dice_mean`` (see `voxel_scores`)."""
+def best_threshold_dice(cases: Sequence[CachedCase], scheme: LabelScheme) -> float | None:
+    """The highest ``dice_mean`` (see `voxel_scores`) of a T1c threshold's mask, taken for each of ET, TC and WT.
 
-    value: float
-    dice_mean: float
-
-
-def best_threshold(cases: Sequence[CachedCase], scheme: LabelScheme) -> Threshold | None:
-    """The T1c threshold whose mask, used for each of ET, TC and WT, has the highest mean Dice over these cases.
-
-    It is chosen on the cases on which it is scored, so no threshold can do better. A task that it solves needs no
+    The threshold is chosen on the cases on which it is scored, so none can do better. A task that it solves needs no
     network. Scored on the working grid, which is the original one unless cases are resampled.
 
     Returns:
@@ -51,7 +42,4 @@ def best_threshold(cases: Sequence[CachedCase], scheme: LabelScheme) -> Threshol
             dice.append(np.where(sizes > 0, 2 * overlap / np.maximum(sizes, 1), np.nan))
         per_case.append(np.ma.masked_invalid(dice).mean(axis=0).filled(np.nan))
     means = np.ma.masked_invalid(per_case).mean(axis=0).filled(np.nan)
-    if np.isnan(means).all():
-        return None
-    best = int(np.nanargmax(means))
-    return Threshold(float(_THRESHOLDS[best]), float(means[best]))
+    return None if np.isnan(means).all() else float(np.nanmax(means))

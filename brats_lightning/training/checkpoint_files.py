@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from brats_lightning.runtime.files import replace_file, unwritable
+from brats_lightning.runtime.files import make_folder, replace_file, unwritable
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -20,7 +20,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         if storage_options is not None:
             raise TypeError(f"checkpoints are local files without storage_options, got {storage_options}")
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
             replace_file(path, lambda temporary: _save(checkpoint, temporary), durable=True)
         except RuntimeError as error:  # torch's writer, when the disk is full

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-Progress = Callable[[int], float]
+TrainedFraction = Callable[[int], float]
 
 
 def warmup_cosine(
-    optimizer: Optimizer, progress: Progress, warmup: int | float = 0.05, final: int | float = 0.01
+    optimizer: Optimizer, progress: TrainedFraction, warmup: int | float = 0.05, final: int | float = 0.01
 ) -> LambdaLR:
     """Linear rise from ``final`` to 1 over the fraction ``warmup`` of the run, then half a cosine down to ``final``.
 
@@ -34,7 +34,7 @@ def warmup_cosine(
     return LambdaLR(optimizer, factor)
 
 
-def polynomial(optimizer: Optimizer, progress: Progress, power: int | float = 0.9) -> LambdaLR:
+def polynomial(optimizer: Optimizer, progress: TrainedFraction, power: int | float = 0.9) -> LambdaLR:
     """(1 - progress)^power, as in nnU-Net.
 
     Raises:
@@ -45,6 +45,6 @@ def polynomial(optimizer: Optimizer, progress: Progress, power: int | float = 0.
     return LambdaLR(optimizer, lambda step: (1 - progress(step)) ** power)
 
 
-def constant(optimizer: Optimizer, progress: Progress) -> LambdaLR:  # noqa: ARG001
+def constant(optimizer: Optimizer, progress: TrainedFraction) -> LambdaLR:  # noqa: ARG001
     """The optimiser's learning rate at every step."""
     return LambdaLR(optimizer, lambda _: 1.0)

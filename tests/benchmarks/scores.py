@@ -5,7 +5,7 @@ import statistics
 import time
 
 from brats_lightning.core.labels import BRATS_METS
-from brats_lightning.metrics import PROTOCOLS, score_case
+from brats_lightning.metrics.official import PROTOCOLS, score_case
 from tests.benchmarks.score_pair import score_pair
 
 

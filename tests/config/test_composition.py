@@ -246,3 +246,18 @@ def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
     assert re.fullmatch(
         r"error: the run folder: cannot write \S+/file: .*; or set paths.outputs=DIR\n", capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.normalisation.method=zscroe", "data.normalisation: method is 'zscroe'; expected one of zscore, minmax"),
+        ("data.normalisation.low=99.9", "data.normalisation: percentiles 99.9 … 99.5; expected"),
+        ("data.preprocessing.spacing=[1,1]", r"data.preprocessing: spacing is \[1, 1\]; expected three"),
+        ("+data.preprocessing.spacings=1", "data.preprocessing: .*unexpected keyword argument 'spacings'"),
+        ("data.label_map={300:1}", "data.label_map must map labels 1 … 255"),
+    ],
+)
+def test_settings_of_the_data_are_checked_before_anything_is_read(composed, override, message):
+    with pytest.raises(ValueError, match=message):
+        build_data(composed("data=brats_mets", "data.root=nowhere", override, name="preprocess"))

@@ -76,6 +76,15 @@ def test_the_table_is_printed_and_written(tmp_path, capsys):
     assert printed.index("0.7000") < printed.index("0.5000")
 
 
+def test_brackets_are_printed_as_they_stand(tmp_path, capsys):
+    job(tmp_path, "0_a", ["trust=[monai]", "data.modalities=[/t1c]"], {"test/dice_mean": 0.4})
+    job(tmp_path, "1_b", ["trust=[mine]", "data.modalities=[t1n,t1c]"], {"test/dice_mean": 0.3})
+    config = {"hydra": {"sweep": {"dir": str(tmp_path)}}, "objective": "val/dice_mean", "objective_mode": "max"}
+    SweepTable().on_multirun_end(OmegaConf.create(config))
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ("[monai]", "[/t1c]", "[mine]", "[t1n,t1c]"))
+
+
 def test_of_finished_jobs_alone_there_is_no_word_of_failure(tmp_path, capsys):
     job(tmp_path, "0_unet", ["model=unet"], {"test/dice_mean": 0.4})
     config = {"hydra": {"sweep": {"dir": str(tmp_path)}}, "objective": "val/dice_mean", "objective_mode": "max"}

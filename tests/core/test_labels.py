@@ -54,7 +54,7 @@ def test_label_map_refuses_what_is_no_byte():
 
 def test_label_map_setting():
     assert as_label_map("data.label_map", None) == {}
-    assert as_label_map("data.label_map", {4.0: 3, 255: 0}) == {4: 3, 255: 0}
+    assert as_label_map("data.label_map", {4: 3, 255: 0}) == {4: 3, 255: 0}
     for wrong in ({1: 300}, {-1: 1}, {0: 1}, {1: 2, 256: 3}):
         with pytest.raises(ValueError, match=r"data.label_map must map labels 1 … 255 to 0 … 255"):
             as_label_map("data.label_map", wrong)

@@ -209,9 +209,9 @@ def test_the_distance_of_what_is_accepted(tmp_path):
 
 
 def test_missing_and_empty_roots(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none is not a folder; expected nested folders .*data.root=DIR"):
+    with pytest.raises(FileNotFoundError, match=r"data.root=.*none is not a folder; expected nested folders"):
         find_cases(tmp_path / "none")
-    with pytest.raises(ValueError, match=r"no case in .*expected nested folders .*-t1n.nii.gz"):
+    with pytest.raises(ValueError, match=r"no case in data.root=.*expected nested folders .*-t1n.nii.gz"):
         find_cases(tmp_path)
     touch(tmp_path, "imagesTr/a_0000.nii.gz")
     with pytest.raises(ValueError, match=r"no case in .* \(its NIfTI files have other names: .*/a_0000.nii.gz\)"):

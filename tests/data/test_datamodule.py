@@ -229,10 +229,9 @@ def test_masks_of_their_own_folder_and_cases_without(build, root, tmp_path):
         f"cases: 4 train, 2 val, 1 test; masks: 2 from {tmp_path}/corrected; "
         f"left out: 1 without mask: BraTS-MET-00098-000 ({odd} may be it)"
     )
-    assert data.cases["BraTS-MET-00099-000"].sources["seg"] == tmp_path / "corrected/BraTS-MET-00099-000.nii.gz"
     own = build("data.val_share=0.3", "data.test_share=0.15")
     assert own.cache.directory != data.cache.directory
-    assert own.cases["BraTS-MET-00001-000"].sources["seg"].parent.parent == root
+    assert own.summary().count("masks:") == 0
 
 
 def test_a_damaged_entry_is_built_again_before_training_and_named_during_it(build, caplog, monkeypatch):

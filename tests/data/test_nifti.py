@@ -222,3 +222,12 @@ def test_a_file_that_may_not_be_read_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(nifti.Path, "read_bytes", refuse)
     with pytest.raises(UnreadableFile, match=r"Permission denied.*allow it to be read"):
         read_volume(tmp_path / "a.nii")
+
+
+def test_scores_use_the_headers_voxel_size(tmp_path):
+    image = nib.Nifti1Image(np.ones((2, 3, 4), np.uint8), np.diag([1.5, 1.0, 1.0, 1.0]))
+    image.header["pixdim"][1:4] = 2, 1, 1  # of a scan whose affine was corrected alone
+    (tmp_path / "a.nii").write_bytes(image.header.binaryblock + b"\0" * 4 + b"\1" * 24)
+    grid = read_volume(tmp_path / "a.nii").grid
+    assert grid.spacing == (1.5, 1, 1)
+    assert grid.zooms == (2, 1, 1)

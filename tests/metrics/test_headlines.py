@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from brats_lightning.core.labels import BRATS_METS, LabelScheme
-from brats_lightning.metrics import PROTOCOLS, ScoreError, headline_names, headline_scores, score_case
+from brats_lightning.metrics.official import PROTOCOLS, ScoreError, headline_names, headline_scores, score_case
 
 
 def pair():

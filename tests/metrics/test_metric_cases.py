@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from brats_lightning.core.labels import BRATS_METS
-from brats_lightning.metrics import score_case
+from brats_lightning.metrics.official import score_case
 
 FOLDER = Path(os.environ.get("BRATS_METRIC_CASES", ""))
 pytestmark = pytest.mark.skipif("BRATS_METRIC_CASES" not in os.environ, reason="BRATS_METRIC_CASES is not set")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from brats_lightning.core.labels import BRATS_METS, LabelScheme
-from brats_lightning.metrics import PROTOCOLS, ScoreError, score_case
 from brats_lightning.metrics.brats2026 import COLUMNS
+from brats_lightning.metrics.official import PROTOCOLS, ScoreError, score_case
 
 ISOTROPIC = (1.0, 1.0, 1.0)
 NAN = math.nan

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from brats_lightning.core.labels import BRATS_METS
-from brats_lightning.metrics import PROTOCOLS, score_case
+from brats_lightning.metrics.official import PROTOCOLS, score_case
 from tests.metrics import metric_rules
 from tests.metrics.metric_pairs import random_pair
 

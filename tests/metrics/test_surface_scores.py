@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from brats_lightning.core.labels import BRATS_METS
-from brats_lightning.metrics.voxel import score_names, surface_scores
+from brats_lightning.metrics.voxel import scored_classes, surface_scores
 
 SPACING = (1.0, 2.0, 0.5)
 
@@ -18,7 +18,7 @@ def test_by_hand():
     reference[9, 8, 15] = prediction[9, 8, 16] = 1
     prediction[1, 1, 1] = 2
     scores = surface_scores(reference, prediction, SPACING, BRATS_METS, tolerance=0.5)
-    assert set(scores) == set(score_names(BRATS_METS))
+    assert set(scores) == set(scored_classes(BRATS_METS))
     assert scores["et"] == scores["et_class"]
     assert scores["et"]["volume_error"] == 0
     assert scores["et"]["hd95"] == 2

@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 
 from brats_lightning.core.labels import LabelScheme
-from brats_lightning.metrics import score_case
+from brats_lightning.metrics.official import score_case
 from tests.metrics.metric_pairs import random_pair
 
 PACKAGES = ("brats-evaluation==0.0.10", "panoptica==2.1.7", "numpy<2.3")

@@ -81,6 +81,25 @@ def test_a_lock_that_cannot_be_made(tmp_path):
         pass
 
 
+def test_a_lock_file_of_another_user(tmp_path, monkeypatch):
+    path = tmp_path / "lock"
+    path.touch()
+    monkeypatch.setattr(type(path), "open", _only_reading(type(path).open))
+    with alone(path, "works"), pytest.raises(BlockingIOError), path.open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with pytest.raises(UnwritableFile, match="cannot write"), claimed(path, "the run folder"):
+        pass
+
+
+def _only_reading(opened):
+    def only_reading(self, mode="r"):
+        if mode != "r":
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return opened(self, mode)
+
+    return only_reading
+
+
 CLAIM = """
 import os, sys, time
 from pathlib import Path

@@ -26,7 +26,7 @@ from brats_lightning.data.cases import Case, Examination
 from brats_lightning.data.preprocessing import Intensities, Prepared
 from brats_lightning.runtime.files import replace_file, write_text
 
-FORMAT = 3  # raise it whenever the content of the files would differ
+FORMAT = 4  # raise it whenever the content of the files would differ
 POSITIONS_PER_CLASS = 1000  # stored of each class in each lesion
 
 # Files that this process, or the one that forked it, has checked, and the state they were in.
@@ -72,7 +72,6 @@ class CachedCase:
     intensities: dict[str, Intensities]  # by modality
     class_voxels: tuple[int, ...]  # of each class index in the working mask; empty without mask
     lesions: tuple[Lesion, ...]  # as `lesion_components` finds them; ``lesions[i]`` is lesion i + 1 of the positions
-    sources: dict[str, Path]  # the raw files by modality, the mask as ``seg``
     arrays: dict[str, StoredArray]
     distance: float  # mm by which its files lie apart, see `Examination`
     remarks: tuple[str, ...]  # what is unusual about its images
@@ -251,7 +250,6 @@ def read_sidecar(directory: Path, case_id: str) -> tuple[CachedCase, dict[str, d
         },
         class_voxels=tuple(values["class_voxels"]),
         lesions=tuple(Lesion(*lesion) for lesion in values["lesions"]),
-        sources={name: Path(stamp["path"]) for name, stamp in values["files"].items()},
         arrays=arrays,
         distance=values["distance"],
         remarks=tuple(values["remarks"]),

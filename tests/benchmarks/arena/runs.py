@@ -271,7 +271,7 @@ def score_cases(cfg: DictConfig, checkpoint: Path, masks: Path) -> dict[str, dic
 
 def case_scores(found: Any, scheme: Any) -> dict[str, float | None]:
     """One case's scores by the names they have in training; ``false_positives`` (lesions) is a mean of the regions."""
-    from brats_lightning.metrics import headline_scores
+    from brats_lightning.metrics.official import headline_scores
 
     regions = scheme.headline_regions
     scores = {f"dice_{region}": found.voxelwise[region]["dice"] for region in regions}

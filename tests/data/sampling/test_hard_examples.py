@@ -151,15 +151,14 @@ def test_all_missing_and_unusable_predictions_are_listed(sampled):
 
 
 def test_predictions_stored_as_scaled_integers_keep_their_classes(sampled, tmp_path):
-    sampler, _ = sampled(predicted())
-    wanted = sampler.lesion_weights(sampled(predicted())[1][0]).tolist()
-    image = nib.Nifti1Image(np.zeros(SHAPE, np.int16), LPS)
-    image.header.set_slope_inter(0.001, 0)
-    stored = nib.Nifti1Image(np.rint(predicted() * 1000).astype(np.int16), LPS, image.header)
-    stored.header.set_slope_inter(0.0009999999, 0)  # 3 is read as 2.9999997
+    sampler, (case,) = sampled(predicted())
+    wanted = sampler.lesion_weights(case).tolist()
+    assert sorted(wanted) == [1.0, 3.0]
+    stored = nib.Nifti1Image((predicted().astype(np.int16) * 1000), LPS)
+    stored.header.set_slope_inter(0.0009999999, 0)  # 1 is read as 0.9999999
     nib.save(stored, tmp_path / "masks" / f"{CASE}.nii.gz")
     sampler, (case,) = sampled(None)
-    assert sampler.lesion_weights(case).tolist() == wanted == [1.0, 3.0]
+    assert sampler.lesion_weights(case).tolist() == wanted
 
 
 def test_labels_that_are_no_class_are_refused(sampled):
