@@ -32,9 +32,9 @@ def as_text(content: RenderableType) -> str:
     return capture.get()
 
 
-def progress_bar(shown: bool | None = None) -> Progress:
-    """A progress bar of cases with the remaining time, on stderr; by default shown on a terminal only."""
+def progress_bar() -> Progress:
+    """A progress bar of cases with the remaining time, on stderr if that is a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("cases"))
-    disabled = not (console.is_terminal if shown is None else shown)
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=disabled)
+    time = TimeElapsedColumn(), TimeRemainingColumn()
+    return Progress(*columns, *time, console=console, disable=not console.is_terminal)

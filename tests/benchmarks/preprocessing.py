@@ -29,7 +29,7 @@ class Ours:
         shutil.rmtree(self.data.cache.root, ignore_errors=True)
 
     def fill(self) -> None:
-        filled = self.data.cache.fill(self.cases, workers=0, progress=False)
+        filled = self.data.cache.fill(self.cases, workers=0)
         assert len(filled.built) == len(self.cases)
 
 

@@ -426,7 +426,8 @@ def test_what_a_killed_maker_left_goes_in_time(tmp_path):
 
 
 def test_progress_and_folder_names(tmp_path, monkeypatch):
-    bar = progress_bar(True)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes any stream for a terminal
+    bar = progress_bar()
     monkeypatch.setattr(phantom_set, "progress_bar", lambda: bar)
     settings = PhantomSettings(cases=2, shape=(24, 24, 24), modalities=())
     folder = phantom_folder(tmp_path, settings)

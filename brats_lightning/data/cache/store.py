@@ -96,7 +96,6 @@ class Cache:
         modalities: Sequence[str] = MODALITIES,
         need_mask: bool = True,
         workers: int = 0,
-        progress: bool | None = None,
         check: bool = True,
     ) -> Filled:
         """Build the entries that are missing, stale or damaged; raw files of the others are not opened.
@@ -109,7 +108,6 @@ class Cache:
             modalities: that a case must have, in order.
             need_mask: whether a case must have a mask.
             workers: processes that build and threads that check; 0 or 1 works in this one.
-            progress: show a bar; None does on a terminal.
             check: compare existing entries with their checksums now; otherwise each when it is first opened.
 
         Raises:
@@ -120,7 +118,7 @@ class Cache:
         rejected = {case.id: problems for case in cases if (problems := check_files(case, modalities, need_mask))}
         sound = [case for case in cases if case.id not in rejected]
         built = []
-        with progress_bar(progress) as bar:
+        with progress_bar() as bar:
             ready, _ = self._look(sound, modalities, need_mask, workers if check else None, bar)
             if len(ready) < len(sound):
                 remove_leftovers(make_folder(self.directory))

@@ -28,7 +28,7 @@ def test_the_same_in_parallel(raw, cache, tmp_path):
     alone = cache.fill(cases)
     cut = write_case(raw, "BraTS-MET-00004-000", seg=np.full(SHAPE, 9, np.uint8))
     cases = find_cases(raw)
-    parallel = Cache(tmp_path / "other").fill(cases, workers=2, progress=False)
+    parallel = Cache(tmp_path / "other").fill(cases, workers=2)
     assert [case.id for case in parallel.cases] == [case.id for case in alone.cases]
     assert [p.case for p in parallel.problems] == [cut.name]
     for a, b in zip(alone.cases, parallel.cases, strict=True):
