@@ -136,10 +136,10 @@ def _begin(cfg: DictConfig, saved: Mapping[str, Any] | None) -> None:
 
 def _prepared_data(cfg: DictConfig, saved: Mapping[str, Any] | None, first: bool) -> "CaseData":
     from brats_lightning.config.build import build_data
-    from brats_lightning.data.splits import Split
+    from brats_lightning.data.splits import PARTS, Split
 
     split = None if saved is None else saved.get("split")  # missing if the module was trained without our data
-    data = build_data(cfg, split and Split.from_dict(split))
+    data = build_data(cfg, split and Split(*(tuple(split[part]) for part in PARTS)))
     data.compare_checksums = first
     data.prepare_data()
     data.setup("fit")

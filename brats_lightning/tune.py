@@ -191,13 +191,18 @@ def _versions(step: "Step", values: dict[str, list[Any]]) -> list["Step | None"]
 
     if "" in values:
         return [step if take else None for take in values[""]]
-    versions: list[Step | None] = [None]
+    versions: list[Step] = []
+    refused = []
     for chosen in itertools.product(*values.values()):
         try:
             versions.append(replace(step, **dict(zip(values, chosen, strict=True))))
         except PostprocessingError as error:  # such as a peak below the threshold
-            log.warning("not tried: %s", error)
-    return versions
+            refused.append(error)
+    if refused and not versions:
+        raise refused[0]
+    for reason in refused:
+        log.warning("not tried: %s", reason)
+    return [None, *versions]
 
 
 def _score_all(

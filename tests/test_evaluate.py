@@ -279,7 +279,7 @@ def test_label_maps(tmp_path):
     save(tmp_path / "pred/BraTS2021_00000.nii.gz", old)
     result = run(*folders, "data.label_map={4:3}", "prediction_label_map={4:3}")
     assert result["scores"]["brats2024"]["et"]["Legacy_Dice"]["mean"] == 1
-    with pytest.raises(EvaluationError, match="background must stay 0"):
+    with pytest.raises(ValueError, match=r"data.label_map must map .*background stays 0"):
         run(*folders, "data.label_map={0:1}")
 
 

@@ -121,8 +121,9 @@ def test_the_runs_own_rules_are_tried_too(run, runs):
     hysteresis = {"step": "Hysteresis", "low": 0.125, "high": 0.5}
     with_own_steps(runs[0], hysteresis=hysteresis, small={"step": "MinVolume", "mm3": 9, "regions": ["et"]})
     result = run(runs[0], "protocol=brats2023", "grid.hysteresis.high=[0.9]", "grid.min_volume.mm3=[]")
-    # Alone in the grid, hysteresis keeps the speck as well; the run's own rules keep the lesion and nothing else.
-    assert [row["score"] for row in result["tried"]] == pytest.approx([1, 1 / 2, 2 / 28 / 3], abs=1e-6)
+    # No step, the run's own `small` alone, and that behind hysteresis as in the grid and as the run has it.
+    assert [row["score"] for row in result["tried"]] == pytest.approx([1, 1, 2 / 28 / 3, 0], abs=1e-6)
+    assert {row["steps"].get("hysteresis.high") for row in result["tried"]} == {None, 0.5, 0.9}
     assert build_saved(result["chosen"]).steps["small"] == MinVolume(9, ["et"])
 
 

@@ -25,7 +25,7 @@ def trained_postprocessing(models: Sequence[TrainedModel], trust: Sequence[str] 
     """
     return _common(
         {model.path: own_postprocessing(model, trust) for model in models},
-        "the members were trained with different rules; choose one: postprocessing=tuned, none, hysteresis, …",
+        "the members were trained with different rules; choose: postprocessing=none, tuned, hysteresis, …",
     )
 
 

@@ -27,11 +27,6 @@ class Split:
     val: tuple[str, ...]
     test: tuple[str, ...]
 
-    @classmethod
-    def from_dict(cls, parts: Mapping[str, Sequence[str]]) -> "Split":
-        """From lists, as in a checkpoint."""
-        return cls(*(tuple(parts[part]) for part in PARTS))
-
     def save(self, path: Path) -> None:
         """Write a JSON that `SplitSettings.file` reads."""
         write_json(path, asdict(self))

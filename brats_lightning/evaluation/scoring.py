@@ -89,8 +89,8 @@ class Scoring:
                 raise EvaluationError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         if not self.protocols:
             raise EvaluationError(f"protocol names none of {', '.join(PROTOCOLS)}")
-        for name in ("label_map", "prediction_label_map"):
-            object.__setattr__(self, name, as_label_map(name, getattr(self, name)) or None)
+        for name, setting in (("label_map", "data.label_map"), ("prediction_label_map", "prediction_label_map")):
+            object.__setattr__(self, name, as_label_map(setting, getattr(self, name)) or None)
 
     @cached_property
     def overlap(self) -> float:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from brats_lightning.core.labels import BRATS_METS
-from brats_lightning.evaluation.scoring import SIZE_FILTERS, EvaluationError, ScoredCase, Scoring, operating_points
+from brats_lightning.evaluation.scoring import SIZE_FILTERS, ScoredCase, Scoring, operating_points
 from brats_lightning.evaluation.summary import (
     bootstrap_interval,
     detection_curve,
@@ -155,5 +155,5 @@ def test_scoring_settings():
     assert Scoring(protocols=["brats2026", "brats2026"]).protocols == ("brats2026",)
     assert Scoring(thresholds="challenge").overlap == 0.2
     assert Scoring().lesion_region == "et"
-    with pytest.raises(EvaluationError, match="renames 0"):
+    with pytest.raises(ValueError, match="prediction_label_map must map labels 1 … 255"):
         Scoring(prediction_label_map={0: 1})
