@@ -85,6 +85,8 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
                     seconds = round(time.monotonic() - started, 1)
                     summary["cases"][case.id] = {"regions": regions, "seconds": seconds}
             bar.update(task, completed=number)
+            if bar.disable:
+                log.info("%s: case %d of %d", case.id, number, len(cases))
 
     summary["problems"] = list(map(asdict, problems))
     _report(summary, problems, cfg, ensemble.scheme)

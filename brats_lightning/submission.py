@@ -88,7 +88,7 @@ def check_submission(
                 faults += [("no such case in the input", "masks of the input's cases only", "remove it")]
             faults += _faults(path, labels, cases.get(number))
         problems += [Problem(number, path.name, *fault) for fault in faults]
-    if not seen:
+    if not seen and not problems:
         problems.append(Problem("-", "-", f"no mask in {folder}", "one for each case", "predict the cases"))
     missing = {number: case for number, case in cases.items() if number not in seen}
     remedy = "predict this case"

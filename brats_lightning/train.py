@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.config.entry_point import entry_point
-from brats_lightning.config.resume import announce_resume, expand
+from brats_lightning.config.resolvers import leaves
+from brats_lightning.config.resume import announce_resume, expand, refuse_used_folder
 from brats_lightning.config.sweep import forget_outcome, record_failure
 from brats_lightning.runtime.files import make_folder, remove_leftovers, write_json, write_text
 from brats_lightning.runtime.locks import claimed
@@ -92,11 +94,16 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
 def _check(cfg: DictConfig) -> None:
     # Finds early what would otherwise fail after hours of preprocessing or training.
+    from brats_lightning.config.build import settings_of
     from brats_lightning.config.checkpoint import read_checkpoint
     from brats_lightning.core.labels import LabelScheme
     from brats_lightning.core.targets import make_target
 
     make_target(cfg.target, LabelScheme(tuple(cfg.data.labels)))
+    for key, target in leaves(OmegaConf.to_container(cfg)):
+        if key.endswith("._target_"):
+            with settings_of(key.removesuffix("._target_")):
+                get_object(target)
     if cfg.test_on not in ("test", "val", "train", None):
         raise ValueError(f"test_on must be test, val, train or null, got {cfg.test_on!r}")
     if cfg.weights is not None:
@@ -233,6 +240,7 @@ def join(config: str) -> None:
 
 def _command_line(given: Sequence[str]) -> list[str]:
     """The arguments with ``resume=RUN`` expanded; only the first of several processes has a run folder."""
+    refuse_used_folder(given)
     arguments = expand(given)
     if processes.started_from_outside() and not processes.is_first_process():  # or Hydra makes a folder for each
         nowhere = tempfile.mkdtemp()

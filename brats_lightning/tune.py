@@ -77,6 +77,8 @@ def tune(cfg: DictConfig) -> dict[str, Any]:
                 members = Ensemble(chosen, ensemble.device, ensemble.dtype)
                 scores[case.id] = _score_all(examination, members, rules, cfg.protocol)
             bar.update(task, completed=number)
+            if bar.disable:
+                log.info("%s: case %d of %d", case.id, number, len(cases))
     if problems:
         raise CaseError(problems)
 
@@ -248,11 +250,11 @@ def _report(result: dict[str, Any], files: Sequence[Path]) -> None:
 
     rows = result["tried"]
     parameters, scores = list(dict.fromkeys(name for row in rows for name in row["steps"])), list(rows[0])[1:]
-    title = f"lesion-wise Dice, {result['protocol']}, {len(result['cases'])} validation cases"
+    title = f"lesion-wise Dice, {result['protocol']}, {len(result['cases'])} cases, best 10 of {len(rows)}"
     cells = [[*map(row["steps"].get, parameters), *map(row.get, scores)] for row in rows[:10]]
     text = (["–" if value is None else value for value in row] for row in cells)
     show(table_of([*parameters, *scores], text, title))
-    log.info("chosen: %s · score %s, without %s", rows[0]["steps"], result["score"], result["without"])
+    log.info("chosen: %s · score %s, without post-processing %s", rows[0]["steps"], result["score"], result["without"])
     log.info("written: %s", ", ".join(map(str, files)))
 
 

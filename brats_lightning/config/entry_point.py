@@ -43,6 +43,7 @@ def entry_point(
         # Lightning warns on a newer torch, and wherever SLURM's srun is installed, even if it is not used.
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
         warnings.filterwarnings("ignore", message="The `srun` command is available")
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # resumed
         job = HydraConfig.get()
         try:
             return function(resolved(cfg))

@@ -34,6 +34,19 @@ class ResumeError(ValueError):
     """A run that cannot be resumed, or not with these settings."""
 
 
+def refuse_used_folder(arguments: Sequence[str]) -> None:
+    """Refuse a new run in the folder of another, whose record Hydra would replace, and the run its checkpoints.
+
+    Raises:
+        ResumeError: ``hydra.run.dir`` holds checkpoints.
+    """
+    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    folder = Path(_unquoted(given.get("hydra.run.dir", ""))).expanduser()
+    resumes = {"resume", "ckpt_path"} & given.keys() or {"-m", "--multirun"} & set(arguments)
+    if "hydra.run.dir" in given and not resumes and any((folder / "checkpoints").glob("*.ckpt")):
+        raise ResumeError(f"{folder} holds a run: continue it with resume={folder}, or choose another hydra.run.dir")
+
+
 def expand(arguments: Sequence[str]) -> list[str]:
     """The command line with ``resume=RUN`` replaced by the run's own overrides, its folder and its newest checkpoint.
 

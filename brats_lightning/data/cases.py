@@ -132,14 +132,15 @@ def without_mask(cases: Iterable[Case]) -> str:
 def check_files(case: Case, modalities: Sequence[str], need_mask: bool) -> list[Problem]:
     """Faults that the names alone show: files missing, ambiguous, or with names that no output can carry."""
     problems = []
+    may_be, rename = (f"; {_listed(case.others)} may be it", "rename that file, ") if case.others else ("", "")
     for modality in modalities:
         if modality not in case.images:
-            found = f"missing (there: {', '.join(case.images) or 'none'}){_may_be(case)}"
-            remedy = f"{_rename(case)}add the file, or leave {modality} out of data.modalities"
+            found = f"missing (there: {', '.join(case.images) or 'none'}){may_be}"
+            remedy = f"{rename}add the file, or leave {modality} out of data.modalities"
             problems.append(Problem(case.id, modality, found, "an image of this modality", remedy))
     if need_mask and case.mask is None:
-        remedy = f"{_rename(case)}name its folder in data.masks, add the file or leave the case out"
-        problems.append(Problem(case.id, "seg", f"missing{_may_be(case)}", "a reference mask", remedy))
+        remedy = f"{rename}name its folder in data.masks, add the file or leave the case out"
+        problems.append(Problem(case.id, "seg", f"missing{may_be}", "a reference mask", remedy))
     for path in case.clashes:
         first = next(iter(case.files.values())).parent
         found = f"a second file of this case: {path} (the first are in {first})"
@@ -235,14 +236,6 @@ def _case(name: str, images: Sequence[Found], masks: Sequence[Found], others: tu
     )
 
 
-def _may_be(case: Case) -> str:
-    return f"; {_listed(case.others)} may be it" if case.others else ""
-
-
-def _rename(case: Case) -> str:
-    return "rename that file, " if case.others else ""
-
-
 def _listed(paths: Sequence[Path]) -> str:
     return ", ".join(map(str, paths[:3])) + ", …" * (len(paths) > 3)
 
@@ -296,7 +289,7 @@ def read_mask(path: Path, scheme: LabelScheme, label_map: Mapping[int, int] | No
     unknown |= {int(v): int(n) for v, n in zip(*np.unique(wild, return_counts=True), strict=True)}
     if unknown:
         found = ", ".join(f"{n} voxels of label {v}" for v, n in list(unknown.items())[:10])
-        remedy = "map it with data.label_map, add the class to data.labels, or correct the mask"
+        remedy = "map it, e.g. 'data.label_map={4:3}', add the class to data.labels, or correct the mask"
         raise UnreadableFile(found, expected, remedy)
     box = nonzero_box(mask)  # smaller than the file's, where its labels were scaled or mapped to 0
     z, y, x = (first + part.start for first, part in zip(volume.start, box, strict=True))

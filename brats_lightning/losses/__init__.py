@@ -3,19 +3,11 @@
 They return a scalar, or a dict with the total under `loss`.
 """
 
-from brats_lightning.losses.composite import ChannelTarget, CompositeLoss
-from brats_lightning.losses.deep_supervision import DeepSupervision
-from brats_lightning.losses.dice import WeightedDiceLoss
-from brats_lightning.losses.focal import CategoricalFocalLoss
-from brats_lightning.losses.instances import BlobLoss, ComponentDiceLoss, LesionFocalLoss
-
-__all__ = [
-    "BlobLoss",
-    "CategoricalFocalLoss",
-    "ChannelTarget",
-    "ComponentDiceLoss",
-    "CompositeLoss",
-    "DeepSupervision",
-    "LesionFocalLoss",
-    "WeightedDiceLoss",
-]
+from brats_lightning.losses.composite import ChannelTarget as ChannelTarget
+from brats_lightning.losses.composite import CompositeLoss as CompositeLoss
+from brats_lightning.losses.deep_supervision import DeepSupervision as DeepSupervision
+from brats_lightning.losses.dice import WeightedDiceLoss as WeightedDiceLoss
+from brats_lightning.losses.focal import CategoricalFocalLoss as CategoricalFocalLoss
+from brats_lightning.losses.instances import BlobLoss as BlobLoss
+from brats_lightning.losses.instances import ComponentDiceLoss as ComponentDiceLoss
+from brats_lightning.losses.instances import LesionFocalLoss as LesionFocalLoss

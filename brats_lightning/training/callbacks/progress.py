@@ -20,7 +20,7 @@ class Progress(RichProgressBar):
     """
 
     def __init__(self, refresh_rate: int = 10) -> None:
-        super().__init__(refresh_rate=refresh_rate)
+        super().__init__(refresh_rate=refresh_rate if Console().is_terminal else 0)  # elsewhere it is disabled
 
     def _get_train_description(self, current_epoch: int) -> str:
         # Lightning's text is "Epoch 0/-2" if steps, not epochs, limit the training.
@@ -32,7 +32,7 @@ class Progress(RichProgressBar):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Update the bar if it is time. Lightning would read the loss at each step and so wait for the GPU."""
-        if trainer.is_last_batch or (batch_idx + 1) % self.refresh_rate == 0:
+        if self.is_enabled and (trainer.is_last_batch or (batch_idx + 1) % self.refresh_rate == 0):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def get_metrics(
