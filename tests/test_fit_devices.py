@@ -67,15 +67,19 @@ def average_of(trainer):
     return next(c for c in trainer.callbacks if isinstance(c, AveragedWeights))._average_model
 
 
+# Gradients of another device are computed in another thread, which may split its sums otherwise: the last bit differs.
+CLOSE = {"rtol": 1e-4, "atol": 1e-6}
+
+
 def assert_same(here, there):
     """The weights and their average, back from the device, and the scores of the steps and of the validation."""
     for states in zip(*((t.model.state_dict(), average_of(t).state_dict()) for t in (here, there)), strict=True):
         assert states[0].keys() == states[1].keys()
         for a, b in zip(states[0].values(), states[1].values(), strict=True):
-            torch.testing.assert_close(a, b, rtol=0, atol=0)
+            torch.testing.assert_close(a, b, **CLOSE)
     assert here.callback_metrics.keys() == there.callback_metrics.keys()
     for name, value in here.callback_metrics.items():
-        torch.testing.assert_close(there.callback_metrics[name].cpu(), value, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(there.callback_metrics[name].cpu(), value, **CLOSE, equal_nan=True)
 
 
 @pytest.mark.parametrize("overrides", FITS.values(), ids=FITS)
