@@ -39,9 +39,7 @@ def label_components(mask: Bool[np.ndarray, "a b c"]) -> tuple[Int32[np.ndarray,
     # The next line of the plane, and three of the next plane; the lines before have looked at this one.
     for lines in (1, height - 1, height, height + 1):
         first = np.searchsorted(ends, starts + lines * width)  # the first that ends at most one voxel before the run
-        count = (
-            np.searchsorted(starts, ends + lines * width, side="right") - first
-        )  # up to the last that starts at most one behind it
+        count = np.searchsorted(starts, ends + lines * width, side="right") - first  # that start at most one behind it
         run = np.repeat(np.arange(len(starts)), count)
         pairs.append((run, np.arange(len(run)) - np.repeat(np.cumsum(count) - count - first, count)))
     one, other = np.concatenate(pairs, axis=1)
