@@ -167,9 +167,10 @@ class CaseData(pl.LightningDataModule):
             copy_paste=self.copy_paste,
         )
 
+        trainer = self.trainer
+
         def done() -> int:
             # Not those begun, of which the last may be unfinished.
-            trainer = self.trainer
             return trainer.fit_loop.epoch_loop.batch_progress.total.processed if trainer else 0  # type: ignore[attr-defined]
 
         keys = BatchKeys(len(batches), done)
