@@ -5,7 +5,7 @@
 BEFORE and AFTER are checkouts; each measures its own contender ``ours`` with its own benchmark, in a process of its
 own, and both run with this interpreter's packages. The processes wait for each other, take turns to be first, and are
 started anew a few times, since a process may be lucky with its memory. Printed are the medians and the median ratio
-after/before with a bootstrap interval of 95 %; below 1 the change is faster. Run it on a machine that does nothing else.
+after/before with a bootstrap interval of 95 %; below 1 the change is faster. The machine should do nothing else.
 """
 
 import argparse
@@ -62,8 +62,9 @@ def verdict(pairs: np.ndarray, seed: int = 0) -> str:
     draws = np.random.default_rng(seed).integers(len(ratios), size=(10_000, len(ratios)))
     low, high = np.percentile(np.median(ratios[draws], axis=1), [2.5, 97.5])
     before, after = np.median(pairs, axis=0)
+    ratio = f"ratio {np.median(ratios):.3f} [{low:.3f}, {high:.3f}]"
     words = "slower" if low >= ENOUGH else "not slower"
-    return f"{before:.4g} → {after:.4g}, ratio {np.median(ratios):.3f} [{low:.3f}, {high:.3f}], {len(pairs)} pairs: {words}"
+    return f"{before:.4g} → {after:.4g}, {ratio}, {len(pairs)} pairs: {words}"
 
 
 class Measured:
