@@ -2,9 +2,8 @@
 
 import os
 
-# By default OpenMP's threads spin for milliseconds at every barrier, which makes a step several times slower beside
-# other work. Some microseconds of it spare idle cores the cost of waking threads. Read when torch is loaded, so it is
-# set before; a user's own value wins.
+# OpenMP's threads spin for milliseconds at every barrier, which makes a step several times slower beside other work;
+# microseconds spare idle cores the cost of waking them. Read when torch is loaded; a user's own value wins.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ |= {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "3000"}
 # Operations that torch lacks on a Mac's GPU, such as adaptive pooling in three dimensions, then run on the CPU with a

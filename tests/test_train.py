@@ -2,6 +2,7 @@ import json
 import math
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -155,6 +156,41 @@ def test_a_resumed_run_keeps_the_seed_that_was_drawn(composed, tmp_path):
     train(composed(*short, "trainer.max_steps=2", f"ckpt_path={tmp_path}/a/checkpoints/last.ckpt", run="b"))
     first, second = (OmegaConf.load(tmp_path / run / "config.yaml").seed for run in "ab")
     assert first == second is not None
+
+
+@pytest.mark.parametrize("where", ["on_validation_start", "on_train_batch_end"])
+def test_a_save_between_the_batches_of_a_step_resumes_before_them(composed, tmp_path, where):
+    """With three batches a step, after the fourth: its gradients are in no checkpoint."""
+    common = ["trainer.accumulate_grad_batches=3", "trainer.val_check_interval=4", "trainer.max_steps=4"]
+    common += ["data.patches_per_case=8", "data.batch_size=1", "trainer.precision=32-true", "scheduler=constant"]
+    common += ["test_on=null", "logger=none"]
+    mid = tmp_path / "mid.ckpt"
+
+    class Save(pl.Callback):
+        def save(self, trainer, *_):
+            if trainer.fit_loop.total_batch_idx == 3 and not mid.exists():
+                assert trainer.global_step == 1
+                trainer.save_checkpoint(mid)
+
+    setattr(Save, where, Save.save)
+    from brats_lightning.config import build
+
+    with pytest.MonkeyPatch.context() as patch:
+        made = build.build_trainer
+
+        def with_save(cfg):
+            trainer = made(cfg)
+            trainer.callbacks.append(Save())
+            return trainer
+
+        patch.setattr(build, "build_trainer", with_save)
+        train(composed(*common, run="whole"))
+    train(composed(*common, f"ckpt_path={mid}", run="rest"))
+    whole, rest = (
+        torch.load(tmp_path / run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for run in ("whole", "rest")
+    )
+    assert all(torch.equal(rest[name], value) for name, value in whole.items())
 
 
 @pytest.mark.parametrize("override", ["test_on=none", "objective_mode=maximum", "target=region"])

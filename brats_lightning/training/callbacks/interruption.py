@@ -57,8 +57,7 @@ class Interruption(pl.Callback):
         if trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.global_step > 0:
             self._before_validation = True
             self._save(trainer)
-            self._before_validation = False
-            self._whole = False
+            self._before_validation = self._whole = False
             signals.hold(False)
             signals.check()
 
@@ -67,32 +66,35 @@ class Interruption(pl.Callback):
         self._whole = trainer.state.fn == "fit"
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
-        """Before a validation, mark it as begun in Lightning's counters, so that a resumed run does it."""
+        """Correct Lightning's counters: a validation that follows has begun, batches of an unfinished step have not.
+
+        A resumed run then does that validation, and reads those batches, whose gradients are not saved, again.
+        """
+        loops, name = checkpoint["loops"]["fit_loop"], "epoch_loop.batch_progress"
+        if trainer.fit_loop._should_accumulate():
+            begun = trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches
+            counts = {part: {k: n - begun for k, n in loops[name][part].items()} for part in ("total", "current")}
+            loops[name] = loops[name] | counts
         if self._before_validation:
             name = "epoch_loop.val_loop.batch_progress"
-            progress = checkpoint["loops"]["fit_loop"][name]
-            total = dict(progress["total"])
-            total["ready"] = total["started"] = total["completed"] + 1
-            total["processed"] = total["completed"]
-            checkpoint["loops"]["fit_loop"][name] = progress | {"total": total}
+            done = loops[name]["total"]["completed"]
+            total = {"ready": done + 1, "started": done + 1, "processed": done, "completed": done}
+            loops[name] = loops[name] | {"total": total}
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:  # noqa: ARG002
         """Save after an interruption or a failed loader; after other errors the state is not worth resuming."""
-        if not isinstance(exception, KeyboardInterrupt | SIGTERMException | signals.Interrupted | LoaderError):
-            return
-        if trainer.state.fn != "fit":
+        expected = KeyboardInterrupt | SIGTERMException | signals.Interrupted | LoaderError
+        if trainer.state.fn != "fit" or not isinstance(exception, expected):
             return
         together = isinstance(exception, SIGTERMException)
         if together and trainer.world_size > 1 and signals.received() and trainer.is_global_zero:
             # The others ask for this at the beginning of each step and then wait.
-            device = trainer.strategy.root_device
-            torch.distributed.broadcast(torch.ones(1, dtype=torch.int64, device=device), src=0)
+            torch.distributed.broadcast(torch.ones(1, dtype=torch.int64, device=trainer.strategy.root_device), src=0)
             torch.distributed.barrier()
         if self._whole and (together or trainer.world_size == 1) and trainer.global_step > 0:
             self._save(trainer)
         if trainer.is_global_zero:
-            run = self.last.parent.parent
-            resume = f"resume with: python -m brats_lightning.train {shlex.quote(f'resume={run}')}"
+            resume = f"resume with: python -m brats_lightning.train {shlex.quote(f'resume={self.last.parent.parent}')}"
             saved = f"step {self._saved} is saved" if self._saved >= 0 else "an earlier step is saved"
             state = f"{saved}; {resume}" if self.last.is_file() else "nothing was saved yet"
             log.warning("stopped at step %d; %s", trainer.global_step, state)
