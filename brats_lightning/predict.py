@@ -40,7 +40,7 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
     """
     from brats_lightning.config.checkpoint import affine_tolerance, load_ensemble
     from brats_lightning.config.postprocessing import trained_postprocessing
-    from brats_lightning.data.cases import CaseError, check_files, find_inputs
+    from brats_lightning.data.cases import CaseError, check_files, find_inputs, used_modalities
     from brats_lightning.inference.prediction import infer, region_sizes, write_mask, write_probabilities
     from brats_lightning.inference.provenance import check_existing, origin
     from brats_lightning.runtime.console import progress_bar
@@ -65,7 +65,8 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
     with progress_bar() as bar:
         task = bar.add_task("predicting", total=len(cases))
         for number, case in enumerate(cases, 1):
-            if faults := check_files(case, ensemble.modalities, need_mask=False):
+            modalities = used_modalities(case, ensemble.modalities, ensemble.optional)
+            if faults := check_files(case, modalities, need_mask=False):
                 problems += faults
             elif not cfg.overwrite and all(file.exists() for file in wanted[case.id]):
                 summary["existing"].append(case.id)
@@ -76,7 +77,7 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
                     problems += found
                 else:
                     labels = postprocess(found.values, found.transform.spacing, ensemble.scheme)
-                    header_of = case.images[ensemble.modalities[0]]
+                    header_of = case.images[modalities[0]]
                     mask_file, *probability_files = wanted[case.id]
                     for probability_file in probability_files:
                         write_probabilities(probability_file, found, header_of, made_by)

@@ -47,7 +47,7 @@ def preprocess(cfg: DictConfig) -> dict[str, Any]:
         _row(case.id, cached.get(case.id), [asdict(problem) for problem in problems if problem.case == case.id])
         for case in found
     ]
-    columns = ("case", "status", "lesions", "shape (z, y, x)", "spacing in mm", "faults or remarks")
+    columns = ("case", "status", "sequences", "lesions", "shape (z, y, x)", "spacing in mm", "faults or remarks")
     show(table_of(columns, map(_cells, rows)))
     report = {
         "data": cfg.data.description,
@@ -70,7 +70,7 @@ def _row(case: str, entry: "CachedCase | None", problems: list[dict[str, str]]) 
     row: dict[str, Any] = {"case": case, "accepted": entry is not None, "problems": problems}
     if entry is not None:
         row |= {"mask": entry.has_mask, "lesions": len(entry.lesions), "shape": entry.shape, "spacing": entry.spacing}
-        row["remarks"] = entry.remarks
+        row |= {"modalities": entry.modalities, "remarks": entry.remarks}
     return row
 
 
@@ -79,7 +79,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     lesions = str(row["lesions"]) if row.get("mask") else "–"
     grid = (" × ".join(f"{value:.4g}" for value in row.get(name, ())) for name in ("shape", "spacing"))
     faults = (f"{problem['file']}: {problem['found']}" for problem in row["problems"])
-    return [row["case"], status, lesions, *grid, "; ".join([*faults, *row.get("remarks", ())])]
+    return [row["case"], status, " ".join(row.get("modalities", ())), lesions, *grid, "; ".join([*faults, *row.get("remarks", ())])]
 
 
 main = partial(entry_point, "preprocess", preprocess)

@@ -48,7 +48,7 @@ def tune(cfg: DictConfig) -> dict[str, Any]:
     """
     from brats_lightning.config.checkpoint import affine_tolerance, load_ensemble
     from brats_lightning.config.postprocessing import as_config, tuned_file
-    from brats_lightning.data.cases import CaseError, examine, required
+    from brats_lightning.data.cases import CaseError, examine, required, used_modalities
     from brats_lightning.inference.ensemble import Ensemble
     from brats_lightning.metrics.official import PROTOCOLS, mean_without_nan
     from brats_lightning.runtime.console import progress_bar
@@ -70,7 +70,7 @@ def tune(cfg: DictConfig) -> dict[str, Any]:
         task = bar.add_task("tuning", total=len(cases))
         for number, case in enumerate(cases, 1):
             examination = examine(case, scheme, label_map, tolerance)
-            if faults := required(examination.problems, ensemble.modalities, need_mask=True):
+            if faults := required(examination.problems, used_modalities(case, ensemble.modalities, ensemble.optional), True):
                 problems += faults
             else:
                 chosen = [model for model, part in zip(models, validated, strict=True) if case.id in part]

@@ -20,6 +20,7 @@ def save_checkpoint(
     window = {"window": [8, 8, 8], "overlap": 0.25, "batch_size": 1, "mirror_axes": []}
     data = {
         "modalities": ["t1c"],
+        "optional": [],
         "normalisation": {"method": "minmax", "low": 0.5, "high": 99.5},
         "preprocessing": {"spacing": None, "fit": "none", "size": None},
         "label_map": None,

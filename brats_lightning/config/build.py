@@ -64,7 +64,7 @@ def build_data(cfg: DictConfig, split: "Split | None" = None) -> "CaseData":
     with settings_of("data.preprocessing"):
         preprocessing = Preprocessing(**data.preprocessing)
     with settings_of("data.normalisation"):
-        normaliser = Normaliser(data.modalities, **data.normalisation)
+        normaliser = Normaliser(data.modalities, optional=data.optional, **data.normalisation)
     cache = Cache(
         root=Path(cfg.paths.cache_dir),
         preprocessing=preprocessing,
@@ -73,6 +73,7 @@ def build_data(cfg: DictConfig, split: "Split | None" = None) -> "CaseData":
         source=_source_identity(data),
         verify=data.verify,
         tolerance=float(data.affine_tolerance),
+        optional=normaliser.optional,
     )
     fractions = (data.val_share, data.test_share, data.folds, data.fold)
     lenient = data.on_bad_case == "skip"

@@ -103,23 +103,28 @@ def in_classes(mask: Integer[np.ndarray, "*shape"], classes: Iterable[int]) -> n
     return found
 
 
+PRESENCE = "presence"  # what `parse_channel` returns beside the modality of a channel has-…
+
+
 def parse_channel(channel: str) -> tuple[str, str | None]:
-    """``"t1c"`` → ``("t1c", None)``; a derived difference ``"t1c-t1n"`` → ``("t1c", "t1n")``.
+    """``"t1c"`` → ``("t1c", None)``; a difference ``"t1c-t1n"`` → ``("t1c", "t1n")``; ``"has-t2w"`` → with `PRESENCE`.
 
     Raises:
         ValueError: a name that is not a modality.
     """
+    if channel.removeprefix("has-") in MODALITIES and channel not in MODALITIES:
+        return channel.removeprefix("has-"), PRESENCE
     minuend, _, subtrahend = channel.partition("-")
     for name in (minuend, subtrahend) if subtrahend else (minuend,):
         if name not in MODALITIES:
             raise ValueError(
                 f"data.modalities: {channel!r} is not a channel; choose from {', '.join(MODALITIES)} "
-                "and differences like t1c-t1n"
+                "differences like t1c-t1n, and has-t2w for whether a case has that modality"
             )
     return minuend, subtrahend or None
 
 
 def source_modalities(channels: Sequence[str]) -> tuple[str, ...]:
     """The modalities that must be read to make ``channels``, in canonical order."""
-    needed = {name for channel in channels for name in parse_channel(channel) if name}
+    needed = {name for channel in channels for name in parse_channel(channel)}
     return tuple(name for name in MODALITIES if name in needed)

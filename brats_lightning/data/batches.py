@@ -19,7 +19,7 @@ from brats_lightning.data.sampling.patches import PatchSampler
 
 Batch = TypeVar("Batch", bound="_Batch")
 
-PLACES, AUGMENTATION, COPY_PASTE, DROPOUT = range(4)  # what a batch's random numbers are for
+PLACES, AUGMENTATION, COPY_PASTE, DROPOUT, SEQUENCES = range(5)  # what a batch's random numbers are for
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class PatchBatches(Dataset[PatchBatch]):
     """Batch number ``b`` of epoch ``e``, the same whichever worker reads it and whenever.
 
     An epoch goes ``patches_per_case`` times through the shuffled cases (or draws as many by the sampler's weights);
-    batches that cannot be filled at its end are dropped, unless there is not even one.
+    batches that cannot be filled at its end are dropped, unless there is not even one. A patch loses each optional
+    modality with the probability ``sequence_dropout``, as if its case lacked it.
     """
 
     def __init__(
@@ -82,9 +83,10 @@ class PatchBatches(Dataset[PatchBatch]):
         rank: int = 0,
         world_size: int = 1,
         copy_paste: CopyPaste | None = None,
+        sequence_dropout: float = 0.0,
     ) -> None:
         self.cases, self.sampler, self.normaliser, self.loader = cases, sampler, normaliser, loader
-        self.copy_paste = copy_paste
+        self.copy_paste, self.sequence_dropout = copy_paste, sequence_dropout
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, dtype=np.int64))
 
@@ -113,11 +115,22 @@ class PatchBatches(Dataset[PatchBatch]):
         if self.copy_paste is not None:  # with its own random numbers: the patches are the same without it
             rng = np.random.default_rng((*seed, COPY_PASTE))
             for case, image, mask in zip(chosen, images, masks, strict=True):
-                self.copy_paste(image, mask, case, sources, rng)
+                there = [channel for channel, name in enumerate(sources) if name in case.modalities]
+                part = image if len(there) == len(sources) else image[there]
+                self.copy_paste(part, mask, case, [sources[channel] for channel in there], rng)
+                if part is not image:
+                    image[there] = part
+        parameters = np.stack([self.normaliser.parameters(case.intensities) for case in chosen])
+        if self.sequence_dropout:
+            optional = [sources.index(name) for name in self.normaliser.optional]
+            dropped = np.zeros((size, len(sources)), bool)
+            drawn = np.random.default_rng((*seed, SEQUENCES)).random((size, len(optional)))
+            dropped[:, optional] = drawn < self.sequence_dropout
+            parameters[dropped] = 0
         return PatchBatch(
             torch.from_numpy(images),
             torch.from_numpy(masks),
-            torch.from_numpy(np.stack([self.normaliser.parameters(case.intensities) for case in chosen])),
+            torch.from_numpy(parameters),
             [case.spacing for case in chosen],
             [case.id for case in chosen],
             seed,

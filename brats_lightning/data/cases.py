@@ -129,6 +129,11 @@ def without_mask(cases: Iterable[Case]) -> str:
     return f"{len(bare)} without mask: {', '.join(shown)}{', …' * (len(bare) > 10)}" if bare else ""
 
 
+def used_modalities(case: Case, modalities: Sequence[str], optional: Sequence[str] = ()) -> list[str]:
+    """Those of ``modalities`` that are used of a case: the optional ones only if it has them, and then they must be sound."""
+    return [name for name in modalities if name in case.images or name not in optional]
+
+
 def check_files(case: Case, modalities: Sequence[str], need_mask: bool) -> list[Problem]:
     """Faults that the names alone show: files missing, ambiguous, or with names that no output can carry."""
     problems = []

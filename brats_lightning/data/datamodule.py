@@ -134,7 +134,13 @@ class CaseData(pl.LightningDataModule):
             names = ", ".join(self.newcomers[:10]) + ", …" * (len(self.newcomers) > 10)
             left_out += [f"{len(self.newcomers)} that came since this run began and are not in its split ({names})"]
         left_out += [bare] if (bare := without_mask(self._found)) else []
-        words = (f"cases: {parts}", masks_apart(self._found), f"left out: {', '.join(left_out)}" if left_out else "")
+        lacking = [
+            f"{count} without {name}"
+            for name in self.normaliser.optional
+            if (count := sum(name not in case.modalities for case in self.cases.values()))
+        ]
+        left = f"left out: {', '.join(left_out)}" if left_out else ""
+        words = (f"cases: {parts}", ", ".join(lacking), masks_apart(self._found), left)
         return "; ".join(filter(None, words))
 
     def scored_cases(self, stage: str) -> list[CachedCase]:
@@ -165,6 +171,7 @@ class CaseData(pl.LightningDataModule):
             self.seed,
             *self._process,
             copy_paste=self.copy_paste,
+            sequence_dropout=self.augmentation.sequence_dropout if self.augmentation else 0.0,
         )
 
         trainer = self.trainer

@@ -40,15 +40,25 @@ def normalisation_parameters(
 class Normaliser:
     """Intensity normalisation per case and modality, then the differences of modalities that a channel may name.
 
+    A channel whose modality a case lacks is 0 everywhere, as is all that lies outside the brain; so is a difference of
+    which one modality is missing. A channel ``has-t2w`` is 1 in the brain of a case that has the modality, else 0.
+
     Args:
-        channels: of the network's input: modalities, or differences like ``t1c-t1n`` of the normalised modalities.
+        channels: of the network's input: modalities, differences like ``t1c-t1n`` of the normalised modalities, or
+            presences like ``has-t2w``.
         method: see `normalisation_parameters`.
         low: lower percentile, in %, of ``percentile``.
         high: upper percentile.
+        optional: modalities that a case may lack.
     """
 
     def __init__(
-        self, channels: Sequence[str], method: str = "zscore", low: float | int = 0.5, high: float | int = 99.5
+        self,
+        channels: Sequence[str],
+        method: str = "zscore",
+        low: float | int = 0.5,
+        high: float | int = 99.5,
+        optional: Sequence[str] = (),
     ) -> None:
         if method not in METHODS:
             raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
@@ -56,15 +66,32 @@ class Normaliser:
             raise ValueError(f"percentiles {low} … {high}; expected 0 ≤ low < high ≤ 100")
         self.channels = tuple(channels)
         self.sources = source_modalities(channels)  # to be read, in this order
+        self.optional = tuple(optional)
+        if set(optional) - set(self.sources) or not set(self.sources) - set(optional):
+            raise ValueError(
+                f"data.optional must be some of the modalities {', '.join(self.sources)}, not all, got {list(optional)}"
+            )
         self._options: tuple[str, float | int, float | int] = (method, low, high)
         self._bounded = method != "zscore"  # whose bounds are infinite
         pairs = [parse_channel(channel) for channel in channels]
         self._minuends = [self.sources.index(a) for a, _ in pairs]
-        self._subtrahends = [(i, self.sources.index(b)) for i, (_, b) in enumerate(pairs) if b]
+        self._subtrahends = [(i, self.sources.index(b)) for i, (_, b) in enumerate(pairs) if b in self.sources]
+        self._presences = [i for i, (_, b) in enumerate(pairs) if b == PRESENCE]
+        self._brain = next(i for i, name in enumerate(self.sources) if name not in optional)  # that every case has
 
     def parameters(self, intensities: Mapping[str, Intensities]) -> Float32[np.ndarray, "m 4"]:
-        """`normalisation_parameters` of each of ``sources``, to accompany the image of that case."""
-        return np.stack([normalisation_parameters(intensities[modality], *self._options) for modality in self.sources])
+        """`normalisation_parameters` of each of ``sources``, to accompany the image of that case.
+
+        Those of an optional modality that the case lacks are 0, by which any quantised intensities become 0.
+        """
+        return np.stack(
+            [
+                np.zeros(4, np.float32)
+                if modality in self.optional and modality not in intensities
+                else normalisation_parameters(intensities[modality], *self._options)
+                for modality in self.sources
+            ]
+        )
 
     def __call__(
         self, image: UInt16[Tensor, "b m z y x"] | Int16[Tensor, "b m z y x"], parameters: Float[Tensor, "b m 4"]
@@ -89,9 +116,14 @@ class Normaliser:
                 piece.mul_(scale).add_(offset).clamp_(lowest, highest).mul_(brain)
             else:
                 piece.mul_(scale).addcmul_(brain, offset)
-        if not self._subtrahends and self._minuends == list(range(len(self.sources))):
+        if self.channels == self.sources:
             return values
         channels = take(values, self._minuends)
+        present = (lowest < highest).to(values.dtype)  # without a value there is no interval
         for channel, subtrahend in self._subtrahends:
             channels[:, channel] -= values[:, subtrahend]
+            channels[:, channel] *= present[:, self._minuends[channel]] * present[:, subtrahend]
+        for channel in self._presences:
+            brain = (image[:, self._brain].view(torch.int16) != 0).to(values.dtype)
+            torch.mul(brain, present[:, self._minuends[channel]], out=channels[:, channel])
         return channels

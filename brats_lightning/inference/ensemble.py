@@ -93,6 +93,8 @@ class Ensemble:
                     f"{', '.join(self.scheme.names)}; only models with the same data.labels can be averaged"
                 )
         self.modalities = source_modalities([name for model in models for name in model.normaliser.sources])
+        required = {name for model in models for name in model.normaliser.sources if name not in model.normaliser.optional}
+        self.optional = tuple(name for name in self.modalities if name not in required)
         self.models = tuple(models)
         self.device, self.dtype = device or torch.device("cpu"), dtype
         self._groups: dict[Preprocessing, list[TrainedModel]] = {}
@@ -104,9 +106,9 @@ class Ensemble:
         """A case as the members need it, once for each different preprocessing.
 
         Args:
-            images: at least those of ``modalities``, all on the same grid.
+            images: those of ``modalities``, of which a case may lack the ``optional`` ones, all on the same grid.
         """
-        wanted = {modality: images[modality] for modality in self.modalities}
+        wanted = {name: images[name] for name in self.modalities if name in images or name not in self.optional}
         return [prepare(wanted, None, settings) for settings in self._groups]
 
     def __call__(self, prepared: Sequence[Prepared], advance: Advance | None = None) -> Probabilities:
@@ -138,7 +140,8 @@ class Ensemble:
     def _predict(
         self, model: TrainedModel, quantised: Int16[Tensor, "m z y x"], part: Prepared, advance: Advance | None
     ) -> Float32[np.ndarray, "k z y x"]:
-        channels = [part.modalities.index(modality) for modality in model.normaliser.sources]
+        # Of a modality that the case lacks any channel will do: its parameters make it 0.
+        channels = [part.modalities.index(m) if m in part.modalities else 0 for m in model.normaliser.sources]
         parameters = to_device(model.normaliser.parameters(part.intensities), self.device)
 
         def logits(windows: Tensor) -> Tensor:

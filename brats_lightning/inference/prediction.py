@@ -12,7 +12,7 @@ import numpy as np
 from brats_lightning.core.components import label_components
 from brats_lightning.core.geometry import nonzero_box
 from brats_lightning.core.labels import LabelScheme, in_classes
-from brats_lightning.data.cases import Case, Problem, examine, required
+from brats_lightning.data.cases import Case, Problem, examine, required, used_modalities
 from brats_lightning.data.nifti import image_like, read_header, write_nifti
 from brats_lightning.inference.ensemble import Ensemble, Probabilities
 from brats_lightning.inference.windows import Advance
@@ -24,9 +24,9 @@ def infer(
     case: Case, ensemble: Ensemble, tolerance: float, advance: Advance | None = None
 ) -> Probabilities | list[Problem]:
     """Probabilities of one case, or what is wrong with its images; only the images that are needed are read."""
-    images = {modality: case.images[modality] for modality in ensemble.modalities}
+    images = {name: case.images[name] for name in used_modalities(case, ensemble.modalities, ensemble.optional)}
     examination = examine(replace(case, images=images, mask=None), ensemble.scheme, None, tolerance)
-    if problems := required(examination.problems, ensemble.modalities, need_mask=False):
+    if problems := required(examination.problems, images, need_mask=False):
         return problems
     for remark in examination.remarks:
         log.warning("%s: %s", case.id, remark)

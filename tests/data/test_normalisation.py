@@ -110,3 +110,50 @@ def test_errors_name_the_channel_and_the_modality():
     with pytest.raises(ValueError, match="'t1x' is not a channel"):
         Normaliser(["t1x"])
     assert len(QUANTILE_LEVELS) == len(coded(t1n=noise(0))[1]["t1n"].quantiles)
+
+
+def lacking(normaliser, codes, intensities):
+    """A batch of a case that lacks a modality: any codes stand in its place."""
+    image = torch.from_numpy(np.stack([codes.get(name, codes["t1n"]) for name in normaliser.sources]))[None]
+    return normaliser(image, torch.from_numpy(normaliser.parameters(intensities))[None])[0]
+
+
+@pytest.mark.parametrize("method", ["zscore", "minmax", "percentile"])
+def test_a_missing_modality_is_0_and_the_others_are_as_ever(method):
+    case = coded(t1n=noise(0), t1c=noise(1))
+    image = lacking(Normaliser(("t1n", "t1c", "t2w"), method, optional=("t2w",)), *case)
+    assert torch.equal(image[2], torch.zeros(4, 5, 6))
+    assert torch.equal(image[:2], Normaliser(("t1n", "t1c"), method)(*batch(Normaliser(("t1n", "t1c"), method), case))[0])
+
+
+@pytest.mark.parametrize("channel", ["t1n-t2w", "t2w-t1n"])
+def test_a_difference_with_a_missing_modality_is_0(channel):
+    case = coded(t1n=noise(0))
+    image = lacking(Normaliser((channel, "t1n"), optional=("t2w",)), *case)
+    assert not image[0].any()
+    np.testing.assert_allclose(image[1], zscore(noise(0)), atol=1e-4)
+
+
+def test_presence_is_1_in_the_brain_of_a_case_with_the_modality():
+    normaliser = Normaliser(("t1n", "t2w", "has-t2w", "has-t1n"), optional=("t2w",))
+    assert normaliser.sources == ("t1n", "t2w")
+    case = coded(t1n=noise(0), t2w=noise(1))
+    (image,) = normaliser(*batch(normaliser, case))
+    brain = torch.from_numpy(noise(0) != 0).float()
+    assert torch.equal(image[2], brain)
+    assert torch.equal(image[3], brain)
+    image = lacking(normaliser, *coded(t1n=noise(0)))
+    assert not image[1:3].any()
+    assert torch.equal(image[3], brain)
+
+
+def test_a_required_modality_must_be_there():
+    normaliser = Normaliser(("t1n", "t2w"), optional=("t2w",))
+    with pytest.raises(KeyError, match="t1n"):
+        normaliser.parameters(coded(t2w=noise(0))[1])
+
+
+@pytest.mark.parametrize("optional", [("t2f",), ("t1n", "t2w")])
+def test_optional_modalities_are_some_of_the_channels_but_not_all(optional):
+    with pytest.raises(ValueError, match=r"data.optional must be some of the modalities t1n, t2w, not all, got \["):
+        Normaliser(("t1n", "t2w"), optional=optional)

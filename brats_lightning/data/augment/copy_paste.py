@@ -89,7 +89,8 @@ class CopyPaste:
 
     Args:
         probability: of a patch to be pasted into.
-        count: (least, most) lesions pasted into such a patch; one for which there is no place is left out.
+        count: (least, most) lesions pasted into such a patch; one for which there is no place, or whose case lacks a
+            modality of the patch, is left out.
         max_volume: of a pasted lesion without its oedema, in mm³.
         exponent: a lesion is drawn with a weight of volume^-exponent; 0 takes all equally often.
         reach: voxels around a lesion up to which its oedema comes along; it fades over the outer half.
@@ -117,7 +118,7 @@ class CopyPaste:
         self.max_volume, self.exponent = float(max_volume), float(exponent)
         self.reach, self.attempts = int(reach), int(attempts)
         self.donors: dict[Ints, Donors] = {}
-        self._grafts: dict[tuple[str, int], Graft | None] = {}
+        self._grafts: dict[tuple[str, int, tuple[str, ...]], Graft | None] = {}
 
     def prepare(self, cases: Sequence[CachedCase]) -> None:
         """Make the training cases the donors. A lesion is pasted only where voxels have its own size."""
@@ -147,7 +148,7 @@ class CopyPaste:
         scales, offsets = _zscore(case, modalities)
         for _ in range(int(rng.integers(self.count[0], self.count[1] + 1))):
             drawn = self.donors[_size_key(case)].draw(case.id, rng)
-            graft = self._graft(*drawn, modalities) if drawn else None
+            graft = self._graft(*drawn, modalities) if drawn and set(modalities) <= set(drawn[0].modalities) else None
             if graft is None:
                 continue
             graft = graft.turned(rng, isotropic=len(set(_size_key(case))) == 1)
@@ -156,7 +157,7 @@ class CopyPaste:
                 paste(graft, image[:, *place], mask[place], scales)
 
     def _graft(self, case: CachedCase, lesion: Lesion, modalities: Sequence[str]) -> Graft | None:
-        key = case.id, lesion.start
+        key = case.id, lesion.start, tuple(modalities)
         if key not in self._grafts:
             if len(self._grafts) == GRAFTS_KEPT:
                 self._grafts.pop(next(iter(self._grafts)))

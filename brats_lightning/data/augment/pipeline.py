@@ -22,6 +22,8 @@ class Augmentation:
         flip: probability of mirroring along (z, y, x); x is left-right.
         affine: draws rotation and scaling, or None.
         intensity: the intensity changes by name, applied in this order; None leaves one out.
+        sequence_dropout: probability with which each modality of ``data.optional`` is taken from a sample; it happens
+            where patches are read, before differences of modalities are formed.
     """
 
     def __init__(
@@ -29,11 +31,13 @@ class Augmentation:
         flip: Sequence[Number] = (0.0, 0.0, 0.5),
         affine: RandomAffine | None = None,
         intensity: Mapping[str, IntensityChange | None] | None = None,
+        sequence_dropout: Number = 0.0,
     ) -> None:
         if len(flip) != 3:
             raise ValueError(f"augmentation: flip is one probability for each of z, y and x, got {list(flip)}")
         self.flip = tuple(as_probability("augmentation: flip", p) for p in flip)
         self.affine = affine
+        self.sequence_dropout = as_probability("augmentation: sequence_dropout", sequence_dropout)
         self.intensity = {name: change for name, change in (intensity or {}).items() if change is not None}
 
     def __call__(

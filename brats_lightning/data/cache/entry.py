@@ -92,8 +92,8 @@ class CachedCase:
         return "mask" in self.arrays
 
     def channels(self, modalities: Sequence[str]) -> list[int]:
-        """Channels of `image` that hold these modalities."""
-        return [self.modalities.index(modality) for modality in modalities]
+        """Channels of `image` that hold these modalities; for one that the case lacks any, as the normaliser makes it 0."""
+        return [self.modalities.index(name) if name in self.modalities else 0 for name in modalities]
 
     def image(self) -> UInt16[np.ndarray, "c z y x"]:
         """Quantised intensities, see `Intensities`."""

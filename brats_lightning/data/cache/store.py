@@ -16,7 +16,7 @@ from rich.progress import Progress
 
 from brats_lightning.core.labels import BRATS_METS, MODALITIES, LabelScheme, as_label_map
 from brats_lightning.data.cache.entry import FORMAT, CachedCase, DamagedEntry, read_sidecar, write_entry
-from brats_lightning.data.cases import Case, Problem, check_files, examine, required
+from brats_lightning.data.cases import Case, Problem, check_files, examine, required, used_modalities
 from brats_lightning.data.preprocessing import Preprocessing, prepare
 from brats_lightning.runtime.console import progress_bar
 from brats_lightning.runtime.files import make_folder, remove_leftovers
@@ -48,6 +48,7 @@ class Cache:
     source: str = ""  # distinguishes its data set from others, whose cases may have the same ids
     verify: str = "stat"  # how a raw file is recognised: ``stat`` by path, size and time, ``content`` by its SHA-256
     tolerance: float = 0.1  # in mm, see `examine`
+    optional: Sequence[str] = ()  # modalities that a case may lack
 
     def __post_init__(self) -> None:
         if self.verify not in ("stat", "content"):
@@ -76,6 +77,7 @@ class Cache:
         That is: it is missing or its sidecar damaged, a raw file was added, removed or changed since, its files lie
         further apart than is tolerated now, or it lacks a modality or the mask. Arrays are not read.
         """
+        modalities = used_modalities(case, modalities, self.optional)
         if check_files(case, modalities, need_mask):
             return None
         try:
@@ -105,7 +107,7 @@ class Cache:
 
         Args:
             cases: to be cached.
-            modalities: that a case must have, in order.
+            modalities: that a case must have, in order, except the optional ones.
             need_mask: whether a case must have a mask.
             workers: processes that build and threads that check; 0 or 1 works in this one.
             check: compare existing entries with their checksums now; otherwise each when it is first opened.
@@ -115,7 +117,8 @@ class Cache:
             DeadWorker: a process was ended from outside.
         """
         modalities = tuple(modalities)
-        rejected = {case.id: problems for case in cases if (problems := check_files(case, modalities, need_mask))}
+        used = {case.id: used_modalities(case, modalities, self.optional) for case in cases}
+        rejected = {case.id: problems for case in cases if (problems := check_files(case, used[case.id], need_mask))}
         sound = [case for case in cases if case.id not in rejected]
         built = []
         with progress_bar() as bar:
@@ -189,7 +192,7 @@ class Cache:
             except OSError:
                 stamps[name] = {"path": str(path)}  # examine will report it
         examination = examine(case, self.scheme, self.label_map, self.tolerance)
-        if problems := required(examination.problems, modalities, need_mask):
+        if problems := required(examination.problems, used_modalities(case, modalities, self.optional), need_mask):
             return problems
         prepared = prepare(examination.images, examination.mask, self.preprocessing)
         write_entry(self.directory, case, examination, prepared, self.scheme, stamps)
