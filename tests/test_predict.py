@@ -85,6 +85,37 @@ def test_every_voxel_comes_back_to_its_place(run, tmp_path, affine, preprocessin
     assert et == {"lesions": 4, "volume_ml": pytest.approx(4 * spacing.prod() / 1000, abs=1e-4)}
 
 
+def test_a_case_is_predicted_by_the_sequences_it_has(run, tmp_path):
+    image, truth = marked()
+    flat = np.where(image, 100, 0).astype(np.int16)
+    # T1c alone is ET from half its range on; T2w adds as much, so that with it the whole brain is.
+    bare = {"t1n": None, "t2f": None, "seg": None}
+    write_case(tmp_path / "in", "with-001", t1c=image, t2w=image, **bare)
+    write_case(tmp_path / "in", "without-001", t1c=image, t2w=None, **bare)
+    write_case(tmp_path / "in", "neither-001", t1c=None, t2w=flat, **bare)
+    network = [[0.0, 0.0]] * 3 + [[40.0, 40.0]]
+    settings = {"modalities": ["t1c", "t2w"], "optional": ["t2w"]}
+    voxelwise(tmp_path / "et.ckpt", network, [0.0, -50.0, -50.0, -30.0], **settings)
+    with pytest.raises(CaseError, match="(?s)1 case cannot be used.*neither-001.*t1c.*missing"):
+        run()
+    values = image / image.max()
+    assert np.array_equal(np.asanyarray(written(tmp_path, "without-001").dataobj), np.where(truth, 3, 0))
+    both = np.asanyarray(written(tmp_path, "with-001").dataobj)
+    clear = np.abs(2 * values - 0.75) > 0.02  # off the threshold
+    assert np.array_equal(both[clear], np.where(2 * values > 0.75, 3, 0)[clear])
+    assert (both > 0).sum() > 2 * (truth > 0).sum()
+
+
+def test_a_sequence_that_one_member_needs_is_required(run, tmp_path):
+    image, _ = marked()
+    write_case(tmp_path / "in", t1c=image, t2w=None, seg=None)
+    bright_is_et(tmp_path / "a.ckpt", channels=2, modalities=["t1c", "t2w"], optional=["t2w"])
+    bright_is_et(tmp_path / "b.ckpt", channels=2, modalities=["t1c", "t2w"])
+    run(ckpt=tmp_path / "a.ckpt")
+    with pytest.raises(CaseError, match="(?s)t2w.*missing"):
+        run(ckpt=f"[{tmp_path}/a.ckpt,{tmp_path}/b.ckpt]")
+
+
 @pytest.mark.parametrize("affine", [LPS, RAS, ROTATED], ids=["LPS", "RAS", "rotated"])
 def test_resampled_predictions_come_back_to_their_place(run, tmp_path, affine):
     # an L of three arms, each on its own side, in blocks of several voxels
