@@ -26,7 +26,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         SplitError: a split file that cannot be used.
         CaseError: there are faulty files, and ``on_bad_case`` is ``error``. Nothing is written.
     """
-    from brats_lightning.core.labels import LabelScheme
+    from brats_lightning.core.labels import LabelScheme, with_ignored
     from brats_lightning.data.cases import CaseError
     from brats_lightning.data.splits import cases_of_part
     from brats_lightning.evaluation.pairing import EvaluationError, method_names
@@ -38,12 +38,13 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     for name in ("resamples", "seed", "pictures"):
         if cfg[name] < 0:
             raise EvaluationError(f"{name} must be 0 or more, got {cfg[name]}")
+    scheme = LabelScheme(tuple(cfg.data.labels))
     scoring = Scoring(
-        LabelScheme(tuple(cfg.data.labels)),
+        scheme,
         _listed(cfg.protocol),
         cfg.thresholds,
         cfg.spacing,
-        cfg.data.label_map,
+        with_ignored(cfg.data.label_map, cfg.data.ignore_label, scheme),
         cfg.prediction_label_map,
         cfg.data.affine_tolerance,
     )

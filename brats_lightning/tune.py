@@ -48,6 +48,7 @@ def tune(cfg: DictConfig) -> dict[str, Any]:
     """
     from brats_lightning.config.checkpoint import affine_tolerance, load_ensemble
     from brats_lightning.config.postprocessing import as_config, tuned_file
+    from brats_lightning.core.labels import with_ignored
     from brats_lightning.data.cases import CaseError, examine, required, used_modalities
     from brats_lightning.inference.ensemble import Ensemble
     from brats_lightning.metrics.official import PROTOCOLS, mean_without_nan
@@ -60,7 +61,8 @@ def tune(cfg: DictConfig) -> dict[str, Any]:
     tolerance = affine_tolerance(cfg, ensemble)
     validated = _validation_cases(models)
     cases = _find(cfg, models, sorted(set().union(*validated)))
-    label_map = models[0].config["data"]["label_map"]
+    data = models[0].config["data"]
+    label_map = with_ignored(data["label_map"], data.get("ignore_label"), scheme)
     rules = _candidates(cfg, ensemble)
     log.info("%d combinations on %d validation cases, %s", len(rules), len(cases), cfg.protocol)
 

@@ -51,7 +51,7 @@ def build_data(cfg: DictConfig, split: "Split | None" = None) -> "CaseData":
 
     ``split`` is that of a resumed run; without it a new one is made as the config says.
     """
-    from brats_lightning.core.labels import LabelScheme
+    from brats_lightning.core.labels import LabelScheme, with_ignored
     from brats_lightning.data.cache.store import Cache
     from brats_lightning.data.datamodule import CaseData
     from brats_lightning.data.loading import LoaderSettings
@@ -69,7 +69,7 @@ def build_data(cfg: DictConfig, split: "Split | None" = None) -> "CaseData":
         root=Path(cfg.paths.cache_dir),
         preprocessing=preprocessing,
         scheme=scheme,
-        label_map=None if data.label_map is None else dict(data.label_map),
+        label_map=with_ignored(data.label_map, data.ignore_label, scheme),
         source=_source_identity(data),
         verify=data.verify,
         tolerance=float(data.affine_tolerance),
@@ -104,10 +104,10 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
     """Network, loss, optimiser and schedule of a config, for the classes or regions of ``data``."""
     from brats_lightning.config.checkpoint import load_weights, read_checkpoint
     from brats_lightning.core.targets import make_target
-    from brats_lightning.losses import DeepSupervision
+    from brats_lightning.losses import DeepSupervision, KnownVoxels
     from brats_lightning.training.module import Segmentation
 
-    target = make_target(cfg.target, data.scheme)
+    target = make_target(cfg.target, data.scheme, data.partly_labelled)
 
     def weighted(node: Any) -> Any:
         """The loss's config with ``balanced`` replaced by weights from the training set."""
@@ -121,12 +121,15 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
     optimizer, scheduler = build_part("optimizer", settings), build_part("scheduler", cfg.scheduler)
     _rehearse(optimizer, scheduler)
     loss = build_part("loss", weighted(OmegaConf.to_container(cfg.loss)))
+    loss = loss if isinstance(loss, DeepSupervision) else DeepSupervision(loss)
+    if data.partly_labelled:
+        loss.loss = KnownVoxels(loss.loss, target.background)
     network = build_part("model", cfg.model)
     if empty := [name for name, weight in network.named_parameters() if not weight.numel()]:
         raise ValueError(f"model: {empty[0]} has no weights; is a number of channels 0?")
     module = Segmentation(
         network=network,
-        loss=loss if isinstance(loss, DeepSupervision) else DeepSupervision(loss),
+        loss=loss,
         optimizer=optimizer,
         scheduler=scheduler,
         inference=build_part("inference", cfg.inference),

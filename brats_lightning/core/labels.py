@@ -11,6 +11,9 @@ from jaxtyping import Integer, UInt8
 MODALITIES = ("t1n", "t1c", "t2w", "t2f")
 OLDER_NAMES = {"t1": "t1n", "t1ce": "t1c", "t2": "t2w", "flair": "t2f"}
 
+# In a mask of class indices, a voxel whose class is unknown: losses, scores and samplers leave it out.
+IGNORE = 255
+
 # A region is a union of classes; regions, not classes, are what the challenge scores.
 _REGION_CLASSES = {"et": ("et",), "tc": ("netc", "et"), "wt": ("netc", "snfh", "et"), "rc": ("rc",)}
 
@@ -68,11 +71,31 @@ BRATS_METS = LabelScheme(("netc", "snfh", "et"))
 
 
 def as_label_map(setting: str, label_map: Mapping[int, int] | None) -> dict[int, int]:
-    """Old label → new label, e.g. ``{4: 3}`` for BraTS ≤ 2022's convention; a ValueError names the setting."""
+    """Old label → new label, e.g. ``{4: 3}`` for BraTS ≤ 2022's convention; a ValueError names the setting.
+
+    A label that becomes `IGNORE` marks voxels of unknown class.
+    """
     label_map = {int(old): int(new) for old, new in (label_map or {}).items()}
     if not all(0 < old <= 255 and 0 <= new <= 255 for old, new in label_map.items()):
         raise ValueError(f"{setting} must map labels 1 … 255 to 0 … 255 (the background stays 0), got {label_map}")
     return label_map
+
+
+def with_ignored(label_map: Mapping[int, int] | None, label: int | None, scheme: LabelScheme) -> dict[int, int]:
+    """A label map by which also ``label``, in a mask or made by the map, becomes `IGNORE`; None adds nothing.
+
+    Raises:
+        ValueError: a bad label map, or a label that is a class's, or that the map replaces.
+    """
+    label_map = as_label_map("data.label_map", label_map)
+    if label is None:
+        return label_map
+    if not isinstance(label, int) or not scheme.num_classes <= label <= IGNORE or label in label_map:
+        raise ValueError(
+            f"data.ignore_label must be one label of {scheme.num_classes} … {IGNORE}, which are no classes of "
+            f"data.labels, and none that data.label_map replaces; got {label!r} with the label map {label_map}"
+        )
+    return {old: IGNORE if new == label else new for old, new in label_map.items()} | {label: IGNORE}
 
 
 def apply_label_map(
@@ -101,6 +124,24 @@ def in_classes(mask: Integer[np.ndarray, "*shape"], classes: Iterable[int]) -> n
     for index in classes:  # comparisons of bytes are several times faster than a look-up
         found |= mask == index
     return found
+
+
+def known_classes(mask: UInt8[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+    """Copy of a mask of class indices with the background where the class is unknown."""
+    return mask * (mask != IGNORE)
+
+
+def known_part(
+    reference: Integer[np.ndarray, "*shape"], prediction: Integer[np.ndarray, "*shape"]
+) -> tuple[Integer[np.ndarray, "*shape"], Integer[np.ndarray, "*shape"]]:
+    """Both masks with the background where the reference's class is unknown; they themselves if it is known everywhere.
+
+    What is compared of them is then the same as of masks that are cut to the known part.
+    """
+    if reference.max(initial=0) < IGNORE:
+        return reference, prediction
+    known = reference != IGNORE
+    return reference * known, prediction * known
 
 
 PRESENCE = "presence"  # what `parse_channel` returns beside the modality of a channel has-…

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-from brats_lightning.core.labels import LabelScheme
+from brats_lightning.core.labels import IGNORE, LabelScheme
 from brats_lightning.runtime.device import chunk_size
 
 _IMPOSSIBLE = -1000.0  # a logit, whose probability is 0 in every precision
@@ -64,6 +64,7 @@ class RegionTarget:
 
     Args:
         scheme: the classes, their regions nested or disjoint.
+        partly_labelled: whether masks may have voxels of unknown class.
 
     Raises:
         ValueError: classes that regions do not tell apart.
@@ -71,20 +72,22 @@ class RegionTarget:
 
     decode = "regions"
 
-    def __init__(self, scheme: LabelScheme) -> None:
-        self.scheme = scheme
+    def __init__(self, scheme: LabelScheme, partly_labelled: bool = False) -> None:
+        self.scheme, self.partly_labelled = scheme, partly_labelled
         self._nested = nested_regions(scheme)
         self.channels = len(scheme.regions)
         self.background = (_IMPOSSIBLE,) * self.channels  # logits of what no window covers
 
     def encode(self, mask: UInt8[Tensor, "b z y x"]) -> UInt8[Tensor, "b k z y x"]:
-        """What losses take: 1 in each region, 0 outside."""
+        """What losses take: 1 in each region, 0 outside; `IGNORE` where the class is."""
         memberships = mask.new_empty((len(mask), self.channels, *mask.shape[1:]))
         for region in reversed(self._nested[1:]):  # from inside out, without the whole volume
             inside = mask == region.own
             for child in region.children:
                 inside |= memberships[:, child].view(torch.bool)
             memberships[:, region.channel] = inside
+        if self.partly_labelled:
+            memberships.masked_fill_((mask == IGNORE).unsqueeze(1), IGNORE)
         return memberships
 
     def weights(self, class_weights: Sequence[float]) -> list[float]:
@@ -122,11 +125,11 @@ def _slabs(*arrays: Float[Tensor, "_ z y x"]) -> Iterator[tuple[Tensor, ...]]:
 Target = ClassTarget | RegionTarget
 
 
-def make_target(name: str, scheme: LabelScheme) -> Target:
+def make_target(name: str, scheme: LabelScheme, partly_labelled: bool = False) -> Target:
     """The target of the config key ``target``: ``classes`` or ``regions``."""
     if name not in ("classes", "regions"):
         raise ValueError(f"target must be classes (a softmax) or regions (sigmoids), got {name!r}")
-    return ClassTarget(scheme) if name == "classes" else RegionTarget(scheme)
+    return ClassTarget(scheme) if name == "classes" else RegionTarget(scheme, partly_labelled)
 
 
 class NestedRegion(NamedTuple):

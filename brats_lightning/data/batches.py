@@ -10,7 +10,8 @@ from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from brats_lightning.core.geometry import read_box
+from brats_lightning.core.geometry import Ints, read_box
+from brats_lightning.core.labels import IGNORE
 from brats_lightning.data.augment.copy_paste import CopyPaste
 from brats_lightning.data.cache.entry import CachedCase
 from brats_lightning.data.loading import Key, LoaderSettings
@@ -19,6 +20,7 @@ from brats_lightning.data.sampling.patches import PatchSampler
 
 Batch = TypeVar("Batch", bound="_Batch")
 
+REDRAWS = 10  # at most, of a patch in which nothing is labelled
 PLACES, AUGMENTATION, COPY_PASTE, DROPOUT, SEQUENCES = range(5)  # what a batch's random numbers are for
 
 
@@ -70,7 +72,8 @@ class PatchBatches(Dataset[PatchBatch]):
 
     An epoch goes ``patches_per_case`` times through the shuffled cases (or draws as many by the sampler's weights);
     batches that cannot be filled at its end are dropped, unless there is not even one. A patch loses each optional
-    modality with the probability ``sequence_dropout``, as if its case lacked it.
+    modality with the probability ``sequence_dropout``, as if its case lacked it. Of a partly labelled case a patch
+    without any voxel of known class is drawn again.
     """
 
     def __init__(
@@ -109,9 +112,8 @@ class PatchBatches(Dataset[PatchBatch]):
         masks = np.empty((size, *shape), dtype=np.uint8)
         rng = np.random.default_rng((*seed, PLACES))
         for case, image, mask in zip(chosen, images, masks, strict=True):
-            start = self.sampler.draw_start(case, shape, rng)
+            start = self._place(case, mask, rng)
             read_box(case.image(), start, shape, out=image, channels=case.channels(sources))
-            read_box(case.mask(), start, shape, out=mask)
         if self.copy_paste is not None:  # with its own random numbers: the patches are the same without it
             rng = np.random.default_rng((*seed, COPY_PASTE))
             for case, image, mask in zip(chosen, images, masks, strict=True):
@@ -135,6 +137,16 @@ class PatchBatches(Dataset[PatchBatch]):
             [case.id for case in chosen],
             seed,
         )
+
+    def _place(self, case: CachedCase, mask: UInt8[np.ndarray, "z y x"], rng: np.random.Generator) -> Ints:
+        """First voxel of a patch with something to learn, whose mask is read into ``mask``."""
+        redraws = REDRAWS if case.partly_labelled else 0
+        while True:
+            start = self.sampler.draw_start(case, mask.shape, rng)
+            read_box(case.mask(), start, mask.shape, out=mask)
+            if not redraws or mask.min() < IGNORE:
+                return start
+            redraws -= 1
 
     def _cases_of(self, epoch: int) -> np.ndarray:
         if self._order[0] != epoch:

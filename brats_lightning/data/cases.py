@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from brats_lightning.core.geometry import nonzero_box
-from brats_lightning.core.labels import MODALITIES, LabelScheme, apply_label_map
+from brats_lightning.core.labels import IGNORE, MODALITIES, LabelScheme, apply_label_map
 from brats_lightning.data.folders import Found, likely_files, masks_in, nifti_files
 from brats_lightning.data.nifti import UnreadableFile, Volume, read_volume
 from brats_lightning.runtime.console import as_text, table_of
@@ -176,7 +175,7 @@ def examine(case: Case, scheme: LabelScheme, label_map: Mapping[int, int] | None
     Args:
         case: what to read.
         scheme: classes the mask may have after ``label_map``.
-        label_map: old label → class index.
+        label_map: old label → class index, or `IGNORE`.
         tolerance: largest distance in mm between the positions two files of the case give to the same voxel. Within it
             the voxels are taken as aligned.
     """
@@ -271,10 +270,10 @@ def _misplaced(
 
 
 def read_mask(path: Path, scheme: LabelScheme, label_map: Mapping[int, int] | None) -> Volume:
-    """A mask as uint8 class indices, whatever type they are stored in.
+    """A mask as uint8 class indices, whatever type they are stored in; voxels of unknown class are `IGNORE`.
 
     Raises:
-        UnreadableFile: as `read_volume`, or labels that are not the scheme's after ``label_map``.
+        UnreadableFile: as `read_volume`, or labels that ``label_map`` makes neither the scheme's nor `IGNORE`.
     """
     volume = read_volume(path)
     values = volume.values
@@ -287,18 +286,17 @@ def read_mask(path: Path, scheme: LabelScheme, label_map: Mapping[int, int] | No
             found = f"labels that are not whole numbers, e.g. {float(odd.flat[0]):g}"
             raise UnreadableFile(found, expected, "resample masks with nearest neighbour")
         values = whole.astype(np.int64)
-    wild = values[(values < 0) | (values > 255)]
-    mask = apply_label_map(np.where((values < 0) | (values > 255), 0, values) if wild.size else values, label_map)
+    highest = IGNORE if IGNORE in (label_map or {}) else IGNORE - 1  # in a file, too, it must be declared
+    wild = values[(values < 0) | (values > highest)]
+    mask = apply_label_map(np.where((values < 0) | (values > highest), 0, values) if wild.size else values, label_map)
     counts = np.bincount(mask.reshape(-1), minlength=256).tolist()
-    unknown = {label: n for label, n in enumerate(counts) if n and label >= scheme.num_classes}
+    unknown = {label: n for label, n in enumerate(counts) if n and scheme.num_classes <= label < IGNORE}
     unknown |= {int(v): int(n) for v, n in zip(*np.unique(wild, return_counts=True), strict=True)}
     if unknown:
         found = ", ".join(f"{n} voxels of label {v}" for v, n in list(unknown.items())[:10])
         remedy = "map it, e.g. 'data.label_map={4:3}', add the class to data.labels, or correct the mask"
         raise UnreadableFile(found, expected, remedy)
-    box = nonzero_box(mask)  # smaller than the file's, where its labels were scaled or mapped to 0
-    z, y, x = (first + part.start for first, part in zip(volume.start, box, strict=True))
-    return Volume(volume.grid, mask[box], (z, y, x))
+    return volume.trimmed(mask)  # smaller than the file's, where its labels were scaled or mapped to 0
 
 
 def find_inputs(folders: str | Path | Sequence[str]) -> list[Case]:

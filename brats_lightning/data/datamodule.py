@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from brats_lightning.core.labels import LabelScheme
+from brats_lightning.core.labels import IGNORE, LabelScheme
 from brats_lightning.data.augment.copy_paste import CopyPaste
 from brats_lightning.data.augment.pipeline import Augmentation
 from brats_lightning.data.batches import AUGMENTATION, PatchBatch, PatchBatches, WholeCase, WholeCases
@@ -125,6 +125,11 @@ class CaseData(pl.LightningDataModule):
     def _train_cases(self) -> list[CachedCase]:
         return [self.cases[name] for name in self.split.train]
 
+    @property
+    def partly_labelled(self) -> bool:
+        """Whether masks may have voxels of unknown class."""
+        return IGNORE in (self.cache.label_map or {}).values()
+
     def summary(self) -> str:
         """How many cases there are and how they are used, in one line."""
         split = self.split
@@ -149,7 +154,7 @@ class CaseData(pl.LightningDataModule):
         return [self.cases[name] for name in getattr(self.split, part)]
 
     def balanced_class_weights(self) -> list[float]:
-        """Weight of each class, the background first: 1/√(fraction of the training voxels), summing to 1.
+        """Weight of each class, the background first: 1/√(fraction of the known training voxels), summing to 1.
 
         The root tempers what would otherwise be a ratio of thousands between a rare class and the background.
         """

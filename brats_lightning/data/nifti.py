@@ -3,7 +3,7 @@
 import gzip
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -67,6 +67,12 @@ class Volume:
     def whole(self) -> Shaped[np.ndarray, "i j k"]:
         """The whole volume in its file's axis order, by which the official programs number lesions."""
         return GridTransform.whole(self.grid).crop(self.start, self.values.shape).restore(self.values)
+
+    def trimmed(self, values: Shaped[np.ndarray, "z y x"]) -> "Volume":
+        """The non-zero box of other values in the place of these."""
+        box = nonzero_box(values)
+        z, y, x = (first + part.start for first, part in zip(self.start, box, strict=True))
+        return replace(self, values=values[box], start=(z, y, x))
 
 
 def read_volume(path: Path) -> Volume:

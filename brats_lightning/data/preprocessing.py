@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Int, Shaped, UInt8, UInt16
 
 from brats_lightning.core.geometry import GridTransform
+from brats_lightning.core.labels import known_classes
 from brats_lightning.data.nifti import Volume
 
 FITS = ("none", "crop_or_pad", "resize")
@@ -77,15 +78,16 @@ class Prepared:
     intensities: dict[str, Intensities]
     transform: GridTransform  # of the working array in the original grid
     mask: UInt8[np.ndarray, "z y x"] | None
-    brain: GridTransform  # of the brain's box, voxel for voxel
+    brain: GridTransform  # of the box of the brain and the whole mask, voxel for voxel
     reference: UInt8[np.ndarray, "d h w"] | None  # on that box, if the mask lost voxels to resampling or cropping
 
 
 def prepare(images: Mapping[str, Volume], mask: Volume | None, settings: Preprocessing) -> Prepared:
     """Preprocess one case, whose volumes lie on one grid."""
-    volumes = [*images.values(), *([mask] if mask else [])]
-    brain = brain_box(volumes)
-    transform = settings.place(brain)
+    # Unlabelled slices reach beyond the brain; the working array needs not.
+    known = [mask.trimmed(known_classes(mask.values))] if mask else []
+    brain = brain_box([*images.values(), *([mask] if mask else [])])
+    transform = settings.place(brain_box([*images.values(), *known]))
     image = np.empty((len(images), *transform.shape), dtype=np.uint16)
     intensities = {}
     for channel, (modality, volume) in zip(image, images.items(), strict=True):

@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 
 from brats_lightning.core.components import label_components
 from brats_lightning.core.geometry import Triple, bounding_box
-from brats_lightning.core.labels import BRATS_METS, LabelScheme, as_label_map, in_classes
+from brats_lightning.core.labels import BRATS_METS, IGNORE, LabelScheme, as_label_map, in_classes, known_part
 from brats_lightning.data.cases import CaseError, Problem, read_mask
 from brats_lightning.data.nifti import UnreadableFile, Volume
 from brats_lightning.evaluation.pairing import EvaluationError, Pair, case_and_kind, pair_masks
@@ -43,7 +43,7 @@ class ScoredCase:
         missing: whether it has no prediction.
         official: protocol → region → column → value.
         voxelwise: region or class → ``dice``, ``iou``, ``hd95`` (mm), ``nsd``, ``volume_error`` (ml); under ``all`` the
-            accuracy over all voxels, the mean Dice of the regions and the mean IoU of the classes.
+            accuracy over all voxels of known class, the mean Dice of the regions and the mean IoU of the classes.
         lesions: region → the reference's lesions, then the false positives.
         operating: region → (lesions detected, false positives) for each of `SIZE_FILTERS`.
     """
@@ -65,7 +65,7 @@ class Scoring:
         protocols: any of `metrics.PROTOCOLS`; the report leads with the first one.
         thresholds: of brats2026, ``default`` or ``challenge``.
         spacing: of brats2026, ``official`` or ``correct``.
-        label_map: label in the references → class index.
+        label_map: label in the references → class index; or `IGNORE`, where both masks count as background.
         prediction_label_map: label in the predictions → class index.
         tolerance: largest distance in mm between the positions of a voxel by the reference's and prediction's headers.
     """
@@ -91,6 +91,8 @@ class Scoring:
             raise EvaluationError(f"protocol names none of {', '.join(PROTOCOLS)}")
         for name, setting in (("label_map", "data.label_map"), ("prediction_label_map", "prediction_label_map")):
             object.__setattr__(self, name, as_label_map(setting, getattr(self, name)) or None)
+        if IGNORE in (self.prediction_label_map or {}).values():
+            raise EvaluationError(f"prediction_label_map makes labels {IGNORE}, but a prediction has a class everywhere")
 
     @cached_property
     def overlap(self) -> float:
@@ -123,7 +125,6 @@ class Scoring:
         reference = np.ascontiguousarray(reference_volume.whole())
         given = None if prediction_volume is None else np.ascontiguousarray(prediction_volume.whole())
         prediction = np.zeros_like(reference) if given is None else given
-        box = bounding_box(reference, prediction)
         spacing = reference_volume.grid.zooms
 
         official = {
@@ -132,6 +133,8 @@ class Scoring:
         }
         matrix = confusion_matrix(torch.from_numpy(reference), torch.from_numpy(prediction), self.scheme.num_classes)
         voxels = voxel_scores(matrix, self.scheme)
+        reference, prediction = known_part(reference, prediction)
+        box = bounding_box(reference, prediction)
         surfaces = surface_scores(reference, prediction, spacing, self.scheme)
         voxelwise = {
             name: {"dice": voxels[f"dice_{name}"], "iou": voxels[f"iou_{name}"], **surfaces[name]}

@@ -11,3 +11,4 @@ from brats_lightning.losses.focal import CategoricalFocalLoss as CategoricalFoca
 from brats_lightning.losses.instances import BlobLoss as BlobLoss
 from brats_lightning.losses.instances import ComponentDiceLoss as ComponentDiceLoss
 from brats_lightning.losses.instances import LesionFocalLoss as LesionFocalLoss
+from brats_lightning.losses.known_voxels import KnownVoxels as KnownVoxels

@@ -8,6 +8,8 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from brats_lightning.core.labels import IGNORE
+from brats_lightning.losses.known_voxels import KnownVoxels
 from brats_lightning.losses.sums import Logits, Reference
 
 References = Mapping[torch.Size, tuple[Any, ...]]  # by size (z, y, x), what the loss takes beside logits
@@ -66,21 +68,25 @@ class DeepSupervision(nn.Module):
 
     def _reference(self, target: Tensor, size: torch.Size) -> tuple[Any, ...]:
         """What the loss takes beside logits of a size (k, z, y, x)."""
-        target = downsample_target(target, size[1:], size[0])
+        target = downsample_target(target, size[1:], size[0], isinstance(self.loss, KnownVoxels))
         return (target, self.loss.find_lesions(target)) if hasattr(self.loss, "find_lesions") else (target,)
 
 
-def downsample_target(target: Integer[Tensor, "*b z y x"], size: Sequence[int], classes: int) -> Integer[Tensor, "..."]:
+def downsample_target(
+    target: Integer[Tensor, "*b z y x"], size: Sequence[int], classes: int, partly_labelled: bool = False
+) -> Integer[Tensor, "..."]:
     """The target on a coarser grid, without losing foreground: a block with any is a foreground voxel.
 
     With class indices it gets the most frequent foreground class of its block, of equals the lower one; with
     memberships every region that has a voxel in the block. Picking one voxel of a block would lose seven of eight
-    single-voxel lesions at half the resolution. Blocks are those of adaptive pooling, which leave no voxel out.
+    single-voxel lesions at half the resolution. Blocks are those of adaptive pooling, which leave no voxel out. A block
+    with any voxel of unknown class is unknown.
 
     Args:
         target: class indices (b, z, y, x), 0 being background, or memberships (b, k, z, y, x).
         size: (z, y, x) of the result.
         classes: channels of the logits; of class indices their number with the background.
+        partly_labelled: whether the target may be `IGNORE` in places.
     """
     z, y, x = size
     if target.shape[-3:] == (z, y, x):
@@ -90,11 +96,12 @@ def downsample_target(target: Integer[Tensor, "*b z y x"], size: Sequence[int], 
         return functional.adaptive_avg_pool3d(mask.float(), (z, y, x))
 
     if target.ndim == 5:
-        return fraction(target).gt(0).to(target.dtype)
-    result = target.new_zeros((len(target), z, y, x))
-    most = torch.zeros(result.shape, device=target.device)
-    for index in range(1, classes):
-        part = fraction(target == index)
-        result.masked_fill_(part > most, index)
-        most = torch.maximum(most, part)
-    return result
+        result = fraction(target).gt(0).to(target.dtype)
+    else:
+        result = target.new_zeros((len(target), z, y, x))
+        most = torch.zeros(result.shape, device=target.device)
+        for index in range(1, classes):
+            part = fraction(target == index)
+            result.masked_fill_(part > most, index)
+            most = torch.maximum(most, part)
+    return result.masked_fill_(fraction(target == IGNORE) > 0, IGNORE) if partly_labelled else result

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from brats_lightning.core.geometry import Triple, bounding_box
-from brats_lightning.core.labels import LabelScheme, in_classes
+from brats_lightning.core.labels import LabelScheme, in_classes, known_part
 from brats_lightning.metrics import brats2023_to_2025, brats2026
 
 PROTOCOLS = (*brats2023_to_2025.RULES, "brats2026")
@@ -49,7 +49,8 @@ def score_case(
     """Scores of one case as the challenge's program prints them: region → column → value.
 
     Args:
-        reference: class indices ``(x, y, z)``, in nibabel's axis order.
+        reference: class indices ``(x, y, z)``, in nibabel's axis order; where it is `IGNORE`, both masks count as
+            background.
         prediction: likewise, on the same grid. None is a missing one: brats2026 gives 0 in every column and an HD95 of
             373; the older protocols have no rule for it and score it as an empty mask, which is right where the region
             is absent from the reference too.
@@ -70,6 +71,7 @@ def score_case(
         if protocol == "brats2026":
             return {region: brats2026.missing_scores() for region in scheme.regions}
         prediction = np.zeros_like(reference)
+    reference, prediction = known_part(reference, prediction)
     shape = reference.shape
     box = bounding_box(reference, prediction, margin=1)
     reference, prediction = reference[box], prediction[box]

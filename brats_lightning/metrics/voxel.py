@@ -18,10 +18,11 @@ from brats_lightning.runtime.device import on_host
 def confusion_matrix(
     reference: Integer[Tensor, "*shape"], prediction: Integer[Tensor, "*shape"], num_classes: int
 ) -> Int64[Tensor, "k k"]:
-    """Voxels of reference class (row) predicted as class (column)."""
+    """Voxels of reference class (row) predicted as class (column), without those whose reference is `IGNORE`."""
     # int32 is the narrowest type bincount takes.
     pairs = reference.to(torch.int32) * num_classes + prediction.to(torch.int32)
-    return torch.bincount(pairs.flatten(), minlength=num_classes**2).reshape(num_classes, num_classes)
+    counts = torch.bincount(pairs.flatten(), minlength=num_classes**2)
+    return counts[: num_classes**2].reshape(num_classes, num_classes)  # the pairs of IGNORE come after
 
 
 def scored_classes(scheme: LabelScheme) -> dict[str, tuple[int, ...]]:
@@ -35,7 +36,7 @@ def scored_classes(scheme: LabelScheme) -> dict[str, tuple[int, ...]]:
 def voxel_scores(confusion: Int64[Tensor, "k k"], scheme: LabelScheme) -> dict[str, float]:
     """Scores of one case (or one batch of patches) from its confusion matrix.
 
-    ``accuracy`` over all voxels; ``dice_<name>`` = 2·TP/(reference + prediction) and ``iou_<name>`` = TP/(reference +
+    ``accuracy`` over all voxels of known class; ``dice_<name>`` = 2·TP/(reference + prediction) and ``iou_<name>`` = TP/(reference +
     prediction - TP) for every region and class, NaN where neither has a voxel; ``dice_mean`` over ET, TC and WT (over
     all regions of a scheme without them), ``iou_mean`` over the foreground classes, NaN skipped.
     """

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from brats_lightning.core.labels import LabelScheme
+from brats_lightning.core.labels import IGNORE, LabelScheme
 from brats_lightning.data.cache.entry import CachedCase
 from brats_lightning.data.normalisation import normalisation_parameters
 
@@ -37,7 +37,7 @@ def best_threshold_dice(cases: Sequence[CachedCase], scheme: LabelScheme) -> flo
         dice = []
         for region in regions:
             classes = list(region)
-            sizes = above.sum(1) + total[classes].sum()
+            sizes = above[:, :IGNORE].sum(1) + total[classes].sum()
             overlap = above[:, classes].sum(1)
             dice.append(np.where(sizes > 0, 2 * overlap / np.maximum(sizes, 1), np.nan))
         per_case.append(np.ma.masked_invalid(dice).mean(axis=0).filled(np.nan))

@@ -155,7 +155,7 @@ def test_balanced_weights_replace_their_word(composed):
     cfg = composed("loss.parts.dice.class_weights=balanced")
 
     class Data:
-        scheme = build_data(cfg).scheme
+        scheme, partly_labelled = build_data(cfg).scheme, False
 
         def balanced_class_weights(self):
             return [0.1, 0.4, 0.2, 0.3]
@@ -256,6 +256,7 @@ def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
         ("data.preprocessing.spacing=[1,1]", r"data.preprocessing: spacing is \[1, 1\]; expected three"),
         ("+data.preprocessing.spacings=1", "data.preprocessing: .*unexpected keyword argument 'spacings'"),
         ("data.label_map={300:1}", "data.label_map must map labels 1 … 255"),
+        ("data.ignore_label=3", r"data.ignore_label must be one label of 4 … 255.*; got 3"),
     ],
 )
 def test_settings_of_the_data_are_checked_before_anything_is_read(composed, override, message):

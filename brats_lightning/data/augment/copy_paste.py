@@ -11,7 +11,7 @@ from scipy import ndimage
 from brats_lightning.core.checks import as_probability
 from brats_lightning.core.components import components_at
 from brats_lightning.core.geometry import Ints, nonzero_box, read_box
-from brats_lightning.core.labels import in_classes
+from brats_lightning.core.labels import in_classes, known_classes
 from brats_lightning.data.cache.entry import CachedCase, Lesion
 from brats_lightning.data.normalisation import normalisation_parameters
 
@@ -29,7 +29,7 @@ class Graft:
     background: Float32[np.ndarray, " m"]  # z-scores of that background, the median of the surroundings
     labels: UInt8[np.ndarray, "z y x"]  # classes the graft brings, 0 where it brings none
     alpha: Float32[np.ndarray, "z y x"]  # weight of the graft in the mixture: 1 in the lesion, falling to 0 around it
-    footprint: Bool[np.ndarray, "z y x"]  # must be free of the recipient's lesions, so that none touches the graft
+    footprint: Bool[np.ndarray, "z y x"]  # must be known to be free of lesions in the recipient, so that none touches
     surroundings: Bool[np.ndarray, "z y x"]  # healthy tissue near the lesion
 
     def turned(self, rng: np.random.Generator, isotropic: bool) -> "Graft":
@@ -83,7 +83,8 @@ class CopyPaste:
     A lesion brings its classes and its oedema, but no tissue: its z-scores relative to the healthy tissue around it are
     added to the median of the recipient's tissue around the new place, ``new = (1 - α)·old + α·(local median + σ·Δz)``
     for each modality, σ the recipient's standard deviation. Of several random places inside the brain and
-    clear of the recipient's own lesions it takes the one whose tissue is most like what surrounded the lesion.
+    clear of the recipient's own lesions it takes the one whose tissue is most like what surrounded the lesion. Voxels of
+    unknown class may be tumour: nothing is pasted over them, and they bring no tissue.
 
     After Ghiasi et al., Simple Copy-Paste, CVPR 2021; for lesions of a volume, CarveMix (Zhang et al., MICCAI 2021).
 
@@ -180,7 +181,7 @@ def cut_out(case: CachedCase, lesion: Lesion, modalities: Sequence[str], reach: 
     tumour, fade = core, np.ones(core.shape)
     oedema = classes == rows[0, 1] if rows[0, 0] == 0 else np.zeros(core.shape, bool)  # around lesions comes first
     if oedema.any():
-        tumour = core | (components_at(classes > 0, here) & oedema)
+        tumour = core | (components_at(known_classes(classes) > 0, here) & oedema)
         fade = np.clip(2 - 2 * ndimage.distance_transform_edt(~core) / reach, 0, 1)
 
     inner = nonzero_box(tumour & (fade > 0))

@@ -21,7 +21,7 @@ from jaxtyping import Int16, UInt8, UInt16
 
 from brats_lightning.core.components import lesion_components
 from brats_lightning.core.geometry import GridTransform, Ints, Triple, nonzero_box
-from brats_lightning.core.labels import LabelScheme
+from brats_lightning.core.labels import LabelScheme, known_classes
 from brats_lightning.data.cases import Case, Examination
 from brats_lightning.data.preprocessing import Intensities, Prepared
 from brats_lightning.runtime.files import replace_file, write_text
@@ -68,9 +68,9 @@ class CachedCase:
     directory: Path  # that holds the files
     modalities: tuple[str, ...]  # stored, in canonical order: the channels of `image`
     transform: GridTransform  # of the working arrays in the original grid
-    brain: GridTransform  # of the brain's box, voxel for voxel
+    brain: GridTransform  # of the box of the brain and the whole mask, voxel for voxel
     intensities: dict[str, Intensities]  # by modality
-    class_voxels: tuple[int, ...]  # of each class index in the working mask; empty without mask
+    class_voxels: tuple[int, ...]  # of each class index, known voxels only, in the working mask; empty without mask
     lesions: tuple[Lesion, ...]  # as `lesion_components` finds them; ``lesions[i]`` is lesion i + 1 of the positions
     arrays: dict[str, StoredArray]
     distance: float  # mm by which its files lie apart, see `Examination`
@@ -91,6 +91,11 @@ class CachedCase:
         """Whether there is a reference segmentation."""
         return "mask" in self.arrays
 
+    @property
+    def partly_labelled(self) -> bool:
+        """Whether voxels of the working mask are of unknown class."""
+        return self.has_mask and sum(self.class_voxels) < math.prod(self.shape)
+
     def channels(self, modalities: Sequence[str]) -> list[int]:
         """Channels of `image` that hold these modalities; for one that the case lacks any, as the normaliser makes it 0."""
         return [self.modalities.index(name) if name in self.modalities else 0 for name in modalities]
@@ -100,7 +105,7 @@ class CachedCase:
         return self._map("image")
 
     def mask(self) -> UInt8[np.ndarray, "z y x"]:
-        """Class indices on the working grid."""
+        """Class indices on the working grid, `IGNORE` where the class is unknown."""
         return self._map("mask")
 
     def reference(self) -> UInt8[np.ndarray, "i j k"]:
@@ -154,7 +159,7 @@ def find_positions(
 ) -> tuple[Int16[np.ndarray, "n 5"], tuple[Lesion, ...]]:
     """Voxels of each class in each lesion, drawn at random, and the table of lesions; see `CachedCase.positions`."""
     box = nonzero_box(mask)
-    part = np.ascontiguousarray(mask[box])
+    part = known_classes(np.ascontiguousarray(mask[box]))
     labels, n = lesion_components(part, scheme)
     index = np.random.default_rng(seed).permutation(np.flatnonzero(part))
     group = labels.reshape(-1)[index] * scheme.num_classes + part.reshape(-1)[index]
@@ -197,7 +202,8 @@ def write_entry(
     class_voxels: list[int] = []
     if prepared.mask is not None:
         tif("mask", "_seg.tif", prepared.mask, prepared.transform)
-        class_voxels = np.bincount(prepared.mask.reshape(-1), minlength=scheme.num_classes).tolist()
+        counts = np.bincount(prepared.mask.reshape(-1), minlength=scheme.num_classes)
+        class_voxels = counts[: scheme.num_classes].tolist()
         seed = zlib.crc32(case.id.encode())  # equal in every process that builds this case
         rows, lesions = find_positions(prepared.mask, scheme, prepared.transform.spacing, seed)
         arrays["positions"] = _write_npy(directory / f"{case.id}_positions.npy", rows)

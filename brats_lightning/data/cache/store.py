@@ -44,7 +44,7 @@ class Cache:
     root: Path
     preprocessing: Preprocessing = NATIVE
     scheme: LabelScheme = BRATS_METS  # of the masks
-    label_map: Mapping[int, int] | None = None  # raw label → class index
+    label_map: Mapping[int, int] | None = None  # raw label → class index, or `IGNORE`
     source: str = ""  # distinguishes its data set from others, whose cases may have the same ids
     verify: str = "stat"  # how a raw file is recognised: ``stat`` by path, size and time, ``content`` by its SHA-256
     tolerance: float = 0.1  # in mm, see `examine`

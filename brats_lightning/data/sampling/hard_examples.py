@@ -12,7 +12,7 @@ from jaxtyping import Float64, Int16, UInt8
 from brats_lightning.core.checks import as_probability
 from brats_lightning.core.components import label_components
 from brats_lightning.core.geometry import nonzero_box
-from brats_lightning.core.labels import BRATS_METS, LabelScheme
+from brats_lightning.core.labels import BRATS_METS, LabelScheme, known_part
 from brats_lightning.data.cache.entry import CachedCase
 from brats_lightning.data.cases import read_mask
 from brats_lightning.data.nifti import UnreadableFile
@@ -40,6 +40,7 @@ class HardExamples(LesionBalanced):
     A lesion is *missed* if none of its voxels was given a class it has; missed ones are drawn more often than found
     ones. A *false positive* is a 26-connected component of the predicted foreground without a voxel of the reference's;
     a fraction of the patches holds one, each of the case equally likely. In cases without, those patches are uniform.
+    What was predicted where the class is unknown does not count.
 
     Args:
         size: (z, y, x) of the patch in voxels.
@@ -123,12 +124,12 @@ def _difficulty(case: CachedCase, path: Path, scheme: LabelScheme, tolerance: fl
     volume = read_mask(path, scheme, None)
     if difference := volume.grid.mismatch(case.transform.original, tolerance, "the case's images"):
         raise PredictionError(f"{path.name}: {'; expected '.join(difference)}")
-    predicted = case.transform.sample(volume.values, volume.start, order=0)
+    mask, predicted = known_part(np.asarray(case.mask()), case.transform.sample(volume.values, volume.start, order=0))
     rows = case.positions()
     found = predicted[tuple(rows[:, 2:].T)]
     parts = (slice(lesion.start, lesion.stop) for lesion in case.lesions)
     missed = [not np.isin(found[part], rows[part, 1]).any() for part in parts]
-    return Difficulty(missed, _false_positives(predicted, np.asarray(case.mask()), zlib.crc32(case.id.encode())))
+    return Difficulty(missed, _false_positives(predicted, mask, zlib.crc32(case.id.encode())))
 
 
 def _false_positives(

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from brats_lightning.evaluation.comparison import Scores
 from brats_lightning.evaluation.report import figures, wording
-from brats_lightning.evaluation.report.pictures import PREDICTION_COLOUR, REFERENCE_COLOUR, LesionPicture
+from brats_lightning.evaluation.report.pictures import COLOURS, LesionPicture
 from brats_lightning.evaluation.scoring import Evaluation
 from brats_lightning.metrics.official import headline_columns
 
@@ -48,7 +48,7 @@ def evaluation_page(evaluation: Evaluation, summary: Mapping[str, Any], pictures
         size_figure=figures.size_figure(summary["lesions"]),
         detection_figure=figures.detection_figure(summary["lesions"], region),
         pictures=pictures,
-        colours=(REFERENCE_COLOUR, PREDICTION_COLOUR),
+        colours=COLOURS,
     )
 
 

@@ -16,13 +16,14 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from brats_lightning.core.geometry import Grid, GridTransform
-from brats_lightning.core.labels import in_classes
+from brats_lightning.core.labels import IGNORE, in_classes, known_part
 from brats_lightning.data.nifti import UnreadableFile, Volume, read_volume
 from brats_lightning.evaluation.pairing import Pair, find_images
 from brats_lightning.evaluation.scoring import Evaluation, ScoredCase, Scoring
 from brats_lightning.metrics.lesions import LesionRow
 
-REFERENCE_COLOUR, PREDICTION_COLOUR = "#35d0ff", "#ff9a3c"  # distinguishable by everyone, on grey
+# Of what is not labelled, of the reference and the prediction; distinguishable by everyone, on grey.
+COLOURS = ("#b0b0b0", "#35d0ff", "#ff9a3c")
 FIELD = 50.0  # side of the enlarged part in mm
 _TITLES = {"t1c": "T1c", "t2f": "FLAIR"}
 
@@ -90,6 +91,9 @@ class _View:
         )
         spacing = transform.spacing[1:]
         reference, prediction = (axial_slice(volume, z) for volume in self.masks)
+        unknown = reference == IGNORE
+        reference, prediction = known_part(reference, prediction)  # what was scored
+        masks = unknown, in_classes(reference, self.classes), in_classes(prediction, self.classes)
         backgrounds = [(_TITLES[m], grey(axial_slice(volume, z))) for m, volume in self.images.items()]
         backgrounds = backgrounds or [("no image", np.where(reference > 0, 0.25, 0.0))]
         half = FIELD / 2
@@ -103,9 +107,9 @@ class _View:
             panel.imshow(image, cmap="gray", vmin=0, vmax=1, aspect=spacing[0] / spacing[1], interpolation="nearest")
             panel.axis("off")
             zoomed = panel is not figure.axes[0]
-            for mask, colour in ((reference, REFERENCE_COLOUR), (prediction, PREDICTION_COLOUR)):
-                edges = list(outline(in_classes(mask, self.classes)))
-                panel.add_collection(LineCollection(edges, colors=colour, linewidths=1.6 if zoomed else 0.9))
+            for mask, colour in zip(masks, COLOURS, strict=True):
+                width = 1.6 if zoomed else 0.9
+                panel.add_collection(LineCollection(list(outline(mask)), colors=colour, linewidths=width))
             if zoomed:
                 panel.set(xlim=(left, right), ylim=(bottom, top))
                 _scale_bar(panel)

@@ -8,10 +8,13 @@ import torch
 from jaxtyping import Float, UInt8
 from pytorch_lightning.loggers import TensorBoardLogger
 
-# NETC red, SNFH green, ET yellow, RC blue, further classes purple and cyan.
+from brats_lightning.core.labels import IGNORE, known_classes
+
+# NETC red, SNFH green, ET yellow, RC blue, further classes purple and cyan; of unknown class grey.
 CLASS_COLOURS = np.array(
     [[0, 0, 0], [220, 50, 47], [60, 160, 60], [250, 200, 30], [60, 120, 220], [160, 80, 200], [0, 170, 170]], np.float32
 )
+UNKNOWN_COLOUR = np.float32(128)
 
 
 def outlines(labels: UInt8[np.ndarray, "y x"]) -> np.ndarray:
@@ -38,6 +41,7 @@ def draw(
         panel = bare.copy()
         edge = outlines(labels)
         panel[edge] = CLASS_COLOURS[np.minimum(labels[edge], len(CLASS_COLOURS) - 1)]
+        panel[edge & (labels == IGNORE)] = UNKNOWN_COLOUR
         panels.append(panel)
     return np.concatenate(panels, axis=1).astype(np.uint8)
 
@@ -46,7 +50,7 @@ class Overlay(pl.Callback):
     """Add pictures (see `draw`) of the first validation cases to TensorBoard.
 
     Anterior is up and the patient's right is on the left. They show the second channel (T1c in the usual order), or the
-    only one, in the slice with the most labelled voxels in the reference, which is the same throughout the run.
+    only one, in the slice with the most tumour in the reference, which is the same throughout the run.
 
     Args:
         cases: number of validation cases to draw.
@@ -69,7 +73,7 @@ class Overlay(pl.Callback):
         if batch_idx >= self.cases or outputs is None or not isinstance(logger, TensorBoardLogger):
             return
         mask = batch.mask.cpu().numpy()
-        z = int((mask > 0).sum(axis=(1, 2)).argmax())
+        z = int((known_classes(mask) > 0).sum(axis=(1, 2)).argmax())
         channel = min(1, len(batch.image) - 1)
         image = batch.image[channel, z].to(torch.float32).cpu().numpy()
         picture = draw(image, mask[z], outputs["labels"][z].cpu().numpy())
