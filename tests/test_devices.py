@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 
 from brats_lightning.config.resolvers import config_dir
 from brats_lightning.core.geometry import Grid
-from brats_lightning.core.labels import BRATS_METS
+from brats_lightning.core.labels import BRATS_METS, IGNORE
 from brats_lightning.core.targets import ClassTarget, RegionTarget, decode_regions
 from brats_lightning.data.augment import intensity
 from brats_lightning.data.augment.affine import RandomAffine
@@ -23,7 +23,7 @@ from brats_lightning.data.normalisation import Normaliser
 from brats_lightning.data.preprocessing import Preprocessing
 from brats_lightning.inference.ensemble import Ensemble, TrainedModel
 from brats_lightning.inference.windows import SlidingWindow
-from brats_lightning.losses import DeepSupervision
+from brats_lightning.losses import DeepSupervision, KnownVoxels
 from brats_lightning.metrics.voxel import CaseScores, confusion_matrix, voxel_scores
 from brats_lightning.models import AttentionUNet, ResUNet, UNet
 from brats_lightning.runtime import device as devices
@@ -32,6 +32,7 @@ from tests.elsewhere import DEVICE, Elsewhere, elsewhere
 CONF = config_dir()
 LOSSES = sorted(file.stem for file in (CONF / "loss").glob("*.yaml"))
 TARGETS = {"classes": ClassTarget(BRATS_METS), "regions": RegionTarget(BRATS_METS)}
+TARGETS |= {"partly": RegionTarget(BRATS_METS, partly_labelled=True)}
 NETWORKS = {
     "unet": lambda: UNet(2, 4, (4, 8, 8), deep_supervision=1, norm="group"),
     "attention_unet": lambda: AttentionUNet(2, 4, (4, 8, 8), upsampling="trilinear", norm="batch"),
@@ -93,14 +94,16 @@ def test_a_networks_passes_both_ways(name):
 def test_a_losss_passes_both_ways(composed, name, kind):
     if name.startswith("monai"):
         pytest.importorskip("monai")
-    cfg = composed(f"loss={name}", f"target={kind}")
+    cfg = composed(f"loss={name}", f"target={'classes' if kind == 'classes' else 'regions'}")
     target, masks = TARGETS[kind], mask(2, 8, 8, 8)
     masks[0], masks[1, :4] = 0, 0  # a sample without a lesion
+    masks[:, :, 5:] = IGNORE if kind == "partly" else masks[:, :, 5:]
     weights = {"class_weights": [1.0, 2.0, 3.0, 4.0][: target.channels]}
     for node in (cfg.loss, *cfg.loss.get("parts", {}).values()):
         if "class_weights" in node:
             node.merge_with(weights)
     loss = DeepSupervision(instantiate(cfg.loss))
+    loss.loss = KnownVoxels(loss.loss, target.background) if kind == "partly" else loss.loss
     levels = [normal(2, target.channels, size, size, size) for size in (8, 4)]
 
     def passes(levels, masks, steps):

@@ -283,6 +283,37 @@ def test_label_maps(tmp_path):
         run(*folders, "data.label_map={0:1}")
 
 
+def test_partly_labelled_references_are_scored_as_if_they_were_cut(tmp_path):
+    mask, guess = lesions(), np.roll(lesions(), 1, axis=2)
+    mask[:, 8:], guess[2:5, 9:12, 2:5] = 9, 3  # what is predicted there is neither right nor wrong
+    save(tmp_path / "ref/00001-000.nii.gz", mask)
+    save(tmp_path / "pred/00001-000.nii.gz", guess)
+    save(tmp_path / "cut_ref/00001-000.nii.gz", mask[:, :8])
+    save(tmp_path / "cut_pred/00001-000.nii.gz", guess[:, :8])
+    told = "protocol=[brats2024,brats2026]", "data.ignore_label=9"
+    summary = run(tmp_path / "pred", tmp_path / "ref", tmp_path / "out", *told)
+    run(tmp_path / "cut_pred", tmp_path / "cut_ref", tmp_path / "cut", told[0])
+    for file in ("scores.csv", "voxel_scores.csv"):
+        found, expected = rows(tmp_path / "out" / file), rows(tmp_path / "cut" / file)
+        assert found
+        for row in (*found, *expected):
+            row.pop("Specificity", None)  # of the whole volume
+        assert found == expected
+    assert summary["settings"]["label_map"] == {9: 255}
+    assert summary["lesions"]["et"]["false_positives"] == 0
+    assert "9 → not labelled" in (tmp_path / "out/report.html").read_text()
+
+
+def test_what_cannot_be_ignored(folders):
+    with pytest.raises(ValueError, match="data.ignore_label must be one label of 4 … 255"):
+        run(*folders, "data.ignore_label=3")
+    with pytest.raises(EvaluationError, match="a prediction has a class everywhere"):
+        run(*folders, "prediction_label_map={4:255}")
+    save(folders[0] / "00001-000.nii.gz", np.full_like(lesions(), 9))
+    with pytest.raises(CaseError, match="prediction 00001-000.nii.gz .* voxels of label 9"):
+        run(*folders, "data.ignore_label=9")
+
+
 def test_resection_cavity_is_a_fourth_region(tmp_path):
     mask = lesions()
     mask[8:10, 3:6, 3:6] = 4

@@ -5,6 +5,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from brats_lightning.core.labels import IGNORE
 from brats_lightning.data.cases import CaseError
 from brats_lightning.submission import check_submission, main, submission
 from tests.data.tiny_cases import LPS, RAS, SHAPE, save, write_case
@@ -44,6 +45,13 @@ def test_a_faultless_submission(folders, check, capsys):
     assert "3 masks, no problem found" in capsys.readouterr().out
     check(folders[0])
     assert "not compared" in capsys.readouterr().out
+
+
+def test_no_voxel_is_left_without_a_class(folders):
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[4, 4, 4:7] = IGNORE
+    save(folders[0] / f"{CASES[0]}.nii.gz", mask)
+    assert faults(folders) == [("00001-000", f"{CASES[0]}.nii.gz", "label 255")]
 
 
 def test_only_the_end_of_a_name_matters(folders):

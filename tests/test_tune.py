@@ -12,7 +12,7 @@ from brats_lightning.data.cases import CaseError
 from brats_lightning.inference.postprocessing import Hysteresis, MinVolume, Postprocessing
 from brats_lightning.predict import predict
 from brats_lightning.tune import tune
-from tests.data.tiny_cases import LPS, SHAPE, write_case
+from tests.data.tiny_cases import LPS, SHAPE, save, write_case
 from tests.tiny_models import voxelwise
 
 NAMES = [f"BraTS-MET-0000{n}-000" for n in range(1, 7)]
@@ -109,6 +109,17 @@ def test_the_rules_that_score_best_are_chosen(run, runs):
     assert result["without"] == tried[None, None, None]
     assert [row["score"] for row in result["tried"]] == sorted(tried.values(), reverse=True)
     assert {row["et"] - row["wt"] for row in result["tried"]} == {0}
+
+
+def test_what_the_run_ignored_is_ignored(run, runs, tmp_path):
+    for file in (tmp_path / "in").rglob("*-seg.nii.gz"):
+        mask = scan()[1]
+        mask[8:] = 9  # the look-alike and the speck
+        save(file, mask)
+    content = torch.load(runs[0], weights_only=True)
+    content["config"]["data"]["ignore_label"] = 9
+    torch.save(content, runs[0])
+    assert run(runs[0], "protocol=brats2023")["without"] == pytest.approx(2 / 28, abs=1e-6)
 
 
 def test_of_equals_the_simplest_is_chosen(run, runs):

@@ -3,12 +3,16 @@ import pytest
 
 from brats_lightning.core.labels import (
     BRATS_METS,
+    IGNORE,
     LabelScheme,
     apply_label_map,
     as_label_map,
     in_classes,
+    known_classes,
+    known_part,
     parse_channel,
     source_modalities,
+    with_ignored,
 )
 
 
@@ -72,3 +76,29 @@ def test_channels():
     for bad in ("t1", "t1c-t1", "t1c-t1n-t2w", "", "-t1n"):
         with pytest.raises(ValueError, match="is not a channel"):
             parse_channel(bad)
+
+
+def test_an_ignored_label_is_one_more_in_the_map():
+    assert with_ignored(None, None, BRATS_METS) == {}
+    assert with_ignored({4: 3}, None, BRATS_METS) == {4: 3}
+    assert with_ignored({4: 3}, 9, BRATS_METS) == {4: 3, 9: IGNORE}
+    assert with_ignored({7: 9, 8: 9, 5: 1}, 9, BRATS_METS) == {7: IGNORE, 8: IGNORE, 5: 1, 9: IGNORE}
+    assert with_ignored(None, 255, BRATS_METS) == {255: IGNORE}
+    assert with_ignored(None, 4, BRATS_METS) == {4: IGNORE}
+
+
+@pytest.mark.parametrize("label", [0, 3, 256, -1, 7, True])
+def test_labels_that_cannot_be_ignored(label):
+    with pytest.raises(ValueError, match=r"data.ignore_label must be one label of 4 … 255.*with the label map \{7: 3\}"):
+        with_ignored({7: 3}, label, BRATS_METS)
+
+
+def test_the_known_part_of_masks():
+    reference = np.array([[0, 3, IGNORE], [1, IGNORE, 2]], np.uint8)
+    prediction = np.array([[1, 2, 3], [0, 0, 2]], np.uint8)
+    assert known_classes(reference).tolist() == [[0, 3, 0], [1, 0, 2]]
+    cut = known_part(reference, prediction)
+    assert [mask.tolist() for mask in cut] == [[[0, 3, 0], [1, 0, 2]], [[1, 2, 0], [0, 0, 2]]]
+    assert {mask.dtype for mask in cut} == {np.dtype(np.uint8)}
+    assert known_part(prediction, reference)[1] is reference  # of which only a reference can be unknown
+    assert [mask.shape for mask in known_part(reference[:0], prediction[:0])] == [(0, 3), (0, 3)]

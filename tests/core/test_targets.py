@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from brats_lightning.core.labels import BRATS_METS, LabelScheme
+from brats_lightning.core.labels import BRATS_METS, IGNORE, LabelScheme
 from brats_lightning.core.targets import ClassTarget, RegionTarget, decode_regions, make_target, nested_regions
 
 WITH_RC = LabelScheme(("netc", "snfh", "et", "rc"))
@@ -94,6 +94,18 @@ def test_round_trip_and_sums(kind, scheme):
     assert p.min() >= 0
     background = target.probabilities(torch.tensor(target.background).reshape(-1, 1, 1, 1))
     assert background.flatten().tolist() == [1.0] + [0.0] * len(scheme.names)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: "-".join(scheme.names))
+def test_unknown_voxels_stay_unknown(scheme):
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.randint(0, scheme.num_classes, (2, 3, 4, 5), generator=generator, dtype=torch.uint8)
+    partly = mask.masked_fill(mask == 2, IGNORE)
+    assert torch.equal(make_target("classes", scheme, True).encode(partly), partly)
+    encoded = make_target("regions", scheme, True).encode(partly)
+    wholly = RegionTarget(scheme).encode(mask)
+    assert torch.equal(encoded, wholly.masked_fill((mask == 2).unsqueeze(1), IGNORE))
+    assert torch.equal(make_target("regions", scheme, True).encode(mask), wholly)
 
 
 def test_a_region_keeps_its_probability():

@@ -8,7 +8,7 @@ from scipy import ndimage
 from scipy.stats import chisquare
 
 from brats_lightning.core.components import lesion_components
-from brats_lightning.core.labels import BRATS_METS
+from brats_lightning.core.labels import BRATS_METS, IGNORE
 from brats_lightning.data.augment import copy_paste as module
 from brats_lightning.data.augment.copy_paste import FEATHER, CopyPaste, Donors, cut_out, find_place, paste
 from brats_lightning.data.cache.entry import CachedCase, Lesion, find_positions
@@ -323,3 +323,41 @@ def test_codes_stay_within_their_range():
 def test_wrong_settings_are_named(settings, key):
     with pytest.raises(ValueError, match=rf"copy_paste.*{key}"):
         CopyPaste(**settings)
+
+
+def test_unknown_voxels_bring_no_tissue():
+    values, mask = tissue(1), np.zeros(SHAPE, np.uint8)
+    mask[ball((20, 22, 24), 3)] = 3
+    cut = mask.copy()
+    cut[:, :, 29:] = IGNORE
+    grafts = []
+    for classes in (mask, cut):
+        case = make_case("donor", values, classes)
+        grafts.append(cut_out(case, case.lesions[0], MODALITIES, reach=8))
+    whole, partly = grafts
+    np.testing.assert_array_equal(partly.labels, whole.labels)
+    # The box begins 4 voxels before the lesion, at x = 17.
+    np.testing.assert_array_equal(partly.surroundings[:, :, :12], whole.surroundings[:, :, :12])
+    assert whole.surroundings[:, :, 12:].any()
+    assert not partly.surroundings[:, :, 12:].any()
+
+
+def test_oedema_beyond_unknown_voxels_is_another_lesions():
+    values, mask = tissue(1), np.zeros(SHAPE, np.uint8)
+    mask[20:23, 20:23, 20:23] = 3
+    mask[20:23, 20:23, 23:25] = 2
+    mask[20:23, 20:23, 25] = IGNORE
+    mask[20:23, 20:23, 26:28] = 2
+    case = make_case("donor", values, mask)
+    graft = cut_out(case, case.lesions[0], MODALITIES, reach=16)
+    assert np.bincount(graft.labels.ravel()).tolist()[2:] == [9, 27]  # of its oedema what is off the unknown
+
+
+def test_nothing_is_pasted_over_unknown_voxels():
+    case = recipient()
+    case.classes[:, :, 20:] = IGNORE
+    before = case.patch()
+    image, mask = pasted([donor(), case], case, count=[5, 5], attempts=64)
+    assert (mask[:, :, :20] > 0).any()
+    np.testing.assert_array_equal(mask[:, :, 20:], before[1][:, :, 20:])
+    np.testing.assert_array_equal(image[..., 20:], before[0][..., 20:])

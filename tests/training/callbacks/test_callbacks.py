@@ -6,6 +6,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from brats_lightning.core.labels import IGNORE
 from brats_lightning.training.callbacks import AveragedWeights, Overlay, ResumedSteps, ValidateLast
 from brats_lightning.training.callbacks.overlay import CLASS_COLOURS, draw, outlines
 
@@ -36,6 +39,25 @@ def test_picture_is_bare_then_reference_then_prediction():
     assert picture[5, 16 + 5].tolist() == CLASS_COLOURS[1].astype(int).tolist()
     assert picture[0, 0, 0] == 0
     assert picture[7, 7, 0] == 255
+
+
+def test_what_is_not_labelled_has_a_grey_outline():
+    image, reference = np.ones((8, 8), np.float32), np.zeros((8, 8), np.uint8)
+    reference[4:] = IGNORE
+    picture = draw(image, reference, np.zeros_like(reference))
+    assert picture[4, 8 + 3].tolist() == [128, 128, 128]
+    assert picture[5, 8 + 3].tolist() == picture[5, 3].tolist()
+
+
+def test_the_slice_with_the_most_tumour_is_drawn():
+    mask = torch.zeros(4, 8, 8, dtype=torch.uint8)
+    mask[1, 2:4, 2], mask[2, 5, 5], mask[3] = 3, 3, IGNORE
+    image = (torch.arange(1, 5).view(4, 1, 1) * torch.linspace(1, 2, 8)).expand(4, 8, 8)
+    logger = MagicMock(spec=TensorBoardLogger)
+    batch = SimpleNamespace(mask=mask, image=image[None], case=SimpleNamespace(id="a"))
+    Overlay().on_validation_batch_end(MagicMock(logger=logger, global_step=1), None, {"labels": mask}, batch, 0)
+    ((_, picture, _), _) = logger.experiment.add_image.call_args
+    assert picture[2, 8 + 2].tolist() == CLASS_COLOURS[3].astype(int).tolist()
 
 
 def test_picture_of_an_empty_slice_is_black():
