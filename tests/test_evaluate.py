@@ -305,12 +305,12 @@ def test_partly_labelled_references_are_scored_as_if_they_were_cut(tmp_path):
 
 
 def test_what_cannot_be_ignored(folders):
-    with pytest.raises(ValueError, match="data.ignore_label must be one label of 4 … 255"):
+    with pytest.raises(ValueError, match=r"data.ignore_label must be one label of 4 … 255"):
         run(*folders, "data.ignore_label=3")
     with pytest.raises(EvaluationError, match="a prediction has a class everywhere"):
         run(*folders, "prediction_label_map={4:255}")
     save(folders[0] / "00001-000.nii.gz", np.full_like(lesions(), 9))
-    with pytest.raises(CaseError, match="prediction 00001-000.nii.gz .* voxels of label 9"):
+    with pytest.raises(CaseError, match=r"prediction 00001-000.nii.gz .* voxels of label 9"):
         run(*folders, "data.ignore_label=9")
 
 

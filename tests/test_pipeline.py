@@ -40,7 +40,7 @@ def test_partly_labelled_masks(composed, tmp_path, settings):
     for case in phantom_cases(tmp_path / "phantoms", cases=10, shape=[40, 48, 32]):
         for name, file in case.files.items():
             volume = nib.load(file)
-            values = np.array(volume.dataobj)
+            values = np.asarray(volume.dataobj).copy()
             if name == "seg":
                 values[:, :, 16:] = 9
             save(tmp_path / "raw" / case.id / file.name, values, volume.affine)

@@ -208,7 +208,7 @@ def examine(case: Case, scheme: LabelScheme, label_map: Mapping[int, int] | None
     return result
 
 
-def required(problems: Iterable[Problem], modalities: Sequence[str], need_mask: bool) -> list[Problem]:
+def required(problems: Iterable[Problem], modalities: Iterable[str], need_mask: bool) -> list[Problem]:
     """The problems of files that are used: a broken image of another modality does not exclude the case."""
     used = {"-", *modalities, *(("seg",) if need_mask else ())}
     return [problem for problem in problems if problem.file in used]

@@ -144,6 +144,8 @@ class CaseData(pl.LightningDataModule):
             for name in self.normaliser.optional
             if (count := sum(name not in case.modalities for case in self.cases.values()))
         ]
+        if partly := sum(case.partly_labelled for case in self.cases.values()):
+            lacking.append(f"{partly} partly labelled")
         left = f"left out: {', '.join(left_out)}" if left_out else ""
         words = (f"cases: {parts}", ", ".join(lacking), masks_apart(self._found), left)
         return "; ".join(filter(None, words))

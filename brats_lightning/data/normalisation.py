@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Float32, Int16, UInt16
 from torch import Tensor
 
-from brats_lightning.core.labels import parse_channel, source_modalities
+from brats_lightning.core.labels import PRESENCE, parse_channel, source_modalities
 from brats_lightning.data.preprocessing import Intensities
 from brats_lightning.runtime.device import chunk_size, supports_uint16, take
 from brats_lightning.runtime.memory import empty_float32

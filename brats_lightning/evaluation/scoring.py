@@ -92,7 +92,9 @@ class Scoring:
         for name, setting in (("label_map", "data.label_map"), ("prediction_label_map", "prediction_label_map")):
             object.__setattr__(self, name, as_label_map(setting, getattr(self, name)) or None)
         if IGNORE in (self.prediction_label_map or {}).values():
-            raise EvaluationError(f"prediction_label_map makes labels {IGNORE}, but a prediction has a class everywhere")
+            raise EvaluationError(
+                f"prediction_label_map makes {IGNORE}, unknown, of a label, but a prediction has a class everywhere"
+            )
 
     @cached_property
     def overlap(self) -> float:

@@ -36,9 +36,9 @@ def scored_classes(scheme: LabelScheme) -> dict[str, tuple[int, ...]]:
 def voxel_scores(confusion: Int64[Tensor, "k k"], scheme: LabelScheme) -> dict[str, float]:
     """Scores of one case (or one batch of patches) from its confusion matrix.
 
-    ``accuracy`` over all voxels of known class; ``dice_<name>`` = 2·TP/(reference + prediction) and ``iou_<name>`` = TP/(reference +
-    prediction - TP) for every region and class, NaN where neither has a voxel; ``dice_mean`` over ET, TC and WT (over
-    all regions of a scheme without them), ``iou_mean`` over the foreground classes, NaN skipped.
+    ``accuracy`` over all voxels of the matrix; ``dice_<name>`` = 2·TP/(reference + prediction) and ``iou_<name>`` =
+    TP/(reference + prediction - TP) for every region and class, NaN where neither has a voxel; ``dice_mean`` over ET,
+    TC and WT (over all regions of a scheme without them), ``iou_mean`` over the foreground classes, NaN skipped.
     """
     counts = on_host(confusion).astype(np.float64)
     total = counts.sum()

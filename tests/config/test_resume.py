@@ -171,6 +171,7 @@ def test_what_may_change_is_named(now, told):
         ({"trainer": {"accumulate_grad_batches": 2}}, "trainer.accumulate_grad_batches: 1 → 2"),
         ({"callbacks": {"average": {"decay": 0.9}}}, r"callbacks.average.decay: \(not set\) → 0.9"),
         ({"target": "regions"}, r"target: \(not set\) → regions"),
+        ({"data": {"ignore_label": 9}}, r"data.ignore_label: \(not set\) → 9"),
     ],
 )
 def test_what_both_must_share_is_refused_with_both_values_and_the_way_out(now, line):

@@ -89,7 +89,7 @@ def test_an_ignored_label_is_one_more_in_the_map():
 
 @pytest.mark.parametrize("label", [0, 3, 256, -1, 7, True])
 def test_labels_that_cannot_be_ignored(label):
-    with pytest.raises(ValueError, match=r"data.ignore_label must be one label of 4 … 255.*with the label map \{7: 3\}"):
+    with pytest.raises(ValueError, match=r"data.ignore_label must be one label of 4 … 255.*the label map \{7: 3\}"):
         with_ignored({7: 3}, label, BRATS_METS)
 
 

@@ -94,8 +94,8 @@ def test_a_wholly_labelled_case_is_cached_as_ever(tmp_path):
 
 @pytest.fixture
 def build(composed, tmp_path):
-    def make(*overrides, masks=(partly(), lesions())):
-        for number, mask in enumerate(masks):
+    def make(*overrides, masks=None):
+        for number, mask in enumerate(masks or (partly(), lesions())):
             write_case(tmp_path / "raw", f"BraTS-MET-{number:05d}-000", seg=mask)
         common = ["data=brats_mets", f"data.root={tmp_path}/raw", f"paths.cache_dir={tmp_path}/cache"]
         common += ["data.val_share=0", "data.test_share=0", "data.batch_size=4", "data.patches_per_case=50"]
@@ -111,7 +111,7 @@ def drawn(data):
     """The voxels of all patches of an epoch, as classes, and their cases."""
     batches = data.train_dataloader().dataset
     read = [batches[0, index] for index in range(len(batches))]
-    return np.concatenate([batch.mask.flatten().numpy() for batch in read]), sum((batch.cases for batch in read), [])
+    return np.concatenate([batch.mask.flatten().numpy() for batch in read]), [c for batch in read for c in batch.cases]
 
 
 def test_patches_hold_what_is_known(build):
@@ -132,7 +132,11 @@ def test_nothing_known_is_no_endless_search(build):
     assert set(classes) == {IGNORE}
 
 
-def test_other_patches_are_drawn_as_ever(build, composed):
+def test_the_log_says_how_many_masks_are_incomplete(build):
+    assert build().summary() == "cases: 2 train, 0 val, 0 test; 1 partly labelled"
+
+
+def test_other_patches_are_drawn_as_ever(build):
     wholly = (lesions(), lesions())
     first, again = drawn(build(masks=wholly)), drawn(build("data.ignore_label=null", masks=wholly))
     np.testing.assert_array_equal(first[0], again[0])

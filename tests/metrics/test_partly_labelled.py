@@ -33,7 +33,8 @@ def test_lesion_wise_scores_are_those_of_the_cut_masks(protocol):
             for column, value in columns.items():
                 depends_on_size = column == "Specificity" or (protocol == "brats2025" and "HD95" in column)
                 if not depends_on_size:
-                    assert scores[region][column] == pytest.approx(value, nan_ok=True), f"pair {number}, {region} {column}"
+                    where = f"pair {number}, {region} {column}"
+                    assert scores[region][column] == pytest.approx(value, nan_ok=True), where
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -83,8 +83,8 @@ class CopyPaste:
     A lesion brings its classes and its oedema, but no tissue: its z-scores relative to the healthy tissue around it are
     added to the median of the recipient's tissue around the new place, ``new = (1 - α)·old + α·(local median + σ·Δz)``
     for each modality, σ the recipient's standard deviation. Of several random places inside the brain and
-    clear of the recipient's own lesions it takes the one whose tissue is most like what surrounded the lesion. Voxels of
-    unknown class may be tumour: nothing is pasted over them, and they bring no tissue.
+    clear of the recipient's own lesions it takes the one whose tissue is most like what surrounded the lesion. Voxels
+    of unknown class may be tumour: nothing is pasted over them, and they bring no tissue.
 
     After Ghiasi et al., Simple Copy-Paste, CVPR 2021; for lesions of a volume, CarveMix (Zhang et al., MICCAI 2021).
 

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from brats_lightning.core.labels import IGNORE
@@ -55,7 +54,8 @@ def test_the_slice_with_the_most_tumour_is_drawn():
     image = (torch.arange(1, 5).view(4, 1, 1) * torch.linspace(1, 2, 8)).expand(4, 8, 8)
     logger = MagicMock(spec=TensorBoardLogger)
     batch = SimpleNamespace(mask=mask, image=image[None], case=SimpleNamespace(id="a"))
-    Overlay().on_validation_batch_end(MagicMock(logger=logger, global_step=1), None, {"labels": mask}, batch, 0)
+    trainer = MagicMock(spec=pl.Trainer, logger=logger, global_step=1)
+    Overlay().on_validation_batch_end(trainer, MagicMock(spec=pl.LightningModule), {"labels": mask}, batch, 0)
     ((_, picture, _), _) = logger.experiment.add_image.call_args
     assert picture[2, 8 + 2].tolist() == CLASS_COLOURS[3].astype(int).tolist()
 
