@@ -40,7 +40,8 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
     """
     from brats_lightning.config.checkpoint import affine_tolerance, load_ensemble
     from brats_lightning.config.postprocessing import trained_postprocessing
-    from brats_lightning.data.cases import CaseError, check_files, find_inputs, used_modalities
+    from brats_lightning.data.cases import CaseError, check_files, used_modalities
+    from brats_lightning.data.layouts.brats import find_inputs
     from brats_lightning.inference.prediction import infer, region_sizes, write_mask, write_probabilities
     from brats_lightning.inference.provenance import check_existing, origin
     from brats_lightning.runtime.console import progress_bar

@@ -60,7 +60,8 @@ def check_submission(
         FileNotFoundError: there is no such folder.
         ValueError: as `find_inputs`.
     """
-    from brats_lightning.data.cases import Problem, find_inputs
+    from brats_lightning.data.cases import Problem
+    from brats_lightning.data.layouts.brats import find_inputs
 
     if not os.path.isdir(folder):  # noqa: PTH112  # Path.is_dir raises if a parent folder cannot be read
         raise FileNotFoundError(f"there is no folder {folder} to check")

@@ -129,7 +129,7 @@ def _validation_cases(models: Sequence["TrainedModel"]) -> list[set[str]]:
 def _find(cfg: DictConfig, models: Sequence["TrainedModel"], wanted: Sequence[str]) -> list["Case"]:
     from brats_lightning.config.allow_list import CheckpointError
     from brats_lightning.config.checkpoint import trained_cases
-    from brats_lightning.data.cases import find_inputs
+    from brats_lightning.data.layouts.brats import find_inputs
 
     if cfg.input is not None:
         found = find_inputs(cfg.input)

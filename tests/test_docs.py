@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from brats_lightning.config.command_line import with_quoted_paths
 from brats_lightning.config.resolvers import config_dir, register_resolvers
-from brats_lightning.data.cases import find_cases
+from brats_lightning.data.layouts.brats import find_cases
 from brats_lightning.synthetic.phantom import PhantomSettings, make_phantoms, phantom_folder
 
 ROOT = Path(__file__).parents[1]

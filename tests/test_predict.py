@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from brats_lightning.config.postprocessing import as_config, tuned_file
-from brats_lightning.data.cases import CaseError, find_inputs
+from brats_lightning.data.cases import CaseError
+from brats_lightning.data.layouts.brats import find_inputs
 from brats_lightning.data.splits import SplitError
 from brats_lightning.inference.postprocessing import MinVolume, Postprocessing
 from brats_lightning.inference.prediction import infer

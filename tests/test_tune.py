@@ -46,7 +46,7 @@ def runs(tmp_path):
     image, mask = scan()
     for name in NAMES:
         write_case(tmp_path / "in", name, affine=LPS, t1c=image, seg=mask)
-    source = {"_target_": "brats_lightning.data.cases.find_cases", "root": str(tmp_path / "in")}
+    source = {"_target_": "brats_lightning.data.layouts.brats.find_cases", "root": str(tmp_path / "in")}
     paths = []
     for run, val, test in (("a", NAMES[1:3], NAMES[4:5]), ("b", NAMES[2:4], NAMES[4:5])):
         # sigmoid(8 (v - 0.45)): 0.40 at 0.4, 0.77 at 0.6, 0.98 at 0.95

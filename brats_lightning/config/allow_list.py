@@ -26,7 +26,7 @@ SETTINGS = (
 )
 # Functions that list the cases of a run, and the ones called in their place: no checkpoint may fill folders.
 SOURCES = {
-    "brats_lightning.data.cases.find_cases": "brats_lightning.data.cases.find_cases",
+    "brats_lightning.data.layouts.brats.find_cases": "brats_lightning.data.layouts.brats.find_cases",
     "brats_lightning.synthetic.phantom.phantom_cases": "brats_lightning.synthetic.phantom.made_phantoms",
     "brats_lightning.synthetic.implant.implanted_cases": "brats_lightning.synthetic.implant.made_implanted",
 }

@@ -1,4 +1,4 @@
-"""What a case is on disk: discovery, patients, and what is wrong with it."""
+"""What a case is on disk: files, patients, and what is wrong with it."""
 
 import os
 import re
@@ -9,31 +9,11 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from brats_lightning.core.labels import IGNORE, MODALITIES, LabelScheme, apply_label_map
-from brats_lightning.data.folders import Found, likely_files, masks_in, nifti_files
+from brats_lightning.core.labels import IGNORE, LabelScheme, apply_label_map
 from brats_lightning.data.nifti import UnreadableFile, Volume, read_volume
 from brats_lightning.runtime.console import as_text, table_of
 
 _TIMEPOINT = re.compile(r"(?P<patient>.+-\d+)-(?P<timepoint>\d{3})")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One examination of one patient: its files, none of which has been opened."""
-
-    id: str  # the files' common name, ``BraTS-MET-00110-000``
-    patient: str  # the id without the timepoint; the whole of an older name. Cases of one patient belong in one split
-    timepoint: str | None  # ``"000"``, or None in an older name
-    images: dict[str, Path]  # modality → file, of the modalities that exist
-    mask: Path | None = None  # the reference segmentation, if there is one
-    clashes: tuple[Path, ...] = ()  # further files that claim to be one of those above
-    masks_from: Path | None = None  # the searched folder that has ``mask``, if that doesn't lie with the images
-    others: tuple[Path, ...] = ()  # NIfTI files that may be the case's by folder or name, but follow no known naming
-
-    @property
-    def files(self) -> dict[str, Path]:
-        """Every file by modality, the mask under ``"seg"``."""
-        return self.images | ({"seg": self.mask} if self.mask else {})
 
 
 @dataclass(frozen=True)
@@ -45,6 +25,25 @@ class Problem:
     found: str
     expected: str
     remedy: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """One examination of one patient: its files, none of which has been opened."""
+
+    id: str  # the files' common name, ``BraTS-MET-00110-000``
+    patient: str  # the id without the timepoint; the whole of an older name. Cases of one patient belong in one split
+    timepoint: str | None  # ``"000"``, or None in an older name
+    images: dict[str, Path]  # modality → file, of the modalities that exist
+    mask: Path | None = None  # the reference segmentation, if there is one
+    masks_from: Path | None = None  # the searched folder that has ``mask``, if that doesn't lie with the images
+    others: tuple[Path, ...] = ()  # NIfTI files that may be the case's by folder or name, but follow no known naming
+    faults: tuple[Problem, ...] = ()  # what its layout found wrong, such as two files for one modality
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Every file by modality, the mask under ``"seg"``."""
+        return self.images | ({"seg": self.mask} if self.mask else {})
 
 
 class CaseError(ValueError):
@@ -64,51 +63,16 @@ def problem_table(problems: Iterable[Problem]) -> Table:
     return table_of(("case", "file", "found", "expected", "what to do"), (asdict(each).values() for each in problems))
 
 
-def find_cases(
-    root: Path | str, masks: Path | str | Sequence[Path | str] | None = None, setting: str = "data.root"
-) -> list[Case]:
-    """All cases below a folder, however nested, sorted by id. Symbolic links are followed; no file is opened.
+def patient_and_timepoint(case: str) -> tuple[str, str | None]:
+    """The two parts of an id such as ``BraTS-MET-00110-000``; any other is a patient's, of no known timepoint."""
+    match = _TIMEPOINT.fullmatch(case)
+    return (match["patient"], match["timepoint"]) if match else (case, None)
 
-    Images of a case lie in one folder; those of another folder become its ``clashes``, which `check_files` reports. A
-    mask lies with them, or, if there is none, anywhere below ``root`` under the name ``<case>-seg.nii.gz``,
-    ``<case>_seg.nii.gz`` or ``<case>_final_seg.nii.gz``.
 
-    Args:
-        root: to be searched.
-        masks: one or several folders whose masks, named so or ``<case>.nii.gz``, replace those below ``root``; the last
-            that has a case's mask wins.
-        setting: that names ``root``, for messages.
-
-    Raises:
-        FileNotFoundError: a folder doesn't exist.
-        ValueError: there is no case in ``root``, or no mask of one in a folder of ``masks``.
-    """
-    root = Path(root).expanduser()
-    layout = "expected nested folders with <case>-t1n.nii.gz, -t1c, -t2w, -t2f, -seg (or the older <case>_t1, _t1ce, …)"
-    if not os.path.isdir(root):  # noqa: PTH112  # Path's raises where a folder above may not be read
-        raise FileNotFoundError(f"{setting}={root} is not a folder; {layout}")
-    folders = [Path(folder).expanduser() for folder in ([masks] if isinstance(masks, str | Path) else masks or ())]
-    images: dict[str, list[Found]] = {}
-    own: list[Found] = []
-    unknown: list[Found] = []
-    for file in nifti_files(root):
-        if image := file.image:
-            images.setdefault(image[0], []).append(file)
-        elif not file.mask_of:
-            unknown.append(file)
-        elif not any(file.path.absolute().is_relative_to(folder.absolute()) for folder in folders):
-            own.append(file)
-    found: dict[str, list[Found]] = {}
-    for file in own:
-        found.setdefault(next((case for case in file.mask_of if case in images), file.mask_of[-1]), []).append(file)
-    names = sorted(images.keys() | found)
-    if not names:
-        there = f" (its NIfTI files have other names: {_listed([file.path for file in unknown])})" if unknown else ""
-        raise ValueError(f"no case in {setting}={root}{there}; {layout}")
-    for folder in folders:
-        found |= masks_in(folder, names)
-    likely = likely_files(images, unknown)
-    return [_case(name, images.get(name, []), found.get(name, []), tuple(likely.get(name, ()))) for name in names]
+def surplus(case: str, path: Path, first: Path) -> Problem:
+    """The fault of a file that claims to be what another one is."""
+    found = f"a second file of this case: {path} (the first are in {first.parent})"
+    return Problem(case, "-", found, "one folder for each case", "rename or remove one of them")
 
 
 def masks_apart(cases: Iterable[Case]) -> str:
@@ -124,7 +88,7 @@ def masks_apart(cases: Iterable[Case]) -> str:
 def without_mask(cases: Iterable[Case]) -> str:
     """Which cases have no mask, and which files may be theirs, in words; "" if all have one."""
     bare = [case for case in cases if case.mask is None]
-    shown = [case.id + (f" ({_listed(case.others)} may be it)" if case.others else "") for case in bare[:10]]
+    shown = [case.id + (f" ({examples(case.others)} may be it)" if case.others else "") for case in bare[:10]]
     return f"{len(bare)} without mask: {', '.join(shown)}{', …' * (len(bare) > 10)}" if bare else ""
 
 
@@ -136,7 +100,7 @@ def used_modalities(case: Case, modalities: Sequence[str], optional: Sequence[st
 def check_files(case: Case, modalities: Sequence[str], need_mask: bool) -> list[Problem]:
     """Faults that the names alone show: files missing, ambiguous, or with names that no output can carry."""
     problems = []
-    may_be, rename = (f"; {_listed(case.others)} may be it", "rename that file, ") if case.others else ("", "")
+    may_be, rename = (f"; {examples(case.others)} may be it", "rename that file, ") if case.others else ("", "")
     for modality in modalities:
         if modality not in case.images:
             found = f"missing (there: {', '.join(case.images) or 'none'}){may_be}"
@@ -145,10 +109,7 @@ def check_files(case: Case, modalities: Sequence[str], need_mask: bool) -> list[
     if need_mask and case.mask is None:
         remedy = f"{rename}name its folder in data.masks, add the file or leave the case out"
         problems.append(Problem(case.id, "seg", f"missing{may_be}", "a reference mask", remedy))
-    for path in case.clashes:
-        first = next(iter(case.files.values())).parent
-        found = f"a second file of this case: {path} (the first are in {first})"
-        problems.append(Problem(case.id, "-", found, "one folder for each case", "rename or remove one of them"))
+    problems += required(case.faults, modalities, need_mask)
     if set("=,") & set(case.id):
         problems.append(Problem(case.id, "-", "'=' or ',' in the name", "neither", "rename, or link by another name"))
     return problems
@@ -214,33 +175,8 @@ def required(problems: Iterable[Problem], modalities: Iterable[str], need_mask: 
     return [problem for problem in problems if problem.file in used]
 
 
-def _case(name: str, images: Sequence[Found], masks: Sequence[Found], others: tuple[Path, ...]) -> Case:
-    files: dict[str, Path] = {}
-    clashes = []
-    older = False
-    place = (images or masks)[0].folder
-    for file in images:
-        _, modality, old = file.image or ("", "", False)
-        older |= old
-        if modality in files or file.folder != place:
-            clashes.append(file.path)
-        else:
-            files[modality] = file.path
-    masks = sorted(masks, key=lambda mask: mask.folder != place)  # those that lie with the images first
-    timed = None if older else _TIMEPOINT.fullmatch(name)
-    return Case(
-        id=name,
-        patient=timed["patient"] if timed else name,
-        timepoint=timed["timepoint"] if timed else None,
-        images={modality: files[modality] for modality in MODALITIES if modality in files},
-        mask=masks[0].path if masks else None,
-        clashes=tuple(sorted([*clashes, *(mask.path for mask in masks[1:])])),
-        masks_from=masks[0].root if masks and masks[0].folder != place else None,
-        others=others,
-    )
-
-
-def _listed(paths: Sequence[Path]) -> str:
+def examples(paths: Sequence[Path]) -> str:
+    """The first three of some files, for a message."""
     return ", ".join(map(str, paths[:3])) + ", …" * (len(paths) > 3)
 
 
@@ -297,19 +233,3 @@ def read_mask(path: Path, scheme: LabelScheme, label_map: Mapping[int, int] | No
         remedy = "map it, e.g. 'data.label_map={4:3}', add the class to data.labels, or correct the mask"
         raise UnreadableFile(found, expected, remedy)
     return volume.trimmed(mask)  # smaller than the file's, where its labels were scaled or mapped to 0
-
-
-def find_inputs(folders: str | Path | Sequence[str]) -> list[Case]:
-    """The cases below one or several folders, sorted by id.
-
-    Raises:
-        FileNotFoundError: a folder doesn't exist.
-        ValueError: a folder holds no case, or two folders hold cases of one name.
-    """
-    cases: dict[str, Case] = {}
-    for folder in [folders] if isinstance(folders, str | Path) else folders:
-        for case in find_cases(folder, setting="input"):
-            if case.id in cases:
-                raise ValueError(f"input: the case {case.id} is in two of the folders; leave one of them out")
-            cases[case.id] = case
-    return [cases[name] for name in sorted(cases)]

@@ -1,20 +1,14 @@
-"""NIfTI files below a folder, whatever else lies there, and the case each belongs to by its name."""
+"""NIfTI files below a folder, whatever else lies there."""
 
 import logging
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from brats_lightning.core.labels import OLDER_NAMES
-
 log = logging.getLogger(__name__)
-
-# <case>-t1n.nii.gz since BraTS 2023, <case>_t1.nii.gz before.
-_IMAGE = re.compile(r"(?P<case>.+?)(?:-(?P<new>t1n|t1c|t2w|t2f)|_(?P<old>t1|t1ce|t2|flair))\.nii(?:\.gz)?")
-_MASK = re.compile(r"(?P<case>.+?)(?P<final>[-_]final)?[-_]seg\.nii(?:\.gz)?")
 
 
 class Found(NamedTuple):
@@ -24,20 +18,6 @@ class Found(NamedTuple):
     path: Path
     folder: Path
     root: Path
-
-    @property
-    def image(self) -> tuple[str, str, bool] | None:
-        """(case, modality, whether that is an older name) if it is named as an image."""
-        match = _IMAGE.fullmatch(self.name)
-        return match and (match["case"], match["new"] or OLDER_NAMES[match["old"]], match["old"] is not None)
-
-    @property
-    def mask_of(self) -> list[str]:
-        """The cases it may be the mask of, the likeliest first: ``a_final_seg.nii`` is of ``a_final`` or of ``a``."""
-        match = _MASK.fullmatch(self.name)
-        if match is None:
-            return []
-        return [f"{match['case']}{match['final']}", match["case"]] if match["final"] else [match["case"]]
 
 
 def nifti_files(root: Path) -> Iterator[Found]:
@@ -75,29 +55,6 @@ def files_in(folder: Path, root: Path) -> tuple[list[Found], list[Path]]:
     return sorted(files), others
 
 
-def masks_in(folder: Path, cases: Collection[str]) -> dict[str, list[Found]]:
-    """The masks of these cases in a folder of masks: named as masks, or by the case alone.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it has no mask of these cases.
-    """
-    if not os.path.isdir(folder):  # noqa: PTH112
-        raise FileNotFoundError(f"data.masks: there is no folder {folder}")
-    found: dict[str, list[Found]] = {}
-    for file in nifti_files(folder):
-        names = file.mask_of or [file.name.removesuffix(".gz").removesuffix(".nii")]
-        if case := next((name for name in names if name in cases), None):
-            found.setdefault(case, []).append(file)
-    if not found:
-        example = next(iter(cases))
-        raise ValueError(
-            f"data.masks: {folder} has a mask of none of the {len(cases)} cases; expected names like "
-            f"{example}-seg.nii.gz, {example}_seg.nii.gz or {example}.nii.gz, at any depth"
-        )
-    return found
-
-
 def likely_files(images: Mapping[str, Iterable[Found]], unknown: Iterable[Found]) -> dict[str, list[Path]]:
     """Files of unknown names by the case whose id begins their name, or that is alone in their folder."""
     living: dict[Path, set[str]] = {}
@@ -116,6 +73,11 @@ def likely_files(images: Mapping[str, Iterable[Found]], unknown: Iterable[Found]
 def is_nifti(name: str) -> bool:
     """Whether a name ends like a NIfTI file's."""
     return name.endswith((".nii", ".nii.gz"))
+
+
+def stem(name: str) -> str:
+    """A NIfTI file's name without its ending."""
+    return name.removesuffix(".gz").removesuffix(".nii")
 
 
 def _listed(folder: Path) -> tuple[list[str], list[str]]:

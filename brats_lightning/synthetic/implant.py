@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from brats_lightning.core.labels import MODALITIES, as_label_map
-from brats_lightning.data.cases import Case, find_cases
+from brats_lightning.data.cases import Case
+from brats_lightning.data.layouts.brats import find_cases
 from brats_lightning.data.nifti import image_like, read_header, write_nifti
 from brats_lightning.synthetic.case_set import PhantomError, check, generator, make_once, own_folder
 from brats_lightning.synthetic.lesions import lesion_volumes, place_lesions

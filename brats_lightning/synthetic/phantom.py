@@ -13,7 +13,8 @@ from jaxtyping import Float32, Int16, UInt8
 from scipy import ndimage
 
 from brats_lightning.core.labels import MODALITIES
-from brats_lightning.data.cases import Case, find_cases
+from brats_lightning.data.cases import Case
+from brats_lightning.data.layouts.brats import find_cases
 from brats_lightning.data.nifti import write_nifti
 from brats_lightning.synthetic.anatomy import SIGNAL, Brain, Frame, make_brain, smooth_field
 from brats_lightning.synthetic.case_set import check, generator, make_once, own_folder

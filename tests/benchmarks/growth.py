@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from brats_lightning.data.cases import find_cases
+from brats_lightning.data.layouts.brats import find_cases
 from tests.benchmarks.measure import Options, Result, Row
 from tests.benchmarks.workload import case_data, probed_training, tiny_cases
 

@@ -21,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from brats_lightning.config.build import build_data
 from brats_lightning.config.resolvers import config_dir, register_resolvers, resolved
 from brats_lightning.core.labels import MODALITIES
-from brats_lightning.data.cases import Case, find_cases
+from brats_lightning.data.cases import Case
+from brats_lightning.data.layouts.brats import find_cases
 from brats_lightning.synthetic.phantom import PhantomSettings, make_phantoms, phantom_folder
 from tests.benchmarks.measure import Options
 

@@ -229,7 +229,7 @@ def run_of(path, source):
 
 def test_what_lists_cases_is_built_only_where_cases_are_wanted(tmp_path):
     write_case(tmp_path / "in")
-    node = {"_target_": "brats_lightning.data.cases.find_cases", "root": str(tmp_path / "in")}
+    node = {"_target_": "brats_lightning.data.layouts.brats.find_cases", "root": str(tmp_path / "in")}
     assert [case.id for case in trained_cases(run_of(tmp_path / "a.ckpt", node))] == ["BraTS-MET-00001-000"]
     for target in SOURCES:
         with pytest.raises(UntrustedTarget):

@@ -29,7 +29,7 @@ class SmoothedCrossEntropy:
         return F.cross_entropy(logits.float(), target.long(), label_smoothing=self.smoothing)
 """
 SOURCE = """
-from brats_lightning.data.cases import find_cases
+from brats_lightning.data.layouts.brats import find_cases
 
 def first_timepoints(root):
     return [case for case in find_cases(root) if case.timepoint == "000"]

@@ -4,15 +4,9 @@ from pathlib import Path
 import pytest
 
 from brats_lightning.data import folders as module
-from brats_lightning.data.cases import find_cases
 from brats_lightning.data.folders import nifti_files
-from tests.data.tiny_cases import write_case
-
-
-def touch(root, *names):
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
+from brats_lightning.data.layouts.brats import find_cases
+from tests.data.tiny_cases import touch, write_case
 
 
 def test_folders_named_like_files_are_the_file_in_them(tmp_path):
@@ -35,7 +29,7 @@ def test_folders_named_like_files_are_the_file_in_them(tmp_path):
         ("b.nii.gz", "two.nii/b.nii.gz", "two.nii"),
     ]
     (case,) = (case for case in find_cases(tmp_path) if case.images)
-    assert (case.id, list(case.images), case.clashes, case.masks_from) == ("X", ["t1n", "t2f"], (), None)
+    assert (case.id, list(case.images), case.faults, case.masks_from) == ("X", ["t1n", "t2f"], (), None)
     assert case.mask == tmp_path / "X/X_seg.nii/00000377_final_seg.nii"
 
 

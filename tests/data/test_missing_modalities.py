@@ -6,7 +6,8 @@ import torch
 from omegaconf import OmegaConf
 
 from brats_lightning.config.build import build_data
-from brats_lightning.data.cases import CaseError, find_cases, used_modalities
+from brats_lightning.data.cases import CaseError, used_modalities
+from brats_lightning.data.layouts.brats import find_cases
 from brats_lightning.preprocess import preprocess
 from tests.data.tiny_cases import brain, lesions, save, write_case
 

@@ -44,3 +44,10 @@ def write_case(root: Path, case: str = "BraTS-MET-00001-000", affine: np.ndarray
         if array is not None:
             save(root / case / f"{case}-{name}.nii.gz", array, affine)
     return root / case
+
+
+def touch(root: Path, *names: str) -> None:
+    """Make empty files below a folder."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()

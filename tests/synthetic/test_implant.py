@@ -14,7 +14,8 @@ from scipy import ndimage
 from brats_lightning.core.components import label_components
 from brats_lightning.core.geometry import Grid, GridTransform
 from brats_lightning.core.labels import MODALITIES, OLDER_NAMES
-from brats_lightning.data.cases import CaseError, find_cases
+from brats_lightning.data.cases import CaseError
+from brats_lightning.data.layouts.brats import find_cases
 from brats_lightning.synthetic import implant as module
 from brats_lightning.synthetic.anatomy import Brain, Frame
 from brats_lightning.synthetic.case_set import PhantomError

@@ -3,7 +3,7 @@ import pytest
 
 from brats_lightning.core.labels import BRATS_METS, LabelScheme
 from brats_lightning.data.cache.store import Cache
-from brats_lightning.data.cases import find_cases
+from brats_lightning.data.layouts.brats import find_cases
 from brats_lightning.training.baseline import best_threshold_dice
 from tests.data.tiny_cases import write_case
 

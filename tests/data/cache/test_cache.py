@@ -12,7 +12,7 @@ from brats_lightning.data.cache import entry
 from brats_lightning.data.cache import store as module
 from brats_lightning.data.cache.entry import find_positions
 from brats_lightning.data.cache.store import Cache
-from brats_lightning.data.cases import find_cases
+from brats_lightning.data.layouts.brats import find_cases
 from brats_lightning.data.preprocessing import Preprocessing
 from tests.data.tiny_cases import LPS, RAS, SHAPE, brain, lesions, save, write_case
 

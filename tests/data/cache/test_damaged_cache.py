@@ -11,7 +11,7 @@ from brats_lightning.core.labels import MODALITIES
 from brats_lightning.data.cache import entry
 from brats_lightning.data.cache.entry import DamagedEntry
 from brats_lightning.data.cache.store import Cache
-from brats_lightning.data.cases import find_cases
+from brats_lightning.data.layouts.brats import find_cases
 from brats_lightning.data.preprocessing import Preprocessing
 from tests.data.tiny_cases import LPS, brain, save, write_case
 

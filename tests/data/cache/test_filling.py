@@ -16,7 +16,7 @@ from brats_lightning.core.labels import MODALITIES
 from brats_lightning.data.cache import entry
 from brats_lightning.data.cache import store as module
 from brats_lightning.data.cache.store import Cache
-from brats_lightning.data.cases import find_cases
+from brats_lightning.data.layouts.brats import find_cases
 from brats_lightning.runtime import locks
 from brats_lightning.runtime.files import UnwritableFile, unwritable
 from brats_lightning.runtime.workers import DeadWorker
@@ -41,7 +41,7 @@ FILL = """
 import sys
 from pathlib import Path
 from brats_lightning.data.cache.store import Cache
-from brats_lightning.data.cases import find_cases
+from brats_lightning.data.layouts.brats import find_cases
 assert "torch" not in sys.modules
 filled = Cache(Path(sys.argv[2])).fill(find_cases(sys.argv[1]))
 assert not filled.problems, filled.problems

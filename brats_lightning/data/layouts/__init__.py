@@ -1,0 +1,1 @@
+"""How data sets lie on disk: each layout lists the cases of a folder."""

@@ -1,0 +1,112 @@
+"""BraTS: a folder for each case, its files named by case and modality."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from brats_lightning.core.labels import MODALITIES, OLDER_NAMES
+from brats_lightning.data.cases import Case, examples, patient_and_timepoint, surplus
+from brats_lightning.data.folders import Found, likely_files, nifti_files
+from brats_lightning.data.layouts.masks import mask_of, masks_in
+
+# <case>-t1n.nii.gz since BraTS 2023, <case>_t1.nii.gz before.
+_IMAGE = re.compile(r"(?P<case>.+?)(?:-(?P<new>t1n|t1c|t2w|t2f)|_(?P<old>t1|t1ce|t2|flair))\.nii(?:\.gz)?")
+
+
+def image_of(name: str) -> tuple[str, str, bool] | None:
+    """(case, modality, whether that is an older name) if a file is named as an image."""
+    match = _IMAGE.fullmatch(name)
+    return match and (match["case"], match["new"] or OLDER_NAMES[match["old"]], match["old"] is not None)
+
+
+def find_cases(
+    root: Path | str, masks: Path | str | Sequence[Path | str] | None = None, setting: str = "data.root"
+) -> list[Case]:
+    """All cases below a folder, however nested, sorted by id. Symbolic links are followed; no file is opened.
+
+    Images of a case lie in one folder; those of another folder are its faults, which `check_files` reports. A mask lies
+    with them, or, if there is none, anywhere below ``root`` under the name ``<case>-seg.nii.gz``,
+    ``<case>_seg.nii.gz`` or ``<case>_final_seg.nii.gz``.
+
+    Args:
+        root: to be searched.
+        masks: one or several folders whose masks, named so or ``<case>.nii.gz``, replace those below ``root``; the last
+            that has a case's mask wins.
+        setting: that names ``root``, for messages.
+
+    Raises:
+        FileNotFoundError: a folder doesn't exist.
+        ValueError: there is no case in ``root``, or no mask of one in a folder of ``masks``.
+    """
+    root = Path(root).expanduser()
+    layout = "expected nested folders with <case>-t1n.nii.gz, -t1c, -t2w, -t2f, -seg (or the older <case>_t1, _t1ce, …)"
+    if not os.path.isdir(root):  # noqa: PTH112  # Path's raises where a folder above may not be read
+        raise FileNotFoundError(f"{setting}={root} is not a folder; {layout}")
+    folders = [Path(folder).expanduser() for folder in ([masks] if isinstance(masks, str | Path) else masks or ())]
+    images: dict[str, list[Found]] = {}
+    own: list[Found] = []
+    unknown: list[Found] = []
+    for file in nifti_files(root):
+        if image := image_of(file.name):
+            images.setdefault(image[0], []).append(file)
+        elif not mask_of(file.name):
+            unknown.append(file)
+        elif not any(file.path.absolute().is_relative_to(folder.absolute()) for folder in folders):
+            own.append(file)
+    found: dict[str, list[Found]] = {}
+    for file in own:
+        names = mask_of(file.name)
+        found.setdefault(next((case for case in names if case in images), names[-1]), []).append(file)
+    names = sorted(images.keys() | found)
+    if not names:
+        there = f" (its NIfTI files have other names: {examples([file.path for file in unknown])})" if unknown else ""
+        raise ValueError(f"no case in {setting}={root}{there}; {layout}")
+    for folder in folders:
+        found |= masks_in(folder, names)
+    likely = likely_files(images, unknown)
+    return [_case(name, images.get(name, []), found.get(name, []), tuple(likely.get(name, ()))) for name in names]
+
+
+def find_inputs(folders: str | Path | Sequence[str]) -> list[Case]:
+    """The cases below one or several folders, sorted by id.
+
+    Raises:
+        FileNotFoundError: a folder doesn't exist.
+        ValueError: a folder holds no case, or two folders hold cases of one name.
+    """
+    cases: dict[str, Case] = {}
+    for folder in [folders] if isinstance(folders, str | Path) else folders:
+        for case in find_cases(folder, setting="input"):
+            if case.id in cases:
+                raise ValueError(f"input: the case {case.id} is in two of the folders; leave one of them out")
+            cases[case.id] = case
+    return [cases[name] for name in sorted(cases)]
+
+
+def _case(name: str, images: Sequence[Found], masks: Sequence[Found], others: tuple[Path, ...]) -> Case:
+    files: dict[str, Path] = {}
+    second = []
+    older = False
+    place = (images or masks)[0].folder
+    for file in images:
+        _, modality, old = image_of(file.name) or ("", "", False)
+        older |= old
+        if modality in files or file.folder != place:
+            second.append(file.path)
+        else:
+            files[modality] = file.path
+    masks = sorted(masks, key=lambda mask: mask.folder != place)  # those that lie with the images first
+    second += [mask.path for mask in masks[1:]]
+    first = next(iter([*files.values(), *(mask.path for mask in masks)]))
+    patient, timepoint = (name, None) if older else patient_and_timepoint(name)
+    return Case(
+        id=name,
+        patient=patient,
+        timepoint=timepoint,
+        images={modality: files[modality] for modality in MODALITIES if modality in files},
+        mask=masks[0].path if masks else None,
+        masks_from=masks[0].root if masks and masks[0].folder != place else None,
+        others=others,
+        faults=tuple(surplus(name, path, first) for path in sorted(second)),
+    )
