@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from brats_lightning.config.build import data_set, data_set_cases
 from brats_lightning.config.entry_point import entry_point
 
 log = logging.getLogger(__name__)
@@ -52,9 +53,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     names = method_names(folders, None if cfg.names is None else _listed(cfg.names))
     references = Path(cfg.references).expanduser()
     chosen = None if cfg.split is None else cases_of_part(Path(cfg.split).expanduser(), cfg.part)
+    cases = data_set_cases(cfg, "references") if data_set(cfg) else None
     with case_workers(cfg.processes) as pool:
         prepared = [
-            prepare_evaluation(*method, references, scoring, cfg.missing, chosen, pool)
+            prepare_evaluation(*method, references, scoring, cfg.missing, chosen, cases, pool)
             for method in zip(names, folders, strict=True)
         ]
         problems = [problem for evaluation in prepared for problem in evaluation.left_out]

@@ -1,7 +1,9 @@
 """Predict masks: ``python -m brats_lightning.predict ckpt=A input=DIR output=DIR``; ``'ckpt=[A,B]'`` is an ensemble."""
 
 import logging
+import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from brats_lightning.config.build import build_part
+from brats_lightning.config.build import build_part, input_cases
 from brats_lightning.config.entry_point import entry_point
 from brats_lightning.runtime.files import make_folder, write_json
 
@@ -41,7 +43,7 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
     from brats_lightning.config.checkpoint import affine_tolerance, load_ensemble
     from brats_lightning.config.postprocessing import trained_postprocessing
     from brats_lightning.data.cases import CaseError, check_files, used_modalities
-    from brats_lightning.data.layouts.brats import find_inputs
+    from brats_lightning.data.nifti import read_header
     from brats_lightning.inference.prediction import infer, region_sizes, write_mask, write_probabilities
     from brats_lightning.inference.provenance import check_existing, origin
     from brats_lightning.runtime.console import progress_bar
@@ -49,14 +51,13 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
     if cfg.on_bad_case not in ("error", "skip"):
         raise ValueError(f"on_bad_case must be error or skip, got {cfg.on_bad_case!r}")
     rules = build_part("postprocessing", cfg.get("postprocessing"))
-    cases = _chosen(find_inputs(cfg.input), cfg)
+    cases = _chosen(input_cases(cfg), cfg)
+    wanted = _wanted(cases, cfg)
     ensemble = load_ensemble(cfg)
     postprocess = (rules or trained_postprocessing(ensemble.models, tuple(cfg.trust))).decoding(ensemble.decode)
     log.info("post-processing%s: %s", "" if rules else " as in training", postprocess)
     tolerance = affine_tolerance(cfg, ensemble)
-    output = make_folder(Path(cfg.output))
-    ends = (".nii.gz", "_probabilities.nii.gz") if cfg.probabilities else (".nii.gz",)
-    wanted = {case.id: [output / f"{case.id}{end}" for end in ends] for case in cases}
+    make_folder(cfg.output)
     made_by = origin(ensemble, postprocess)
     if not cfg.overwrite:
         check_existing([file for files in wanted.values() for file in files], made_by)
@@ -78,11 +79,12 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
                     problems += found
                 else:
                     labels = postprocess(found.values, found.transform.spacing, ensemble.scheme)
-                    header_of = case.images[modalities[0]]
+                    header = read_header(case.images[modalities[0]], case.volumes.get(modalities[0]))
                     mask_file, *probability_files = wanted[case.id]
+                    make_folder(mask_file.parent)
                     for probability_file in probability_files:
-                        write_probabilities(probability_file, found, header_of, made_by)
-                    write_mask(mask_file, found.transform.restore(labels), header_of, made_by)
+                        write_probabilities(probability_file, found, header, made_by)
+                    write_mask(mask_file, found.transform.restore(labels), header, made_by)
                     regions = region_sizes(labels, found.transform.spacing, ensemble.scheme)
                     seconds = round(time.monotonic() - started, 1)
                     summary["cases"][case.id] = {"regions": regions, "seconds": seconds}
@@ -95,6 +97,35 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
     if problems and cfg.on_bad_case == "error":
         raise CaseError(problems)
     return summary
+
+
+def _wanted(cases: Sequence["Case"], cfg: DictConfig) -> dict[str, list[Path]]:
+    """Case → the files to write: its mask and, if asked for, its probabilities.
+
+    Raises:
+        ValueError: two cases have one name, or the files would replace the input's or be taken for some of it.
+    """
+    if cfg.names not in ("id", "layout"):
+        raise ValueError(f"names must be id or layout, got {cfg.names!r}")
+    output = Path(cfg.output)
+    ends = (".nii.gz", "_probabilities.nii.gz") if cfg.probabilities else (".nii.gz",)
+    names = {case.id: case.mask_name.removesuffix(".nii.gz") if cfg.names == "layout" else case.id for case in cases}
+    names = {case: name or case for case, name in names.items()}
+    count = Counter(names.values())
+    if twice := [case for case, name in names.items() if count[name] > 1]:
+        raise ValueError(f"names=layout: {' and '.join(twice[:2])} would both be {names[twice[0]]}; set names=id")
+    wanted = {case: [output / f"{name}{end}" for end in ends] for case, name in names.items()}
+    files = {os.path.realpath(file) for case in cases for file in case.files.values()}
+    if taken := [file for own in wanted.values() for file in own if os.path.realpath(file) in files]:
+        raise ValueError(f"output: {taken[0]} is a file of the input, which is never changed; choose another output")
+    for root in [cfg.input] if isinstance(cfg.input, str) else cfg.input:
+        folder = Path(root).parent if Path(root).is_file() else Path(root)
+        if cfg.names == "layout" and Path(os.path.realpath(output)).is_relative_to(os.path.realpath(folder)):
+            raise ValueError(
+                f"output={output} lies in {folder}, where masks named as there would be taken for references; choose a "
+                "folder outside, or names=id"
+            )
+    return wanted
 
 
 def _chosen(cases: Sequence["Case"], cfg: DictConfig) -> Sequence["Case"]:

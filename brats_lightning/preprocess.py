@@ -28,12 +28,12 @@ def preprocess(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         CaseError: there are faulty cases, and ``data.on_bad_case`` is ``error``. The report is still written.
     """
-    from brats_lightning.config.build import build_data
+    from brats_lightning.config.build import build_data, describe_data
     from brats_lightning.data.cases import CaseError, masks_apart, without_mask
     from brats_lightning.runtime.console import show, table_of
 
     data = build_data(cfg)
-    log.info("data: %s", cfg.data.description)
+    log.info("data: %s", describe_data(cfg))
     found = data.source()
     for line in filter(None, (masks_apart(found), without_mask(found))):
         log.info(line)
@@ -79,7 +79,14 @@ def _cells(row: dict[str, Any]) -> list[str]:
     lesions = str(row["lesions"]) if row.get("mask") else "–"
     grid = (" × ".join(f"{value:.4g}" for value in row.get(name, ())) for name in ("shape", "spacing"))
     faults = (f"{problem['file']}: {problem['found']}" for problem in row["problems"])
-    return [row["case"], status, " ".join(row.get("modalities", ())), lesions, *grid, "; ".join([*faults, *row.get("remarks", ())])]
+    return [
+        row["case"],
+        status,
+        " ".join(row.get("modalities", ())),
+        lesions,
+        *grid,
+        "; ".join([*faults, *row.get("remarks", ())]),
+    ]
 
 
 main = partial(entry_point, "preprocess", preprocess)

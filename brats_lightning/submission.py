@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from brats_lightning.config.build import input_cases
 from brats_lightning.config.entry_point import entry_point
 
 if TYPE_CHECKING:
@@ -35,16 +36,15 @@ def submission(cfg: DictConfig) -> dict[str, Any]:
     from brats_lightning.runtime.console import show
 
     folder = Path(cfg.predictions)
-    if problems := check_submission(folder, cfg.labels, cfg.input):
+    cases = None if cfg.input is None else input_cases(cfg)
+    if problems := check_submission(folder, cfg.labels, cases):
         raise CaseError(problems)
     masks = sum(1 for _ in folder.iterdir())
     show(f"{masks} masks, no problem found" + (" (not compared with any input)" if cfg.input is None else ""))
     return {"masks": masks}
 
 
-def check_submission(
-    folder: Path, labels: Sequence[int], inputs: "str | Path | Sequence[str] | None" = None
-) -> "list[Problem]":
+def check_submission(folder: Path, labels: Sequence[int], inputs: "Sequence[Case] | None" = None) -> "list[Problem]":
     """All faults of all masks for which the challenge would refuse them.
 
     A submission is a flat folder with one ``….nii.gz`` per case and nothing else. Each name ends with the five digits
@@ -54,20 +54,18 @@ def check_submission(
     Args:
         folder: of the masks.
         labels: that are allowed.
-        inputs: folders with the cases' images; without them geometry, missing and surplus cases are not checked.
+        inputs: the cases; without them geometry, missing and surplus cases are not checked.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: as `find_inputs`.
     """
     from brats_lightning.data.cases import Problem
-    from brats_lightning.data.layouts.brats import find_inputs
 
     if not os.path.isdir(folder):  # noqa: PTH112  # Path.is_dir raises if a parent folder cannot be read
         raise FileNotFoundError(f"there is no folder {folder} to check")
     problems: list[Problem] = []
     cases: dict[str, Case] = {}
-    for case in find_inputs(inputs) if inputs else ():
+    for case in inputs or ():
         match = _NAME.fullmatch(f"{case.id}.nii.gz")
         number = match[1] if match else case.id
         if (other := cases.setdefault(number, case)) is not case:
@@ -119,7 +117,7 @@ def _faults(path: Path, labels: Sequence[int], case: "Case | None") -> Iterator[
         return
     name, image = next(iter(case.files.items()))
     try:
-        wanted = read_header(image)
+        wanted = read_header(image, case.volumes.get(name))
     except UnreadableFile:
         yield f"its {name} cannot be read", "an intact image to compare with", "check the input"
         return

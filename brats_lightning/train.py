@@ -134,11 +134,13 @@ def _with_seed(cfg: DictConfig, saved: Mapping[str, Any] | None) -> DictConfig:
 
 
 def _begin(cfg: DictConfig, saved: Mapping[str, Any] | None) -> None:
+    from brats_lightning.config.build import describe_data
+
     if saved is not None:
         announce_resume(cfg, saved)
     write_text(Path(cfg.paths.run_dir) / "config.yaml", OmegaConf.to_yaml(cfg))
     log.info("run folder: %s · seed %d", cfg.paths.run_dir, cfg.seed)
-    log.info("data: %s", cfg.data.description)
+    log.info("data: %s", describe_data(cfg))
 
 
 def _prepared_data(cfg: DictConfig, saved: Mapping[str, Any] | None, first: bool) -> "CaseData":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from brats_lightning.config.build import build_part
+from brats_lightning.config.build import build_part, data_set, input_cases
 from brats_lightning.config.entry_point import entry_point
 from brats_lightning.runtime.files import write_text
 
@@ -49,7 +49,7 @@ def tune(cfg: DictConfig) -> dict[str, Any]:
     from brats_lightning.config.checkpoint import affine_tolerance, load_ensemble
     from brats_lightning.config.postprocessing import as_config, tuned_file
     from brats_lightning.core.labels import with_ignored
-    from brats_lightning.data.cases import CaseError, examine, required, used_modalities
+    from brats_lightning.data.cases import CaseError, check_files, examine, required, used_modalities
     from brats_lightning.inference.ensemble import Ensemble
     from brats_lightning.metrics.official import PROTOCOLS, mean_without_nan
     from brats_lightning.runtime.console import progress_bar
@@ -61,7 +61,7 @@ def tune(cfg: DictConfig) -> dict[str, Any]:
     tolerance = affine_tolerance(cfg, ensemble)
     validated = _validation_cases(models)
     cases = _find(cfg, models, sorted(set().union(*validated)))
-    data = models[0].config["data"]
+    data = cfg.data if data_set(cfg) else models[0].config["data"]
     label_map = with_ignored(data["label_map"], data.get("ignore_label"), scheme)
     rules = _candidates(cfg, ensemble)
     log.info("%d combinations on %d validation cases, %s", len(rules), len(cases), cfg.protocol)
@@ -72,7 +72,9 @@ def tune(cfg: DictConfig) -> dict[str, Any]:
         task = bar.add_task("tuning", total=len(cases))
         for number, case in enumerate(cases, 1):
             examination = examine(case, scheme, label_map, tolerance)
-            if faults := required(examination.problems, used_modalities(case, ensemble.modalities, ensemble.optional), True):
+            modalities = used_modalities(case, ensemble.modalities, ensemble.optional)
+            named = check_files(case, modalities, need_mask=True)
+            if faults := named + required(examination.problems, modalities, need_mask=True):
                 problems += faults
             else:
                 chosen = [model for model, part in zip(models, validated, strict=True) if case.id in part]
@@ -129,10 +131,9 @@ def _validation_cases(models: Sequence["TrainedModel"]) -> list[set[str]]:
 def _find(cfg: DictConfig, models: Sequence["TrainedModel"], wanted: Sequence[str]) -> list["Case"]:
     from brats_lightning.config.allow_list import CheckpointError
     from brats_lightning.config.checkpoint import trained_cases
-    from brats_lightning.data.layouts.brats import find_inputs
 
     if cfg.input is not None:
-        found = find_inputs(cfg.input)
+        found = input_cases(cfg)
     else:
         try:
             found = trained_cases(models[0], tuple(cfg.trust))

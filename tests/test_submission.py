@@ -7,6 +7,7 @@ import pytest
 
 from brats_lightning.core.labels import IGNORE
 from brats_lightning.data.cases import CaseError
+from brats_lightning.data.layouts.brats import find_inputs
 from brats_lightning.submission import check_submission, main, submission
 from tests.data.tiny_cases import LPS, RAS, SHAPE, save, write_case
 
@@ -36,7 +37,7 @@ def check(composed):
 
 
 def faults(folders, labels=(1, 2, 3)):
-    return [(p.case, p.file, p.found) for p in check_submission(folders[0], labels, folders[1])]
+    return [(p.case, p.file, p.found) for p in check_submission(folders[0], labels, find_inputs(folders[1]))]
 
 
 def test_a_faultless_submission(folders, check, capsys):

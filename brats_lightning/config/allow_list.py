@@ -25,8 +25,15 @@ SETTINGS = (
     "brats_lightning.inference.postprocessing.Postprocessing",
 )
 # Functions that list the cases of a run, and the ones called in their place: no checkpoint may fill folders.
+_LAYOUTS = (
+    "brats_lightning.data.layouts.brats.find_cases",
+    "brats_lightning.data.layouts.nnunet.nnunet_cases",
+    "brats_lightning.data.layouts.datalist.datalist_cases",
+    "brats_lightning.data.layouts.bids.bids_cases",
+    "brats_lightning.data.layouts.files.pattern_cases",
+)
 SOURCES = {
-    "brats_lightning.data.layouts.brats.find_cases": "brats_lightning.data.layouts.brats.find_cases",
+    **{name: name for name in _LAYOUTS},
     "brats_lightning.synthetic.phantom.phantom_cases": "brats_lightning.synthetic.phantom.made_phantoms",
     "brats_lightning.synthetic.implant.implanted_cases": "brats_lightning.synthetic.implant.made_implanted",
 }

@@ -4,6 +4,7 @@ Nothing heavy is imported before a config is complete, so that ``--help`` and a 
 """
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,10 +18,13 @@ from omegaconf import DictConfig, OmegaConf
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
+    from brats_lightning.data.cases import Case
     from brats_lightning.data.datamodule import CaseData
     from brats_lightning.data.splits import Split
     from brats_lightning.training.module import Segmentation
 
+
+log = logging.getLogger(__name__)
 
 # Errors by which a class refuses its settings; any other is raised as it is.
 _REFUSALS = (ValueError, TypeError, ArithmeticError, RuntimeError, ImportError, InstantiationException)
@@ -91,6 +95,39 @@ def build_data(cfg: DictConfig, split: "Split | None" = None) -> "CaseData":
         cache_workers=data.cache_workers,
         seed=cfg.get("seed") or 0,
     )
+
+
+def describe_data(cfg: DictConfig) -> str:
+    """What the data of a config are, and which classes its label map makes of labels, in words."""
+    from brats_lightning.core.labels import LabelScheme
+
+    names = dict(enumerate(LabelScheme(tuple(cfg.data.labels)).class_names))
+    mapped = ", ".join(f"{old} as {names.get(new, new)}" for old, new in (cfg.data.label_map or {}).items())
+    return cfg.data.description + (f"; labels read: {mapped}" if mapped else "")
+
+
+def data_set(cfg: DictConfig) -> bool:
+    """Whether a command that may do without a data set, ``data=…``, was given one."""
+    return cfg.get("data") is not None and cfg.data.get("source") is not None
+
+
+def data_set_cases(cfg: DictConfig, key: str) -> "list[Case]":
+    """The cases of a command's data set, whose root is also the value of ``key``.
+
+    Raises:
+        ValueError: there is no case, or ``key`` names something else.
+    """
+    if cfg[key] != cfg.data.root:
+        raise ValueError(f"{key}={cfg[key]} and data.root={cfg.data.root} both name the cases; leave {key} out")
+    log.info("data: %s", describe_data(cfg))
+    return list(build_part("data.source", cfg.data.source, _partial_=True)())
+
+
+def input_cases(cfg: DictConfig) -> "list[Case]":
+    """The cases of a command's data set, or else those with BraTS's names below its folder, or folders, ``input``."""
+    from brats_lightning.data.layouts.brats import find_inputs
+
+    return data_set_cases(cfg, "input") if data_set(cfg) else find_inputs(cfg.input)
 
 
 def _source_identity(data: DictConfig) -> str:

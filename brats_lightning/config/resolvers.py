@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from brats_lightning.config.command_line import expanded
 from brats_lightning.runtime.files import make_folder
@@ -34,6 +36,8 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("patch_size", _patch_size, replace=True)
     OmegaConf.register_new_resolver("volume_scaled", _volume_scaled, replace=True)
     OmegaConf.register_new_resolver("direction", {"max": "maximize", "min": "minimize"}.__getitem__, replace=True)
+    OmegaConf.register_new_resolver("nnunet_label_map", _nnunet_label_map, replace=True)
+    OmegaConf.register_new_resolver("datalist_label_map", _datalist_label_map, replace=True)
 
 
 @cache
@@ -73,15 +77,38 @@ def _patch_size(sampling: DictConfig) -> list[int]:
     return [deepest, *sampling.in_plane]
 
 
+def _nnunet_label_map(root: str, labels: Sequence[str]) -> dict[int, int] | None:
+    from brats_lightning.data.layouts.nnunet import nnunet_label_map
+
+    return nnunet_label_map(root, labels)
+
+
+def _datalist_label_map(root: str, labels: Sequence[str]) -> dict[int, int] | None:
+    from brats_lightning.data.layouts.datalist import datalist_label_map
+
+    return datalist_label_map(root, labels)
+
+
 def resolved(cfg: DictConfig) -> DictConfig:
     """A copy with all references and a leading ``~/`` resolved, which another process in another folder reads the same.
 
     Raises:
         ValueError: a mandatory value was not given, or there is no home folder.
+        CaseError, FileNotFoundError: a value follows from a file of the data set, which is faulty or not there.
     """
     if absent := missing(cfg):
         raise ValueError("these values must be given on the command line: " + " ".join(f"{key}=…" for key in absent))
-    return OmegaConf.create(_with_home(OmegaConf.to_container(cfg, resolve=True)))
+    try:
+        return OmegaConf.create(_with_home(OmegaConf.to_container(cfg, resolve=True)))
+    except OmegaConfBaseException as error:
+        from brats_lightning.data.cases import CaseError
+
+        cause: BaseException | None = error
+        while isinstance(cause, OmegaConfBaseException):  # which wraps what a resolver raises, and hides its words
+            cause = cause.__context__
+        if isinstance(cause, CaseError | FileNotFoundError):
+            raise cause from None
+        raise
 
 
 def _with_home(node: Any) -> Any:
@@ -92,9 +119,15 @@ def _with_home(node: Any) -> Any:
     return expanded(node) if isinstance(node, str) else node
 
 
+# A value that must be given unless another one stands for it, as the root of a data set for a folder of inputs.
+_OR_MISSING = re.compile(r"\$\{oc\.select:([\w.]+),\?\?\?\}")
+
+
 def missing(cfg: DictConfig) -> list[str]:
     """Keys of the mandatory values that were not given, without those that refer to them."""
-    return [key for key, value in leaves(OmegaConf.to_container(cfg)) if value == "???"]
+    values = dict(leaves(OmegaConf.to_container(cfg)))
+    stands_in = {key: match[1] for key, value in values.items() if (match := _OR_MISSING.fullmatch(str(value)))}
+    return [key for key, value in values.items() if value == "???" or stands_in.get(key, key) not in values]
 
 
 def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -18,7 +18,10 @@ _TIMEPOINT = re.compile(r"(?P<patient>.+-\d+)-(?P<timepoint>\d{3})")
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with a case; ``file`` is a modality, ``seg``, or ``-`` for the case as a whole."""
+    """One thing that is wrong with a case; ``file`` is a modality, ``seg``, or ``-`` for the case as a whole.
+
+    In the fault of a whole data set ``case`` is ``-``, and ``file`` a path.
+    """
 
     case: str
     file: str
@@ -38,6 +41,9 @@ class Case:
     mask: Path | None = None  # the reference segmentation, if there is one
     masks_from: Path | None = None  # the searched folder that has ``mask``, if that doesn't lie with the images
     others: tuple[Path, ...] = ()  # NIfTI files that may be the case's by folder or name, but follow no known naming
+    volumes: dict[str, int] = field(default_factory=dict)  # modality → index along the 4th axis of a file of several
+    part: str | None = None  # train, val or test, where the layout says so
+    mask_name: str = ""  # of a mask of it in its layout, relative to a folder of masks
     faults: tuple[Problem, ...] = ()  # what its layout found wrong, such as two files for one modality
 
     @property
@@ -51,8 +57,9 @@ class CaseError(ValueError):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        cases = len({problem.case for problem in problems})
-        super().__init__(f"{cases} case{'s' * (cases != 1)} cannot be used\n{as_text(problem_table(problems))}")
+        cases = len({problem.case for problem in problems} - {"-"})
+        what = f"{cases} case{'s' * (cases != 1)}" if cases else "the data"
+        super().__init__(f"{what} cannot be used\n{as_text(problem_table(problems))}")
 
     def __reduce__(self) -> tuple[type["CaseError"], tuple[tuple[Problem, ...]]]:
         return CaseError, (self.problems,)
@@ -69,10 +76,10 @@ def patient_and_timepoint(case: str) -> tuple[str, str | None]:
     return (match["patient"], match["timepoint"]) if match else (case, None)
 
 
-def surplus(case: str, path: Path, first: Path) -> Problem:
+def surplus(case: str, file: str, path: Path, first: Path) -> Problem:
     """The fault of a file that claims to be what another one is."""
-    found = f"a second file of this case: {path} (the first are in {first.parent})"
-    return Problem(case, "-", found, "one folder for each case", "rename or remove one of them")
+    found = f"a second file of this case: {path} (the first is {first})"
+    return Problem(case, file, found, "one file of each kind", "rename or remove one of them")
 
 
 def masks_apart(cases: Iterable[Case]) -> str:
@@ -110,8 +117,9 @@ def check_files(case: Case, modalities: Sequence[str], need_mask: bool) -> list[
         remedy = f"{rename}name its folder in data.masks, add the file or leave the case out"
         problems.append(Problem(case.id, "seg", f"missing{may_be}", "a reference mask", remedy))
     problems += required(case.faults, modalities, need_mask)
-    if set("=,") & set(case.id):
-        problems.append(Problem(case.id, "-", "'=' or ',' in the name", "neither", "rename, or link by another name"))
+    if set("=,/") & set(case.id):
+        found, remedy = "'=', ',' or '/' in the name", "rename, or link by another name"
+        problems.append(Problem(case.id, "-", found, "none of them", remedy))
     return problems
 
 
@@ -148,7 +156,10 @@ def examine(case: Case, scheme: LabelScheme, label_map: Mapping[int, int] | None
     volumes: dict[str, Volume] = {}
     for file, path in case.files.items():
         try:
-            volumes[file] = read_mask(path, scheme, label_map) if file == "seg" else read_volume(path)
+            if file == "seg":
+                volumes[file] = read_mask(path, scheme, label_map)
+            else:
+                volumes[file] = read_volume(path, case.volumes.get(file))
         except UnreadableFile as error:
             problem(file, error.found, error.expected, error.remedy)
 

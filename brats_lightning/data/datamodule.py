@@ -116,7 +116,8 @@ class CaseData(pl.LightningDataModule):
         if isinstance(self.split_settings, Split):
             self.split, self.newcomers = self.split_settings.of(self.cases)
         else:
-            self.split = self.split_settings.split({case.id: case.patient for case in self.cases.values()})
+            stated = {case.id: case.part for case in self._found if case.part and case.id in self.cases}
+            self.split = self.split_settings.split({case.id: case.patient for case in self.cases.values()}, stated)
         for part in (self.sampler, self.copy_paste):
             if part is not None:
                 part.prepare(self._train_cases)

@@ -19,6 +19,11 @@ class Found(NamedTuple):
     folder: Path
     root: Path
 
+    @property
+    def below_root(self) -> str:
+        """The path from ``root``, by the name it goes by."""
+        return (self.folder / self.name).relative_to(self.root).as_posix()
+
 
 def nifti_files(root: Path) -> Iterator[Found]:
     """All files at or below ``root``, folder by folder, sorted; none is opened.

@@ -75,8 +75,8 @@ class Volume:
         return replace(self, values=values[box], start=(z, y, x))
 
 
-def read_volume(path: Path) -> Volume:
-    """Read ``.nii`` or ``.nii.gz``; no copy of the volume is made in floating point.
+def read_volume(path: Path, volume: int | None = None) -> Volume:
+    """Read ``.nii`` or ``.nii.gz``, of a 4-D file the given ``volume``; no copy is made in floating point.
 
     Integers that the header scales are rounded, so that a saved 0 may come back slightly off: whatever lies within
     half a step of 0 is 0.
@@ -89,7 +89,7 @@ def read_volume(path: Path) -> Volume:
         data = _inflate(stored) if stored[:2] == _GZIP else stored
     except _CORRUPT as error:
         raise _unreadable(error) from error
-    header = _header(data, stored[:2] == _GZIP)
+    header = _header(data, stored[:2] == _GZIP, volume)
     shape, count = header.grid.shape, math.prod(header.grid.shape)
     if (there := len(data) - header.offset) < count * header.dtype.itemsize:
         found, expected = f"truncated: {there} bytes of voxels", f"{count * header.dtype.itemsize}"
@@ -110,13 +110,13 @@ def read_volume(path: Path) -> Volume:
     return Volume(header.grid, values, (box[0].start, box[1].start, box[2].start), remark)
 
 
-def read_header(path: Path) -> Header:
-    """The header alone; voxels are neither read nor checked.
+def read_header(path: Path, volume: int | None = None) -> Header:
+    """The header alone, of a 4-D file that of the given ``volume``; voxels are neither read nor checked.
 
     Raises:
         UnreadableFile: as `read_volume`.
     """
-    return _header(*_beginning(path))
+    return _header(*_beginning(path), volume)
 
 
 def read_description(path: Path) -> str:
@@ -192,9 +192,17 @@ def _nifti(data: bytes) -> nib.Nifti1Header:
     return nifti
 
 
-def _header(data: bytes, compressed: bool) -> Header:
+def _header(data: bytes, compressed: bool, volume: int | None) -> Header:
     nifti = _nifti(data)
     shape, dtype, offset = nifti.get_data_shape(), nifti.get_data_dtype(), int(nifti.get_data_offset())
+    if volume is not None:
+        there = shape[3] if len(shape) == 4 else 1
+        if len(shape) not in (3, 4) or volume >= there:
+            expected = f"a 4-D file with {volume + 1} or more volumes"
+            raise UnreadableFile(f"an array of shape {shape}", expected, "correct the file, or the list of channels")
+        offset += volume * math.prod(shape[:3]) * dtype.itemsize  # the fourth axis is the slowest
+        shape = shape[:3]
+        nifti.set_data_shape(shape)
     # Some programs write a fourth axis of one volume.
     if len(shape) < 3 or min(shape) < 1 or max(shape[3:], default=1) > 1:
         raise UnreadableFile(f"an array of shape {shape}", "one 3-D volume", "export a single 3-D volume")

@@ -1,6 +1,7 @@
 """Which case trains, validates and tests: by patient, by fold, or by a file."""
 
 import difflib
+import json
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from brats_lightning.data.layouts.datalist import PART_OF, entries_of, entry_id
 from brats_lightning.runtime.files import write_json
 
 PARTS = ("train", "val", "test")
@@ -55,8 +57,9 @@ class SplitSettings:
         val_share: fraction of the patients that validate; ignored with folds.
         test_share: fraction of the patients that test.
         folds: K, the folds the other patients are dealt into; null for one split by ``val_share``.
-        fold: which fold validates, 0 … K-1.
-        file: JSON or YAML ``{train: [case, …], val: […], test: […]}``; the other settings are then ignored.
+        fold: which fold validates, 0 … K-1, of ``folds`` or of those in ``file``.
+        file: JSON or YAML ``{train: [case, …], val: […], test: […]}``, nnU-Net's ``splits_final.json`` or a datalist;
+            the other settings but ``fold`` are then ignored.
         seed: of the shuffle; not the run's, so that runs of different seeds see the same split.
         extends: a run folder, or its ``split.json``: patients stay on the side they have there, new ones are dealt.
         lenient: leave out, with a warning, cases of that split that are missing.
@@ -79,31 +82,37 @@ class SplitSettings:
             )
         if self.seed < 0:
             raise SplitError(f"data.split_seed must be 0 or more, got {self.seed}")
-        if (self.folds is None) != (self.fold is None):
+        if self.file is None and (self.folds is None) != (self.fold is None):
             raise SplitError(f"set data.folds and data.fold together, got folds={self.folds} fold={self.fold}")
-        if self.folds is not None and self.fold is not None and not (self.folds >= 2 and 0 <= self.fold < self.folds):
+        if (
+            self.file is None
+            and self.folds is not None
+            and not (self.folds >= 2 and 0 <= (self.fold or 0) < self.folds)
+        ):
             raise SplitError(f"data.fold must be 0 … folds-1 of at least 2 folds, got fold {self.fold} of {self.folds}")
         if self.file is not None and self.extends is not None:
             raise SplitError(
                 f"data.split_file={self.file} and data.split_from={self.extends} are two splits; give one of them"
             )
 
-    def split(self, patient_of: Mapping[str, str]) -> Split:
+    def split(self, patient_of: Mapping[str, str], stated: Mapping[str, str] | None = None) -> Split:
         """Deal the cases out; all timepoints of a patient go the same way.
 
         Args:
             patient_of: case → patient; the split keeps this order.
+            stated: case → part, where the data set says so; for a part that it fills no other patients are drawn.
 
         Raises:
             SplitError: too few patients for the fractions or folds, or a faulty split file.
         """
         if self.file is not None:
-            return _from_file(Path(self.file), patient_of)
-        known: dict[str, str] = {} if self.extends is None else self._known(patient_of)
+            return _from_file(Path(self.file).expanduser(), patient_of, self.fold, stated or {})
+        given = _stated_parts(patient_of, stated or {})
+        known = given | ({} if self.extends is None else self._known(patient_of))
         patients = sorted(set(patient_of.values()))
         new = [patient for patient in patients if patient not in known]
         shuffled = [new[i] for i in np.random.default_rng(self.seed).permutation(len(new))]
-        n_test = self._more("test", self.test_share, patients, known)
+        n_test = 0 if "test" in given.values() else self._more("test", self.test_share, patients, known)
         test, rest = shuffled[:n_test], shuffled[n_test:]
         if self.folds is not None and self.fold is not None:
             if not known and len(rest) < self.folds:
@@ -113,7 +122,7 @@ class SplitSettings:
                 )
             val = rest[self.fold :: self.folds]
         else:
-            val = rest[: self._more("val", self.val_share, patients, known)]
+            val = rest[: 0 if "val" in given.values() else self._more("val", self.val_share, patients, known)]
         part_of = dict.fromkeys(rest, "train") | dict.fromkeys(val, "val") | dict.fromkeys(test, "test") | known
         split = Split(*(tuple(case for case, p in patient_of.items() if part_of[p] == part) for part in PARTS))
         if not split.train:
@@ -179,21 +188,54 @@ def cases_of_part(file: str | Path, part: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(cases))
 
 
-def read_split(path: Path, setting: str) -> dict[str, list[str]]:
-    """The lists of a split file; ``setting`` names it in messages."""
+def read_split(path: Path, setting: str, fold: int | None = None) -> dict[str, list[str]]:
+    """The lists of a split file; ``setting`` names it in messages.
+
+    ``fold`` chooses one of nnU-Net's ``splits_final.json``, or the entries of a datalist that validate.
+
+    Raises:
+        SplitError: there is no such file or fold, or it holds no split.
+    """
     try:
-        content: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        content: Any = json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
     except FileNotFoundError:
         raise SplitError(f"{setting}: there is no {path}") from None
     except Exception as error:
         raise SplitError(f"{setting}: {path} is neither JSON nor YAML: {error}") from error
+    if isinstance(content, Mapping) and "training" in content:
+        return _datalist_split(content, path, setting, fold)
+    if content and isinstance(content, list) and all(isinstance(one, Mapping) for one in content):  # nnU-Net's
+        if fold is None or not 0 <= fold < len(content):
+            raise SplitError(
+                f"{setting}: {path} holds {len(content)} folds; choose one, data.fold=0 … {len(content) - 1}"
+            )
+        content = content[fold]
+    elif fold is not None:
+        raise SplitError(f"{setting}: {path} has no folds; leave data.fold={fold} out")
     if not isinstance(content, Mapping) or not content or set(content) - set(PARTS):
         raise SplitError(f"{setting}: {path} must be a mapping with lists 'train', 'val' and 'test', or some of them")
     return {part: [str(case) for case in content.get(part) or []] for part in PARTS}
 
 
-def _from_file(path: Path, patient_of: Mapping[str, str]) -> Split:
-    split = read_split(path, "data.split_file")
+def _datalist_split(content: Mapping[str, Any], path: Path, setting: str, fold: int | None) -> dict[str, list[str]]:
+    """The parts of a datalist's labelled entries; those of the training list with this ``fold`` validate."""
+    entries = [(part, entry) for part, entry in entries_of(content, path) if entry.get("label")]
+    folds = sorted({entry["fold"] for part, entry in entries if part == "training" and "fold" in entry})
+    if (fold is None) != (not folds) or (folds and fold not in folds):
+        there = f"has the folds {', '.join(map(str, folds))}; choose one: data.fold=…" if folds else "has no folds"
+        raise SplitError(f"{setting}: {path} {there}, got {fold}")
+    split: dict[str, list[str]] = {part: [] for part in PARTS}
+    for part, entry in entries:
+        validates = part == "training" and fold is not None and entry.get("fold") == fold
+        split["val" if validates else PART_OF[part] or "train"].append(entry_id(entry))
+    return split
+
+
+def _from_file(path: Path, patient_of: Mapping[str, str], fold: int | None, stated: Mapping[str, str]) -> Split:
+    split = read_split(path, "data.split_file", fold)
+    if fold is not None and not split["test"]:
+        split["test"] = [name for name in patient_of if stated.get(name) == "test"]
     if not split["train"]:
         raise SplitError(f"data.split_file: {path} lists no case under 'train'")
     faults = []
@@ -222,3 +264,21 @@ def _from_file(path: Path, patient_of: Mapping[str, str]) -> Split:
             stacklevel=3,
         )
     return Split(*(tuple(split[part]) for part in PARTS))
+
+
+def _stated_parts(patient_of: Mapping[str, str], stated: Mapping[str, str]) -> dict[str, str]:
+    """Patient → part, of the patients whose cases a data set has dealt out.
+
+    Raises:
+        SplitError: a patient has cases in two parts, or in one part and among the others.
+    """
+    parts: dict[str, set[str | None]] = {}
+    for case, patient in patient_of.items():
+        parts.setdefault(patient, set()).add(stated.get(case))
+    if shared := [patient for patient, own in parts.items() if len(own) > 1]:
+        names = ", ".join(shared[:10]) + ", …" * (len(shared) > 10)
+        raise SplitError(
+            f"the data set has cases of one patient in several parts, so its test would be no test: {names}. Give a "
+            "split by data.split_file, or leave these cases out"
+        )
+    return {patient: part for patient, own in parts.items() for part in own if part is not None}

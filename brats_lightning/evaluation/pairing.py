@@ -2,14 +2,14 @@
 
 import os
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
 from brats_lightning.core.labels import MODALITIES, OLDER_NAMES
-from brats_lightning.data.cases import Problem
-from brats_lightning.data.folders import files_in, is_nifti, nifti_files
+from brats_lightning.data.cases import Case, Problem
+from brats_lightning.data.folders import files_in, is_nifti, nifti_files, stem
 
 # The challenge's case number anywhere in a name: BraTS-MET-00110-000, SEG-00217-000, BraTS-MET_01325-000.
 _NUMBER = re.compile(r"(?<!\d)\d{5}-\d{3}(?!\d)")
@@ -22,11 +22,17 @@ class EvaluationError(ValueError):
 
 @dataclass(frozen=True)
 class Pair:
-    """A reference and its prediction; ``prediction`` is None if it is missing."""
+    """A reference and its prediction.
+
+    Attributes:
+        prediction: None if it is missing.
+        images: modality → image of the case; None if they are to be looked for beside the reference.
+    """
 
     case: str
     reference: Path
     prediction: Path | None
+    images: Mapping[str, Path] | None = None
 
 
 def method_names(folders: Sequence[Path], given: Sequence[str] | None) -> list[str]:
@@ -65,7 +71,7 @@ def case_and_kind(file: str) -> tuple[str, str | None]:
     return numbers[-1] if numbers else match["stem"] if match else stem, kind
 
 
-def find_masks(folder: Path, role: str) -> dict[str, list[Path]]:
+def find_masks(folder: Path, role: str, names: Mapping[str, str] | None = None) -> dict[str, list[Path]]:
     """The masks below a folder, however nested, by case.
 
     Images and probabilities are skipped; in a folder with both images and ``…-seg``, all files but the latter.
@@ -73,6 +79,7 @@ def find_masks(folder: Path, role: str) -> dict[str, list[Path]]:
     Args:
         folder: to search, see `nifti_files`.
         role: ``predictions`` or ``references``, for messages.
+        names: name or path below the folder, without its ending, → case, of masks that are known by it.
 
     Raises:
         EvaluationError: there is no such folder, or no mask in it.
@@ -80,8 +87,14 @@ def find_masks(folder: Path, role: str) -> dict[str, list[Path]]:
     if not os.path.isdir(folder):  # noqa: PTH112  # Path.is_dir raises if a parent folder cannot be read
         raise EvaluationError(f"{role}={folder} is not a folder; expected one with NIfTI masks")
     found: dict[str, list[Path]] = {}
+    known = names or {}
     for _, files in groupby(nifti_files(folder), key=lambda file: file.folder):
-        named = [(file.path, *case_and_kind(file.name)) for file in files]
+        named = []
+        for file in files:
+            if case := known.get(stem(file.below_root), known.get(stem(file.name))):
+                found.setdefault(case, []).append(file.path)
+            else:
+                named.append((file.path, *case_and_kind(file.name)))
         kinds = {kind for _, _, kind in named}
         # Other files beside images and masks with these names are derived ones: brain masks, subtractions.
         masks = {"seg"} if "seg" in kinds and kinds & set(MODALITIES) else {"seg", None}
@@ -110,7 +123,11 @@ def find_images(reference: Path) -> dict[str, Path]:
 
 
 def pair_masks(
-    predictions: Path, references: Path, missing: str = "score", chosen: Collection[str] | None = None
+    predictions: Path,
+    references: Path,
+    missing: str = "score",
+    chosen: Collection[str] | None = None,
+    cases: Sequence[Case] | None = None,
 ) -> tuple[list[Pair], list[Problem]]:
     """Every reference with its prediction, sorted by case, and the problems that file names show.
 
@@ -119,12 +136,25 @@ def pair_masks(
         references: folder of the masks they are scored against.
         missing: whether a reference without a prediction is a problem (``error``) or is scored as missing (``score``).
         chosen: ids of the cases to score; None scores all.
+        cases: whose masks are the references, from ``references``; None takes the masks in that folder.
     """
-    predicted, known = find_masks(predictions, "predictions"), find_masks(references, "references")
-    pairs, problems = [], []
+    keys = _keys(cases or ())
+    images = {keys[case.id]: case.images for case in cases or ()}
+    names = {stem(name): keys[case.id] for case in cases or () for name in (case.id, case.mask_name or case.id)}
+    predicted = find_masks(predictions, "predictions", names)
+    faults: list[Problem] = []
+    if cases is None:
+        known = find_masks(references, "references")
+    else:
+        faults = [replace(fault, case=keys[case.id]) for case in cases for fault in case.faults if fault.file == "seg"]
+        faulty = {fault.case for fault in faults}
+        known = {keys[case.id]: [case.mask] for case in cases if case.mask and keys[case.id] not in faulty}
+        predicted = {case: files for case, files in predicted.items() if case in known or case not in images}
+    pairs, problems = [], faults
     if chosen is not None:
-        ids = {case_and_kind(f"{case}.nii.gz")[0]: case for case in chosen}
+        ids = {keys.get(case) or case_and_kind(f"{case}.nii.gz")[0]: case for case in chosen}
         predicted, known = ({c: files for c, files in found.items() if c in ids} for found in (predicted, known))
+        problems = [fault for fault in faults if fault.case in ids]
         remedy = "add it, or correct the split"
         for absent in ids.keys() - known.keys():
             problems.append(Problem(ids[absent], "reference", "missing", f"a mask in {references}", remedy))
@@ -133,9 +163,9 @@ def pair_masks(
     for role, root, found in (("prediction", predictions, predicted), ("reference", references, known)):
         for case, files in found.items():
             if len(files) > 1:
-                names = ", ".join(str(file.relative_to(root)) for file in files)
+                listed = ", ".join(str(file.relative_to(root)) for file in files)
                 problems.append(
-                    Problem(case, role, f"{len(files)} files: {names}", "one mask for each case", "remove the others")
+                    Problem(case, role, f"{len(files)} files: {listed}", "one mask for each case", "remove the others")
                 )
     for case, files in predicted.items():
         if case not in known:
@@ -150,5 +180,11 @@ def pair_masks(
             remedy = "predict it, or set missing=score to score it as the challenge does"
             problems.append(Problem(case, "prediction", "missing", f"a mask in {predictions}", remedy))
             continue
-        pairs.append(Pair(case, files[0], own[0] if own else None))
+        pairs.append(Pair(case, files[0], own[0] if own else None, images.get(case)))
     return pairs, sorted(problems, key=lambda problem: problem.case)
+
+
+def _keys(cases: Sequence[Case]) -> dict[str, str]:
+    """Case → the challenge's number in its id, as in folders of masks; its id where not each has its own number."""
+    numbers = {case.id: case_and_kind(f"{case.id}_seg.nii.gz")[0] for case in cases}
+    return numbers if len(set(numbers.values())) == len(numbers) else {case: case for case in numbers}

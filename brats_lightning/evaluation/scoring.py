@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from brats_lightning.core.components import label_components
 from brats_lightning.core.geometry import Triple, bounding_box
 from brats_lightning.core.labels import BRATS_METS, IGNORE, LabelScheme, as_label_map, in_classes, known_part
-from brats_lightning.data.cases import CaseError, Problem, read_mask
+from brats_lightning.data.cases import Case, CaseError, Problem, read_mask
 from brats_lightning.data.nifti import UnreadableFile, Volume
 from brats_lightning.evaluation.pairing import EvaluationError, Pair, case_and_kind, pair_masks
 from brats_lightning.metrics.brats2026 import THRESHOLDS
@@ -232,10 +232,11 @@ def prepare_evaluation(
     scoring: Scoring,
     missing: str,
     chosen: Collection[str] | None,
+    cases: Sequence[Case] | None,
     pool: ProcessPoolExecutor | None,
 ) -> Evaluation:
     """The pairs to score, before scoring, and what is wrong with the others; for the arguments see `pair_masks`."""
-    pairs, problems = pair_masks(predictions, references, missing, chosen)
+    pairs, problems = pair_masks(predictions, references, missing, chosen, cases)
     if same := sum(pair.prediction is not None and pair.prediction.samefile(pair.reference) for pair in pairs):
         log.warning("%s: %d predictions are the reference's own file", name, same)
     faults = over_cases(scoring.check, pairs, pool, f"checking {name}")

@@ -13,7 +13,7 @@ from brats_lightning.core.components import label_components
 from brats_lightning.core.geometry import nonzero_box
 from brats_lightning.core.labels import LabelScheme, in_classes
 from brats_lightning.data.cases import Case, Problem, examine, required, used_modalities
-from brats_lightning.data.nifti import image_like, read_header, write_nifti
+from brats_lightning.data.nifti import Header, image_like, write_nifti
 from brats_lightning.inference.ensemble import Ensemble, Probabilities
 from brats_lightning.inference.windows import Advance
 
@@ -26,7 +26,7 @@ def infer(
     """Probabilities of one case, or what is wrong with its images; only the images that are needed are read."""
     images = {name: case.images[name] for name in used_modalities(case, ensemble.modalities, ensemble.optional)}
     examination = examine(replace(case, images=images, mask=None), ensemble.scheme, None, tolerance)
-    if problems := required(examination.problems, images, need_mask=False):
+    if problems := required(examination.problems, tuple(images), need_mask=False):
         return problems
     for remark in examination.remarks:
         log.warning("%s: %s", case.id, remark)
@@ -35,13 +35,12 @@ def infer(
     return ensemble(prepared, advance)
 
 
-def write_mask(path: Path, labels: np.ndarray, header_of: Path, description: str = "") -> None:
-    """Write labels (x, y, z) as uint8 with another file's shape, affine and header codes; whole or not at all."""
-    header = read_header(header_of)
+def write_mask(path: Path, labels: np.ndarray, header: Header, description: str = "") -> None:
+    """Write labels (x, y, z) as uint8 with an image's shape, affine and header codes; whole or not at all."""
     write_nifti(path, image_like(header, labels.reshape(header.shape), description=description))
 
 
-def write_probabilities(path: Path, probabilities: Probabilities, header_of: Path, description: str = "") -> None:
+def write_probabilities(path: Path, probabilities: Probabilities, header: Header, description: str = "") -> None:
     """Write class probabilities (x, y, z, k) on the original grid as uint16 in steps of 1/65535, exact to 8e-6.
 
     The header's slope scales them back to 0 … 1. The file has half the size of float32.
@@ -50,7 +49,7 @@ def write_probabilities(path: Path, probabilities: Probabilities, header_of: Pat
     steps = [
         restore(np.rint(p * 65535).astype(np.uint16), fill=65535 * (k == 0)) for k, p in enumerate(probabilities.values)
     ]
-    image = image_like(read_header(header_of), np.stack(steps, axis=-1), 1 / 65535, description)
+    image = image_like(header, np.stack(steps, axis=-1), 1 / 65535, description)
     write_nifti(path, image)
 
 

@@ -61,7 +61,7 @@ def test_the_distance_of_what_is_accepted(tmp_path):
 def test_names_that_cannot_name_outputs(tmp_path):
     touch(tmp_path, "a=1,b-t1n.nii.gz")
     (case,) = find_cases(tmp_path)
-    assert found(check_files(case, ("t1n",), False)) == [("-", "'=' or ',' in the name")]
+    assert found(check_files(case, ("t1n",), False)) == [("-", "'=', ',' or '/' in the name")]
 
 
 def test_missing_files_name_what_is_there(tmp_path):

@@ -26,7 +26,7 @@ from brats_lightning.data.cases import Case, Examination
 from brats_lightning.data.preprocessing import Intensities, Prepared
 from brats_lightning.runtime.files import replace_file, write_text
 
-FORMAT = 4  # raise it whenever the content of the files would differ
+FORMAT = 5  # raise it whenever the content of the files would differ
 POSITIONS_PER_CLASS = 1000  # stored of each class in each lesion
 
 # Files that this process, or the one that forked it, has checked, and the state they were in.
@@ -204,7 +204,7 @@ def write_entry(
         tif("mask", "_seg.tif", prepared.mask, prepared.transform)
         counts = np.bincount(prepared.mask.reshape(-1), minlength=scheme.num_classes)
         class_voxels = counts[: scheme.num_classes].tolist()
-        seed = zlib.crc32(case.id.encode())  # equal in every process that builds this case
+        seed = zlib.crc32(prepared.mask.tobytes())  # of the same mask the same, whatever the case is called
         rows, lesions = find_positions(prepared.mask, scheme, prepared.transform.spacing, seed)
         arrays["positions"] = _write_npy(directory / f"{case.id}_positions.npy", rows)
     if prepared.reference is not None:

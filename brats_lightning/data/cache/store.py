@@ -84,7 +84,7 @@ class Cache:
             cached, stamps = read_sidecar(self.directory, case.id)
             files = case.files
             fresh = stamps.keys() == files.keys() and all(
-                _same(stamps[name], _stamp(path, self.verify), self.verify) for name, path in files.items()
+                _same(stamps[name], _stamp(case, name, self.verify), self.verify) for name in files
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -188,7 +188,7 @@ class Cache:
         stamps = {}
         for name, path in case.files.items():  # before reading, so that a change during it is noticed
             try:
-                stamps[name] = _stamp(path, self.verify)
+                stamps[name] = _stamp(case, name, self.verify)
             except OSError:
                 stamps[name] = {"path": str(path)}  # examine will report it
         examination = examine(case, self.scheme, self.label_map, self.tolerance)
@@ -199,16 +199,22 @@ class Cache:
         return []
 
 
-def _stamp(path: Path, verify: str) -> dict[str, Any]:
+def _stamp(case: Case, file: str, verify: str) -> dict[str, Any]:
     """Identity of a raw file."""
+    path = case.files[file]
     status = path.stat()
-    stamp = {"path": os.path.abspath(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}  # noqa: PTH100
+    stamp = {
+        "path": os.path.abspath(path),  # noqa: PTH100
+        "volume": case.volumes.get(file),
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+    }
     if verify == "content":
-        with path.open("rb") as file:
-            stamp["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+        with path.open("rb") as content:
+            stamp["sha256"] = hashlib.file_digest(content, "sha256").hexdigest()
     return stamp
 
 
 def _same(stored: Mapping[str, Any], now: Mapping[str, Any], verify: str) -> bool:
-    keys = ("size", "sha256") if verify == "content" else ("path", "size", "mtime_ns")
+    keys = ("volume", "size", "sha256") if verify == "content" else ("path", "volume", "size", "mtime_ns")
     return all(stored.get(key) == now[key] for key in keys)

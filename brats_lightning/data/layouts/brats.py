@@ -1,14 +1,16 @@
 """BraTS: a folder for each case, its files named by case and modality."""
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from brats_lightning.core.labels import MODALITIES, OLDER_NAMES
-from brats_lightning.data.cases import Case, examples, patient_and_timepoint, surplus
+from brats_lightning.data.cases import Case, patient_and_timepoint, surplus
 from brats_lightning.data.folders import Found, likely_files, nifti_files
-from brats_lightning.data.layouts.masks import mask_of, masks_in
+from brats_lightning.data.layouts.assembly import no_case, root_folder
+from brats_lightning.data.layouts.masks import mask_folders, mask_of, with_masks
+
+_LAYOUT = "nested folders with <case>-t1n.nii.gz, -t1c, -t2w, -t2f, -seg (or the older <case>_t1, _t1ce, …)"
 
 # <case>-t1n.nii.gz since BraTS 2023, <case>_t1.nii.gz before.
 _IMAGE = re.compile(r"(?P<case>.+?)(?:-(?P<new>t1n|t1c|t2w|t2f)|_(?P<old>t1|t1ce|t2|flair))\.nii(?:\.gz)?")
@@ -39,11 +41,8 @@ def find_cases(
         FileNotFoundError: a folder doesn't exist.
         ValueError: there is no case in ``root``, or no mask of one in a folder of ``masks``.
     """
-    root = Path(root).expanduser()
-    layout = "expected nested folders with <case>-t1n.nii.gz, -t1c, -t2w, -t2f, -seg (or the older <case>_t1, _t1ce, …)"
-    if not os.path.isdir(root):  # noqa: PTH112  # Path's raises where a folder above may not be read
-        raise FileNotFoundError(f"{setting}={root} is not a folder; {layout}")
-    folders = [Path(folder).expanduser() for folder in ([masks] if isinstance(masks, str | Path) else masks or ())]
+    root = root_folder(root, _LAYOUT, setting)
+    folders = [folder.absolute() for folder in mask_folders(masks)]
     images: dict[str, list[Found]] = {}
     own: list[Found] = []
     unknown: list[Found] = []
@@ -52,7 +51,7 @@ def find_cases(
             images.setdefault(image[0], []).append(file)
         elif not mask_of(file.name):
             unknown.append(file)
-        elif not any(file.path.absolute().is_relative_to(folder.absolute()) for folder in folders):
+        elif not any(file.path.absolute().is_relative_to(folder) for folder in folders):
             own.append(file)
     found: dict[str, list[Found]] = {}
     for file in own:
@@ -60,12 +59,10 @@ def find_cases(
         found.setdefault(next((case for case in names if case in images), names[-1]), []).append(file)
     names = sorted(images.keys() | found)
     if not names:
-        there = f" (its NIfTI files have other names: {examples([file.path for file in unknown])})" if unknown else ""
-        raise ValueError(f"no case in {setting}={root}{there}; {layout}")
-    for folder in folders:
-        found |= masks_in(folder, names)
+        raise no_case(root, [file.path for file in unknown], _LAYOUT, setting)
     likely = likely_files(images, unknown)
-    return [_case(name, images.get(name, []), found.get(name, []), tuple(likely.get(name, ()))) for name in names]
+    cases = [_case(name, images.get(name, []), found.get(name, []), tuple(likely.get(name, ()))) for name in names]
+    return with_masks(cases, masks)
 
 
 def find_inputs(folders: str | Path | Sequence[str]) -> list[Case]:
@@ -86,7 +83,7 @@ def find_inputs(folders: str | Path | Sequence[str]) -> list[Case]:
 
 def _case(name: str, images: Sequence[Found], masks: Sequence[Found], others: tuple[Path, ...]) -> Case:
     files: dict[str, Path] = {}
-    second = []
+    second: list[Path] = []
     older = False
     place = (images or masks)[0].folder
     for file in images:
@@ -97,8 +94,8 @@ def _case(name: str, images: Sequence[Found], masks: Sequence[Found], others: tu
         else:
             files[modality] = file.path
     masks = sorted(masks, key=lambda mask: mask.folder != place)  # those that lie with the images first
-    second += [mask.path for mask in masks[1:]]
-    first = next(iter([*files.values(), *(mask.path for mask in masks)]))
+    faults = [surplus(name, "-", path, next(iter(files.values()))) for path in sorted(second)]
+    faults += [surplus(name, "seg", path, masks[0].path) for path in sorted(mask.path for mask in masks[1:])]
     patient, timepoint = (name, None) if older else patient_and_timepoint(name)
     return Case(
         id=name,
@@ -108,5 +105,6 @@ def _case(name: str, images: Sequence[Found], masks: Sequence[Found], others: tu
         mask=masks[0].path if masks else None,
         masks_from=masks[0].root if masks and masks[0].folder != place else None,
         others=others,
-        faults=tuple(surplus(name, path, first) for path in sorted(second)),
+        mask_name=f"{name}{'_' if older else '-'}seg.nii.gz",
+        faults=tuple(faults),
     )

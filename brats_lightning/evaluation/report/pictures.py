@@ -77,7 +77,7 @@ class _View:
         prediction, _ = scoring.read_mask(pair.prediction, predicted=True) if pair.prediction else (None, [])
         if reference is None or prediction is None:
             raise ValueError(f"{pair.case}: its masks have changed since they were scored")
-        found = find_images(pair.reference)
+        found = find_images(pair.reference) if pair.images is None else pair.images
         images = {m: _sound_image(found[m], reference.grid) for m in _TITLES if m in found}
         sound = {modality: image for modality, image in images.items() if image is not None}
         return cls((reference, prediction), scoring.scheme.regions[scoring.lesion_region], sound)

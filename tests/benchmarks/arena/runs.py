@@ -234,6 +234,7 @@ def score_cases(cfg: DictConfig, checkpoint: Path, masks: Path) -> dict[str, dic
     from brats_lightning.config.checkpoint import load_ensemble
     from brats_lightning.core.labels import LabelScheme
     from brats_lightning.data.cases import CaseError
+    from brats_lightning.data.nifti import read_header
     from brats_lightning.evaluation.pairing import Pair
     from brats_lightning.evaluation.scoring import Scoring
     from brats_lightning.inference.prediction import infer, write_mask
@@ -264,7 +265,7 @@ def score_cases(cfg: DictConfig, checkpoint: Path, masks: Path) -> dict[str, dic
             raise CaseError(found)
         labels = postprocess(found.values, found.transform.spacing, scheme)
         file = masks / f"{case.id}.nii.gz"
-        write_mask(file, found.transform.restore(labels), case.images[ensemble.modalities[0]])
+        write_mask(file, found.transform.restore(labels), read_header(case.images[ensemble.modalities[0]]))
         scores[case.id] = case_scores(scoring.score(Pair(case.id, case.mask, file)), scheme)
     return scores
 

@@ -152,9 +152,8 @@ def test_missing_and_empty_roots(tmp_path):
     with pytest.raises(ValueError, match=r"no case in data.root=.*expected nested folders .*-t1n.nii.gz"):
         find_cases(tmp_path)
     touch(tmp_path, "imagesTr/a_0000.nii.gz")
-    with pytest.raises(ValueError, match=r"no case in .* \(its NIfTI files have other names: .*/a_0000.nii.gz\)"):
+    with pytest.raises(ValueError, match=r"no case in .* \(1 NIfTI file with another name: .*/a_0000.nii.gz\)"):
         find_cases(tmp_path)
-
 
 
 def test_finding_opens_nothing(tmp_path, monkeypatch):
