@@ -97,7 +97,7 @@ def test_a_case_is_predicted_by_the_sequences_it_has(run, tmp_path):
     network = [[0.0, 0.0]] * 3 + [[40.0, 40.0]]
     settings = {"modalities": ["t1c", "t2w"], "optional": ["t2w"]}
     voxelwise(tmp_path / "et.ckpt", network, [0.0, -50.0, -50.0, -30.0], **settings)
-    with pytest.raises(CaseError, match="(?s)1 case cannot be used.*neither-001.*t1c.*missing"):
+    with pytest.raises(CaseError, match=r"(?s)1 case cannot be used.*neither-001.*t1c.*missing"):
         run()
     values = image / image.max()
     assert np.array_equal(np.asanyarray(written(tmp_path, "without-001").dataobj), np.where(truth, 3, 0))
@@ -113,7 +113,7 @@ def test_a_sequence_that_one_member_needs_is_required(run, tmp_path):
     bright_is_et(tmp_path / "a.ckpt", channels=2, modalities=["t1c", "t2w"], optional=["t2w"])
     bright_is_et(tmp_path / "b.ckpt", channels=2, modalities=["t1c", "t2w"])
     run(ckpt=tmp_path / "a.ckpt")
-    with pytest.raises(CaseError, match="(?s)t2w.*missing"):
+    with pytest.raises(CaseError, match=r"(?s)t2w.*missing"):
         run(ckpt=f"[{tmp_path}/a.ckpt,{tmp_path}/b.ckpt]")
 
 

@@ -100,7 +100,7 @@ def without_mask(cases: Iterable[Case]) -> str:
 
 
 def used_modalities(case: Case, modalities: Sequence[str], optional: Sequence[str] = ()) -> list[str]:
-    """Those of ``modalities`` that are used of a case: the optional ones only if it has them, and then they must be sound."""
+    """The modalities that are used of a case: the optional ones only if it has them, and then they must be sound."""
     return [name for name in modalities if name in case.images or name not in optional]
 
 

@@ -93,7 +93,9 @@ class Ensemble:
                     f"{', '.join(self.scheme.names)}; only models with the same data.labels can be averaged"
                 )
         self.modalities = source_modalities([name for model in models for name in model.normaliser.sources])
-        required = {name for model in models for name in model.normaliser.sources if name not in model.normaliser.optional}
+        required = {
+            name for model in models for name in model.normaliser.sources if name not in model.normaliser.optional
+        }
         self.optional = tuple(name for name in self.modalities if name not in required)
         self.models = tuple(models)
         self.device, self.dtype = device or torch.device("cpu"), dtype

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.missing_sequences data.root=DIR --test CASE CASE --steps 1500 --seeds 3 --output DIR
 
-Each network trains on the cases that are not in ``--test`` with T2w and FLAIR optional, and predicts the test cases as they
-are and without each of the two. Printed is the mean Dice of WT, TC and ET, and what is lost without a sequence, as a
+Each network trains on the cases that are not in ``--test`` with T2w and FLAIR optional, and predicts the test cases as
+they are and without each of the two. Printed is the mean Dice of WT, TC and ET, and what is lost without a sequence, a
 mean over seeds and cases with a bootstrap interval of 95 % over the pairs of seed and case. Further ``key=value`` are
 overrides of every training. What was trained before is not trained again.
 """
@@ -21,7 +21,8 @@ import nibabel as nib
 import numpy as np
 
 from brats_lightning.core.labels import BRATS_METS, apply_label_map, in_classes
-from brats_lightning.data.cases import Case, find_cases
+from brats_lightning.data.cases import Case
+from brats_lightning.data.layouts.brats import find_cases
 
 OPTIONAL = ("t2w", "t2f")
 ARMS = {"without dropout": 0.0, "with dropout": 0.3}

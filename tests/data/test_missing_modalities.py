@@ -1,15 +1,13 @@
 """Cases that lack a modality, from the cache to the network's input."""
 
-import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from brats_lightning.config.build import build_data
 from brats_lightning.data.cases import CaseError, used_modalities
 from brats_lightning.data.layouts.brats import find_cases
 from brats_lightning.preprocess import preprocess
-from tests.data.tiny_cases import brain, lesions, save, write_case
+from tests.data.tiny_cases import brain, lesions, write_case
 
 BARE = "BraTS-MET-00001-000"  # lacks T2w
 

@@ -123,7 +123,9 @@ def test_a_missing_modality_is_0_and_the_others_are_as_ever(method):
     case = coded(t1n=noise(0), t1c=noise(1))
     image = lacking(Normaliser(("t1n", "t1c", "t2w"), method, optional=("t2w",)), *case)
     assert torch.equal(image[2], torch.zeros(4, 5, 6))
-    assert torch.equal(image[:2], Normaliser(("t1n", "t1c"), method)(*batch(Normaliser(("t1n", "t1c"), method), case))[0])
+    assert torch.equal(
+        image[:2], Normaliser(("t1n", "t1c"), method)(*batch(Normaliser(("t1n", "t1c"), method), case))[0]
+    )
 
 
 @pytest.mark.parametrize("channel", ["t1n-t2w", "t2w-t1n"])

@@ -6,7 +6,7 @@ import pytest
 from brats_lightning.config.build import build_data
 from brats_lightning.core.labels import IGNORE
 from brats_lightning.data.cache.store import Cache
-from brats_lightning.data.cases import find_cases
+from brats_lightning.data.layouts.brats import find_cases
 from brats_lightning.data.preprocessing import Preprocessing
 from brats_lightning.data.sampling.hard_examples import HardExamples, PredictionError
 from brats_lightning.training.baseline import best_threshold_dice

@@ -97,7 +97,7 @@ class CachedCase:
         return self.has_mask and sum(self.class_voxels) < math.prod(self.shape)
 
     def channels(self, modalities: Sequence[str]) -> list[int]:
-        """Channels of `image` that hold these modalities; for one that the case lacks any, as the normaliser makes it 0."""
+        """Channels of `image` that hold these modalities; any for one that is missing, which the normaliser makes 0."""
         return [self.modalities.index(name) if name in self.modalities else 0 for name in modalities]
 
     def image(self) -> UInt16[np.ndarray, "c z y x"]:

@@ -99,7 +99,7 @@ def which_channel(channel: int | str) -> str:
 def label_map(content: Mapping[str, Any], labels: Sequence[str], path: Path) -> dict[int, int] | None:
     """Label in the masks → class index, for the labels that differ from it; None if none does.
 
-    A label is the one class that all regions which hold it have in common, without those parts of it that have labels of
+    A label is the one class that all regions which hold it have in common, without the parts of it that have labels of
     their own: ``whole tumor [1,2,3], tumor core [2,3], enhancing tumor [3]`` is read like ``oedema 1, necrosis 2,
     enhancing tumour 3``. nnU-Net's label ``ignore`` keeps its number.
 
