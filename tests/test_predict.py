@@ -114,7 +114,7 @@ def test_a_sequence_that_one_member_needs_is_required(run, tmp_path):
     bright_is_et(tmp_path / "b.ckpt", channels=2, modalities=["t1c", "t2w"])
     run(ckpt=tmp_path / "a.ckpt")
     with pytest.raises(CaseError, match=r"(?s)t2w.*missing"):
-        run(ckpt=f"[{tmp_path}/a.ckpt,{tmp_path}/b.ckpt]")
+        run("overwrite=true", ckpt=f"[{tmp_path}/a.ckpt,{tmp_path}/b.ckpt]")
 
 
 @pytest.mark.parametrize("affine", [LPS, RAS, ROTATED], ids=["LPS", "RAS", "rotated"])
