@@ -28,10 +28,11 @@ def preprocess(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         CaseError: there are faulty cases, and ``data.on_bad_case`` is ``error``. The report is still written.
     """
-    from brats_lightning.config.build import build_data, describe_data
+    from brats_lightning.config.build import build_data, describe_data, with_spacing
     from brats_lightning.data.cases import CaseError, masks_apart, without_mask
     from brats_lightning.runtime.console import show, table_of
 
+    cfg = with_spacing(cfg)
     data = build_data(cfg)
     log.info("data: %s", describe_data(cfg))
     found = data.source()
@@ -51,6 +52,7 @@ def preprocess(cfg: DictConfig) -> dict[str, Any]:
     show(table_of(columns, map(_cells, rows)))
     report = {
         "data": cfg.data.description,
+        "spacing": data.cache.preprocessing.spacing,
         "accepted": len(cached),
         "rejected": len({problem.case for problem in problems}),
         "built": sum(len(part.built) for part in filled),

@@ -42,7 +42,14 @@ _JOIN = "import sys; from brats_lightning.train import join; join(sys.argv[1])"
 _HPARAMS = ["seed", "target", "data", "sampling", "augmentation", "copy_paste", "model", "loss", "optimizer"]
 _HPARAMS += ["scheduler", "trainer"]
 # The final scores that are printed, in this order.
-_PRINTED = ["best/.*", "test/dice_mean", "test/dice_(et|tc|wt)", "test/brats.*_mean", "test/iou_mean", "test/accuracy"]
+_PRINTED = [
+    "best/.*",
+    "test/dice_mean",
+    "test/dice_(et|tc|wt|rc)",
+    "test/brats.*_mean",
+    "test/iou_mean",
+    "test/accuracy",
+]
 _PRINTED += ["test/t1c_threshold_dice_mean"]
 
 
@@ -58,14 +65,14 @@ def train(cfg: DictConfig) -> dict[str, float]:
     """
     import pytorch_lightning as pl
 
-    from brats_lightning.config.build import build_segmentation, build_trainer
+    from brats_lightning.config.build import build_segmentation, build_trainer, with_spacing
     from brats_lightning.config.checkpoint import read_checkpoint
     from brats_lightning.runtime.memory import keep_freed_memory
     from brats_lightning.training.baseline import best_threshold_dice
 
     _check(cfg)
     saved = None if cfg.ckpt_path is None else read_checkpoint(cfg.ckpt_path, "ckpt_path")
-    cfg = _with_seed(cfg, saved)
+    cfg = with_spacing(_with_seed(cfg, saved), saved and saved["config"])
     keep_freed_memory()
     run_dir = make_folder(cfg.paths.run_dir)
     first = processes.is_first_process()

@@ -6,7 +6,7 @@ Nothing heavy is imported before a config is complete, so that ``--help`` and a 
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,27 @@ def build_part(key: str, node: Any, **more: Any) -> Any:
     """Instantiate the node with ``_target_`` at ``key``, with further arguments, within `settings_of`."""
     with settings_of(key):
         return hydra.utils.instantiate(node, **more)
+
+
+def with_spacing(cfg: DictConfig, saved: Mapping[str, Any] | None = None) -> DictConfig:
+    """The config with numbers in place of ``data.preprocessing.spacing=median``.
+
+    A resumed run keeps those of its own config ``saved``, whatever cases came since; otherwise they are the median of
+    all cases of the data set.
+
+    Raises:
+        CaseError: no header can be read.
+    """
+    from brats_lightning.data.preprocessing import median_spacing
+
+    if cfg.data.preprocessing.spacing != "median":
+        return cfg
+    spacing = None if saved is None else saved["data"]["preprocessing"]["spacing"]
+    if spacing is None:
+        cases = build_part("data.source", cfg.data.source, _partial_=True)()
+        spacing = median_spacing(cases)
+        log.info("spacing: %g × %g × %g mm (z, y, x), the median of %d cases", *spacing, len(cases))
+    return OmegaConf.merge(cfg, {"data": {"preprocessing": {"spacing": list(spacing)}}})  # type: ignore[return-value]
 
 
 def build_data(cfg: DictConfig, split: "Split | None" = None) -> "CaseData":

@@ -1,14 +1,18 @@
 """From volumes to a working array: orient to LPS, crop to the brain, resample, fit a size, quantise to 16 bits."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8, UInt16
 
-from brats_lightning.core.geometry import GridTransform
-from brats_lightning.core.labels import known_classes
-from brats_lightning.data.nifti import Volume
+from brats_lightning.core.components import lesion_components
+from brats_lightning.core.geometry import GridTransform, Triple
+from brats_lightning.core.labels import BRATS_METS, LabelScheme, known_classes
+from brats_lightning.data.cases import Case, CaseError, Problem
+from brats_lightning.data.nifti import UnreadableFile, Volume, read_header
+from brats_lightning.runtime.workers import cpu_count
 
 FITS = ("none", "crop_or_pad", "resize")
 
@@ -21,7 +25,8 @@ class Preprocessing:
     """The settings that change voxels, and so the cache.
 
     Attributes:
-        spacing: voxel size (z, y, x) in mm to resample to; None keeps each case's own.
+        spacing: voxel size (z, y, x) in mm to resample to; None keeps each case's own. The setting ``median`` must have
+            been replaced by numbers, see `median_spacing`.
         fit: what makes sizes equal after the crop to the brain: nothing, a centred ``crop_or_pad``, or ``resize``.
         size: (z, y, x) in voxels that ``fit`` aims at.
     """
@@ -37,8 +42,9 @@ class Preprocessing:
             raise ValueError(f"fit={self.fit} with size={self.size}; give both fit and size, or neither")
         for name, kind in (("spacing", float), ("size", int)):
             if (value := getattr(self, name)) is not None:
-                if len(value) != 3 or min(value) <= 0:
-                    raise ValueError(f"{name} is {value}; expected three positive numbers (z, y, x)")
+                if isinstance(value, str) or len(value) != 3 or min(value) <= 0:
+                    median = ", or median" * (name == "spacing")
+                    raise ValueError(f"{name} is {value}; expected three positive numbers (z, y, x){median}")
                 object.__setattr__(self, name, tuple(kind(v) for v in value))
 
     def place(self, brain: GridTransform) -> GridTransform:
@@ -82,8 +88,37 @@ class Prepared:
     reference: UInt8[np.ndarray, "d h w"] | None  # on that box, if the mask lost voxels to resampling or cropping
 
 
-def prepare(images: Mapping[str, Volume], mask: Volume | None, settings: Preprocessing) -> Prepared:
-    """Preprocess one case, whose volumes lie on one grid."""
+def median_spacing(cases: Sequence[Case]) -> Triple:
+    """Voxel size (z, y, x) in mm: the median of the cases along each axis, rounded to 0.05 mm.
+
+    Only headers are read: of each case the first that can be. A case without any is left out; who reads its files
+    reports it.
+
+    Raises:
+        CaseError: there is none in any case.
+    """
+
+    def spacing(case: Case) -> Triple | list[Problem]:
+        problems = []
+        for file, path in case.files.items():
+            try:
+                return GridTransform.whole(read_header(path).grid).spacing
+            except UnreadableFile as error:
+                problems.append(Problem(case.id, file, error.found, error.expected, error.remedy))
+        return problems
+
+    with ThreadPoolExecutor(cpu_count()) as pool:  # over a network, each file is waited for
+        found = list(pool.map(spacing, cases))
+    if not (sizes := [size for size in found if isinstance(size, tuple)]):
+        raise CaseError([problem for problems in found for problem in problems if isinstance(problem, Problem)])
+    z, y, x = (max(1, round(20 * size)) / 20 for size in np.median(sizes, axis=0).tolist())
+    return z, y, x
+
+
+def prepare(
+    images: Mapping[str, Volume], mask: Volume | None, settings: Preprocessing, scheme: LabelScheme = BRATS_METS
+) -> Prepared:
+    """Preprocess one case, whose volumes lie on one grid; ``scheme`` has the mask's classes."""
     # Unlabelled slices reach beyond the brain; the working array needs not.
     known = [mask.trimmed(known_classes(mask.values))] if mask else []
     brain = brain_box([*images.values(), *([mask] if mask else [])])
@@ -91,13 +126,36 @@ def prepare(images: Mapping[str, Volume], mask: Volume | None, settings: Preproc
     image = np.empty((len(images), *transform.shape), dtype=np.uint16)
     intensities = {}
     for channel, (modality, volume) in zip(image, images.items(), strict=True):
-        intensities[modality] = quantise(transform.sample(volume.values, volume.start, order=1), channel)
+        intensities[modality] = quantise(transform.sample(volume.values, volume.start), channel)
     working = reference = None
     if mask:
-        working = transform.sample(mask.values, mask.start, order=0)
+        working = working_mask(mask, transform, scheme)
         if transform != brain:
-            reference = brain.sample(mask.values, mask.start, order=0)
+            reference = brain.sample(mask.values, mask.start)
     return Prepared(tuple(images), image, intensities, transform, working, brain, reference)
+
+
+def working_mask(mask: Volume, transform: GridTransform, scheme: LabelScheme) -> UInt8[np.ndarray, "z y x"]:
+    """A mask on the working grid, in which each lesion keeps a voxel at least.
+
+    A lesion smaller than about a working voxel is the greatest part of none. The voxel that holds most of it then gets
+    its most frequent class.
+    """
+    working = transform.sample_labels(mask.values, mask.start)
+    if transform.exact:
+        return working
+    lesions, _ = lesion_components(known_classes(mask.values), scheme)
+    voxels = np.argwhere(lesions)
+    lesion, label = lesions[tuple(voxels.T)], mask.values[tuple(voxels.T)]
+    places = np.floor((voxels + mask.start + 0.5 - transform.origin) / transform.step).astype(int)
+    inside = ((places >= 0) & (places < transform.shape)).all(axis=1)  # the others are cropped away
+    lesion, label, places = lesion[inside], label[inside], places[inside]
+    kept = lesion[working[tuple(places.T)] == label]
+    for lost in np.setdiff1d(lesion, kept):
+        own = lesion == lost
+        candidates, held = np.unique(places[own], axis=0, return_counts=True)
+        working[tuple(candidates[held.argmax()])] = np.bincount(label[own]).argmax()
+    return working
 
 
 def brain_box(volumes: Sequence[Volume]) -> GridTransform:

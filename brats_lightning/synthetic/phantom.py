@@ -26,6 +26,7 @@ VERSION = 2  # of the generator: phantoms of another version are other phantoms
 _FIRST_PATIENT = 90001
 _ET_SIGNAL, _NETC_SIGNAL, _SNFH_SIGNAL = (0.84, 0.82, 1.00, 1.10), (0.62, 0.50, 1.05, 0.85), (0.84, 0.70, 1.30, 1.50)
 _BLUR = 0.55  # the scanner's point spread: standard deviation of a Gaussian, in voxels
+_FRACTIONS = ("without_t2w", "unlabelled", "empty")
 _SCANNER_UNITS = {"t1n": 420.0, "t1c": 330.0, "t2w": 700.0, "t2f": 380.0}
 
 
@@ -42,6 +43,12 @@ class PhantomSettings:
         lesions: mean number per case, 1 … 2·mean − 1 in each; None for the field's distribution: 0 to 60, mean 7.8.
         resection_cavity: fraction of the cases with a resection cavity, label 4.
         modalities: the images to write; none for masks alone.
+        spacings: voxel sizes (x, y, z) in mm that patients take in turn, instead of ``spacing``; their brains keep the
+            extent that ``shape`` and ``spacing`` give.
+        without_t2w: fraction of the cases without a T2w image.
+        unlabelled: fraction of the cases without a mask.
+        empty: fraction of the cases with neither lesion nor cavity, whose mask is empty. No case is of more than one of
+            the three kinds: empty, unlabelled, with a cavity.
     """
 
     cases: int = 48
@@ -51,12 +58,19 @@ class PhantomSettings:
     lesions: int | float | None = None
     resection_cavity: int | float = 0.0
     modalities: Sequence[str] = MODALITIES
+    spacings: Sequence[Sequence[int | float]] | None = None
+    without_t2w: int | float = 0.0
+    unlabelled: int | float = 0.0
+    empty: int | float = 0.0
 
     def __post_init__(self) -> None:
         for name, kind in (("shape", int), ("spacing", float), ("modalities", str)):  # a YAML's [1, 1, 1] is (1.0, …)
             object.__setattr__(self, name, tuple(map(kind, getattr(self, name))))
-        object.__setattr__(self, "resection_cavity", float(self.resection_cavity))
+        for name in ("resection_cavity", *_FRACTIONS):
+            object.__setattr__(self, name, float(getattr(self, name)))
         object.__setattr__(self, "lesions", None if self.lesions is None else float(self.lesions))
+        sizes = None if self.spacings is None else tuple(tuple(map(float, size)) for size in self.spacings)
+        object.__setattr__(self, "spacings", sizes)
         rules = {
             "cases": (self.cases >= 1, "at least 1"),
             "shape": (len(self.shape) == 3 and min(self.shape) >= 24, "three sizes of at least 24 voxels"),
@@ -65,13 +79,57 @@ class PhantomSettings:
             "lesions": (self.lesions is None or self.lesions >= 1, "null or a mean of at least 1"),
             "resection_cavity": (0 <= self.resection_cavity <= 1, "a fraction from 0 to 1"),
             "modalities": (set(self.modalities) <= set(MODALITIES), f"some of {', '.join(MODALITIES)}"),
+            "spacings": (
+                sizes is None or (bool(sizes) and all(len(size) == 3 and min(size) > 0 for size in sizes)),
+                "null or a list of voxel sizes, each three positive numbers in mm",
+            ),
+            "without_t2w": (0 <= self.without_t2w <= 1, "a fraction from 0 to 1"),
+            "unlabelled": (0 <= self.unlabelled <= 1, "a fraction from 0 to 1"),
+            "empty": (
+                0 <= self.empty <= 1 - self.unlabelled - self.resection_cavity,
+                "a fraction that leaves room for unlabelled and resection_cavity",
+            ),
         }
         check("phantom", self, rules)
+        for number in range(len(sizes or ())):
+            if min(self._grid(number)[0]) < 24:
+                raise PhantomError(f"phantom spacings must leave at least 24 voxels along each axis, got {sizes}")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, with the generator's version."""
+        """JSON-able, with the generator's version.
+
+        What most sets do without enters only where it is set: their folders keep the name they always had.
+        """
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
-        return {"version": VERSION, **values}
+        if self.spacings is not None:
+            values["spacings"] = [list(size) for size in self.spacings]
+        unset = [name for name in ("spacings", *_FRACTIONS) if not values[name]]
+        return {"version": VERSION, **{name: v for name, v in values.items() if name not in unset}}
+
+    def grid(self, case: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """Shape (x, y, z) of a case in voxels and their size in mm, the same at all timepoints of a patient."""
+        return self._grid(_patient(case)[0])
+
+    def _grid(self, patient: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        shape, spacing = tuple(self.shape), tuple(self.spacing)
+        if self.spacings is None:
+            return shape, spacing
+        size = tuple(self.spacings[patient % len(self.spacings)])
+        return tuple(round(n * a / b) for n, a, b in zip(shape, spacing, size, strict=True)), size
+
+    def kind(self, case: int) -> str:
+        """``cavity``, ``unlabelled``, ``empty`` or ``plain``, spread evenly over the cases, like the counts."""
+        place = (0.5 + GOLDEN * case) % 1
+        if place < self.resection_cavity:
+            return "cavity"
+        if place < 1 - self.empty - self.unlabelled:
+            return "plain"
+        return "unlabelled" if place < 1 - self.empty else "empty"
+
+    def modalities_of(self, case: int) -> tuple[str, ...]:
+        """The images of a case."""
+        bare = (0.5 + 2**0.5 * case) % 1 < self.without_t2w
+        return tuple(name for name in self.modalities if not (bare and name == "t2w"))
 
 
 def phantom_folder(parent: Path | str, settings: PhantomSettings) -> Path:
@@ -115,20 +173,16 @@ def make_case(
 ) -> tuple[dict[str, Int16[np.ndarray, "z y x"]], UInt8[np.ndarray, "z y x"]]:
     """The images by modality and the labels of case ``case`` in LPS; background is exactly 0."""
     patient, _ = _patient(case)
-    frame = Frame(tuple(settings.shape[::-1]), tuple(settings.spacing[::-1]))
+    shape, spacing = settings.grid(case)
+    frame = Frame(shape[::-1], spacing[::-1])
     brain = make_brain(generator(settings.seed, 0, patient), frame, look_alikes=bool(settings.modalities))
     rng = generator(settings.seed, 1, case)
-    # Spread evenly over the cases, like the counts.
-    cavity = (0.5 + GOLDEN * case) % 1 < settings.resection_cavity
-    labels, lesions, cavity_coverage = place_lesions(
-        rng,
-        generator(settings.seed, 0, patient, 1),
-        brain,
-        lesion_volumes(settings.seed, case, settings.lesions),
-        cavity,
-    )
+    kind = settings.kind(case)
+    volumes = [] if kind == "empty" else lesion_volumes(settings.seed, case, settings.lesions)
+    sites = generator(settings.seed, 0, patient, 1)
+    labels, lesions, cavity_coverage = place_lesions(rng, sites, brain, volumes, kind == "cavity")
     images = {}
-    for modality in settings.modalities:
+    for modality in settings.modalities_of(case):
         rng = generator(settings.seed, 1, case, MODALITIES.index(modality))
         images[modality] = _acquire(rng, brain, lesions, cavity_coverage, modality)
     return images, labels
@@ -178,8 +232,9 @@ def _write_case(folder: Path, case: int, settings: PhantomSettings) -> None:
     images, labels = make_case(settings, case)
     name = case_name(case)
     (folder / name).mkdir()
-    for suffix, volume in (*images.items(), ("seg", labels)):
-        _write_nifti(folder / name / f"{name}-{suffix}.nii.gz", volume, settings.spacing, ras=case % 3 == 2)
+    volumes = images if settings.kind(case) == "unlabelled" else images | {"seg": labels}
+    for suffix, volume in volumes.items():
+        _write_nifti(folder / name / f"{name}-{suffix}.nii.gz", volume, settings.grid(case)[1], ras=case % 3 == 2)
 
 
 def _write_nifti(path: Path, volume: np.ndarray, spacing: Sequence[float], ras: bool) -> None:

@@ -55,10 +55,10 @@ def read_scan(case: Case, label_map: Mapping[int, int] | None, tolerance: float 
     if problems := check_files(case, MODALITIES, need_mask=False) + found.problems:
         raise CaseError(problems)
     transform = brain_box([found.images["t1c"], *found.images.values()])
-    images = {name: transform.sample(v.values, v.start, 0) for name, v in found.images.items()}
+    images = {name: transform.sample(v.values, v.start) for name, v in found.images.items()}
     labels = np.zeros(transform.shape, np.uint8)
     if found.mask is not None:
-        labels = transform.sample(found.mask.values, found.mask.start, 0)
+        labels = transform.sample(found.mask.values, found.mask.start)
 
     frame = Frame(transform.shape, transform.spacing)
     inside = ndimage.binary_fill_holes(np.logical_and.reduce([image != 0 for image in images.values()]))

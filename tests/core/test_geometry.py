@@ -93,16 +93,47 @@ def test_resampling_by_hand():
     half = whole.resample((1, 1, 1))  # 2 mm → 1 mm: new centres at −¼, ¼, ¾ …
     assert half.shape == (1, 1, 8)
     assert half.spacing == (1, 1, 1)
-    assert half.apply(line, 1).ravel().tolist() == [0, 2.5, 7.5, 12.5, 17.5, 22.5, 27.5, 30]
+    assert half.apply(line).ravel().tolist() == [0, 2.5, 7.5, 12.5, 17.5, 22.5, 27.5, 30]
     double = whole.resample((1, 1, 4))  # centres between two voxels
-    assert double.apply(line, 1).ravel().tolist() == [5, 25]
-    labels = np.array([1, 2, 3, 4], np.uint8).reshape(4, 1, 1)
-    assert half.apply(labels).ravel().tolist() == [1, 1, 2, 2, 3, 3, 4, 4]
-    assert half.restore(half.apply(labels)).ravel().tolist() == [1, 2, 3, 4]
+    assert double.apply(line).ravel().tolist() == [5, 25]
+    labels = np.array([1, 2, 3, 4], np.uint8).reshape(1, 1, 4)  # oriented
+    assert half.sample_labels(labels, (0, 0, 0)).ravel().tolist() == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert half.restore(half.sample_labels(labels, (0, 0, 0))).ravel().tolist() == [1, 2, 3, 4]
+    assert double.sample_labels(labels, (0, 0, 0)).ravel().tolist() == [1, 3]  # of equals the lowest
     # an extent that isn't a multiple is covered evenly: 8 mm in 3 voxels of 3 mm reach ½ mm beyond each end
     third = whole.resample((1, 1, 3))
     assert third.shape == (1, 1, 3)
     assert third.origin == (0, 0, -0.25)
+
+
+def test_coarser_voxels_are_means_over_their_extent():
+    whole = GridTransform.whole(Grid((6, 1, 1), np.diag([-1.0, -1, 1, 1])))
+    line = np.array([0.0, 9, 0, 9, 0, 9], np.float32).reshape(6, 1, 1)
+    assert whole.resample((1, 1, 3)).apply(line).ravel().tolist() == pytest.approx([3, 6])  # not 9 and 0, the centres
+    assert whole.resample((1, 1, 1.5)).apply(line).ravel().tolist() == pytest.approx([3, 6, 3, 6])  # ⅔ and ⅓ of a voxel
+    # 6 mm in one voxel of 5 mm, which sees half a millimetre less on each side
+    assert whole.resample((1, 1, 5)).apply(line).ravel().tolist() == pytest.approx([(9 + 0 + 9 + 0 + 4.5) / 5])
+
+
+@pytest.mark.parametrize("spacing", [(3.0, 2.0, 1.0), (1.0, 4.0, 6.0), (1.5, 1.0, 1.2)])
+def test_a_coarser_grid_of_the_same_extent_keeps_the_total(spacing):
+    array = np.random.default_rng(0).random((12, 12, 12)).astype(np.float32)
+    working = GridTransform.whole(Grid((12, 12, 12), LPS)).resample(spacing).apply(array)
+    assert working.sum() * np.prod(spacing) == pytest.approx(array.sum(), rel=1e-5)
+
+
+def test_labels_are_the_highest_of_their_resampled_masks():
+    rng = np.random.default_rng(3)
+    labels = np.repeat(np.repeat(rng.integers(0, 4, (5, 6, 4), dtype=np.uint8), 2, axis=0), 3, axis=2)
+    whole = GridTransform.whole(Grid(labels.shape, ROTATED))
+    oriented = whole.orient(labels)
+    for transform in (whole.resample((3, 2, 1)), whole.resample((5, 3, 3)).crop((-1, 1, 0), (4, 9, 8)), whole):
+        shares = np.stack([transform.apply((labels == label).astype(np.float32)) for label in range(4)])
+        shares[0] += 1 - shares.sum(0)  # outside
+        found = transform.sample_labels(oriented, (0, 0, 0))
+        assert found.dtype == np.uint8
+        highest = np.take_along_axis(shares, found[None].astype(int), axis=0)[0]
+        np.testing.assert_allclose(highest, shares.max(0), atol=1e-6)
 
 
 def test_equal_spacing_with_rounding_errors_copies_voxels():
@@ -125,7 +156,7 @@ def test_smooth_fields_survive_a_resampled_round_trip(affine, spacing):
     i, j, k = np.meshgrid(*[np.linspace(0, 1, n) for n in shape], indexing="ij")
     field = (1 + i + 2 * j + 3 * k + 0.2 * np.sin(3 * i + 2 * k)).astype(np.float32)
     transform = GridTransform.whole(Grid(shape, affine)).resample(spacing)
-    restored = transform.restore_probabilities(transform.apply(field, 1)[None])[0]
+    restored = transform.restore_probabilities(transform.apply(field)[None])[0]
     inner = (slice(4, -4),) * 3  # edges are held, not extrapolated
     np.testing.assert_allclose(restored[inner], field[inner], atol=0.02)
 
@@ -134,7 +165,7 @@ def test_linear_field_has_no_shift():
     # Any half-voxel misalignment would show as a constant offset of this ramp.
     ramp = np.broadcast_to(np.arange(40.0, dtype=np.float32)[:, None, None], (40, 3, 3))
     transform = GridTransform.whole(Grid((40, 3, 3), LPS)).crop((0, 0, 5), (3, 3, 30)).resample((1, 1, 0.6))
-    restored = transform.restore_probabilities(transform.apply(ramp, 1)[None])[0]
+    restored = transform.restore_probabilities(transform.apply(ramp)[None])[0]
     np.testing.assert_allclose(restored[6:34], ramp[6:34], atol=1e-4)
 
 
@@ -148,22 +179,24 @@ def test_sample_from_a_box_equals_apply_to_the_whole():
     high = np.argwhere(oriented).max(0) + 1
     box = oriented[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
     for transform in (whole, whole.crop((2, 1, 3), (6, 5, 4)), whole.resample((3, 2, 1)), whole.resize((5, 30, 8))):
-        for order in (0, 1):
-            got = transform.sample(box, [int(v) for v in low], order)
-            np.testing.assert_allclose(got, transform.apply(array, order), rtol=1e-6)
+        start = [int(v) for v in low]
+        np.testing.assert_allclose(transform.sample(box, start), transform.apply(array), rtol=1e-6)
+        labels = np.ceil(3 * box).astype(np.uint8)
+        got = transform.sample_labels(labels, start)
+        np.testing.assert_array_equal(got, transform.sample_labels(np.ceil(3 * oriented).astype(np.uint8), (0, 0, 0)))
 
 
 def test_empty_box_is_zero_everywhere():
     whole = GridTransform.whole(Grid((4, 4, 4), LPS))
     empty = np.zeros((0, 0, 0), np.int16)
     for transform in (whole, whole.resize((3, 5, 2))):
-        assert not transform.sample(empty, (0, 0, 0), 1).any()
-        assert transform.sample(empty, (0, 0, 0), 0).shape == transform.shape
+        assert not transform.sample(empty, (0, 0, 0)).any()
+        assert transform.sample_labels(empty.astype(np.uint8), (0, 0, 0)).shape == transform.shape
 
 
 def test_one_voxel_axes_resample():
     transform = GridTransform.whole(Grid((1, 1, 1), LPS)).resize((2, 2, 2))
-    assert transform.apply(np.full((1, 1, 1), 7, np.int16), 1).tolist() == np.full((2, 2, 2), 7.0).tolist()
+    assert transform.apply(np.full((1, 1, 1), 7, np.int16)).tolist() == np.full((2, 2, 2), 7.0).tolist()
 
 
 def test_a_crop_beside_the_volume_restores_only_fill():

@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
 
-from brats_lightning.core.geometry import Grid
+from brats_lightning.core.components import lesion_components
+from brats_lightning.core.geometry import Grid, GridTransform
+from brats_lightning.core.labels import BRATS_METS
+from brats_lightning.data.cases import Case, CaseError
 from brats_lightning.data.nifti import Volume
 from brats_lightning.data.normalisation import Normaliser, normalisation_parameters
 from brats_lightning.data.preprocessing import (
@@ -9,9 +12,12 @@ from brats_lightning.data.preprocessing import (
     Intensities,
     Preprocessing,
     brain_box,
+    median_spacing,
     prepare,
     quantise,
+    working_mask,
 )
+from tests.data.tiny_cases import save
 
 GRID = Grid((10, 9, 8), np.diag([-1.0, -1.0, 1.0, 1.0]))  # so x, y, z of the file are x, y, z of LPS
 
@@ -198,9 +204,72 @@ def test_interpolated_intensities_decode_to_the_interpolation():
     assert prepared.reference is None
     for codes, (name, source) in zip(prepared.image, images.items(), strict=True):
         intensities = prepared.intensities[name]
-        expected = prepared.transform.sample(source.values, source.start, order=1)
+        expected = prepared.transform.sample(source.values, source.start)
         np.testing.assert_allclose(decoded(codes, intensities), expected, atol=intensities.scale)
         np.testing.assert_array_equal(codes == 0, expected == 0)
+
+
+def test_no_lesion_is_lost_to_a_coarser_or_shifted_grid():
+    mask = np.zeros((20, 20, 20), np.uint8)
+    mask[2:8, 2:8, 2:8] = 2
+    mask[4, 5, 4] = 3  # in oedema, an eighth of a working voxel
+    mask[12:14, 12, 12] = 3  # alone
+    mask[12, 17, 17] = 1
+    whole = Volume(Grid((20, 20, 20), np.diag([-0.5, -0.5, 0.5, 1])), mask, (0, 0, 0))
+    for spacing in ((1, 1, 1), (0.45, 0.45, 0.45), (1.5, 0.5, 2)):
+        transform = Preprocessing(spacing).place(GridTransform.whole(whole.grid))
+        plain, working = transform.sample_labels(mask, (0, 0, 0)), working_mask(whole, transform, BRATS_METS)
+        assert lesion_components(working, BRATS_METS)[1] == 3
+        changed = np.argwhere(working != plain)
+        assert len(changed) <= 3
+        # Each lesion's voxel is where it was, in the class it had.
+        for place, label in (((4, 5, 4), 3), ((12, 17, 17), 1)):
+            at = np.floor((np.array(place) + 0.5 - transform.origin) / transform.step).astype(int)
+            assert working[tuple(at)] == label
+    exact = GridTransform.whole(whole.grid)
+    np.testing.assert_array_equal(working_mask(whole, exact, BRATS_METS), mask)
+
+
+def test_a_lesion_that_is_cropped_away_stays_so():
+    mask = np.zeros((8, 8, 8), np.uint8)
+    mask[0, 0, 0] = 3
+    whole = Volume(Grid((8, 8, 8), np.eye(4)), mask, (0, 0, 0))
+    transform = GridTransform.whole(whole.grid).resample((2, 2, 2)).centred((2, 2, 2))
+    assert not working_mask(whole, transform, BRATS_METS).any()
+
+
+def header_only(folder, name, spacing, affine=None):
+    """A case whose voxels are never looked at; spacing (x, y, z)."""
+    path = folder / f"{name}-t1c.nii.gz"
+    save(
+        path,
+        np.zeros((2, 3, 4), np.uint8),
+        np.diag([-spacing[0], -spacing[1], spacing[2], 1]) if affine is None else affine,
+    )
+    return Case(name, name, None, {"t1c": path})
+
+
+def test_the_median_spacing_is_of_each_axis_in_lps(tmp_path):
+    turned = np.array([[0.0, 0, 0.5, 0], [1.5, 0, 0, 0], [0, 2.0, 0, 0], [0, 0, 0, 1]])  # x of 0.5, y of 1.5, z of 2 mm
+    cases = [
+        header_only(tmp_path, "a", (0.859, 0.859, 1.5)),
+        header_only(tmp_path, "b", (1, 1, 1)),
+        header_only(tmp_path, "c", (0, 0, 0), turned),
+    ]
+    assert median_spacing(cases) == (1.5, 1, 0.85)
+    assert median_spacing(cases[1:]) == (1.5, 1.25, 0.75)  # of an even number the mean of the middle two
+    assert median_spacing([header_only(tmp_path, "d", (0.01, 0.9371, 1.0249))]) == (1, 0.95, 0.05)
+
+
+def test_headers_that_cannot_be_read_are_left_out_of_the_median(tmp_path):
+    good, bad = header_only(tmp_path, "a", (1, 1, 1)), header_only(tmp_path, "b", (3, 3, 3))
+    bad.images["t1c"].write_bytes(b"not an image")
+    assert median_spacing([good, bad]) == (1, 1, 1)
+    other = Case("c", "c", None, {"t1n": tmp_path / "missing.nii.gz", "t1c": good.images["t1c"]})
+    assert median_spacing([other, bad]) == (1, 1, 1)  # by its second file
+    with pytest.raises(CaseError, match="2 cases cannot be used") as error:
+        median_spacing([bad, Case("d", "d", None, {"t1n": tmp_path / "missing.nii.gz"})])
+    assert [(problem.case, problem.file) for problem in error.value.problems] == [("b", "t1c"), ("d", "t1n")]
 
 
 @pytest.mark.parametrize(

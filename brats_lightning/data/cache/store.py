@@ -194,7 +194,7 @@ class Cache:
         examination = examine(case, self.scheme, self.label_map, self.tolerance)
         if problems := required(examination.problems, used_modalities(case, modalities, self.optional), need_mask):
             return problems
-        prepared = prepare(examination.images, examination.mask, self.preprocessing)
+        prepared = prepare(examination.images, examination.mask, self.preprocessing, self.scheme)
         write_entry(self.directory, case, examination, prepared, self.scheme, stamps)
         return []
 

@@ -124,7 +124,8 @@ def _difficulty(case: CachedCase, path: Path, scheme: LabelScheme, tolerance: fl
     volume = read_mask(path, scheme, None)
     if difference := volume.grid.mismatch(case.transform.original, tolerance, "the case's images"):
         raise PredictionError(f"{path.name}: {'; expected '.join(difference)}")
-    mask, predicted = known_part(np.asarray(case.mask()), case.transform.sample(volume.values, volume.start, order=0))
+    predicted = case.transform.sample_labels(volume.values, volume.start)
+    mask, predicted = known_part(np.asarray(case.mask()), predicted)
     rows = case.positions()
     found = predicted[tuple(rows[:, 2:].T)]
     parts = (slice(lesion.start, lesion.stop) for lesion in case.lesions)

@@ -135,7 +135,7 @@ def _sound_image(path: Path, grid: Grid) -> Volume | None:
 def axial_slice(volume: Volume, z: int) -> Shaped[np.ndarray, "y x"]:
     """Slice ``z`` of the oriented volume, including the margin that `Volume` leaves out."""
     whole = GridTransform.whole(volume.grid)
-    return whole.crop((z, 0, 0), (1, *whole.shape[1:])).sample(volume.values, volume.start, order=0)[0]
+    return whole.crop((z, 0, 0), (1, *whole.shape[1:])).sample(volume.values, volume.start)[0]
 
 
 def grey(image: Shaped[np.ndarray, "y x"]) -> Float[np.ndarray, "y x"]:
