@@ -314,8 +314,8 @@ def _means(
 ) -> Float32[np.ndarray, "d e f"]:
     """Means of an axis of ``length`` voxels over extents ``at`` ± ``width`` / 2, at least a voxel wide.
 
-    With a width of 1 that is linear interpolation between voxel centres. The box holds the voxels from ``start`` on, all
-    others are 0. An extent counts as far as it lies on the axis; one whose centre does not is 0.
+    With a width of 1 that is linear interpolation between voxel centres. The box holds the voxels from ``start`` on,
+    all others are 0. An extent counts as far as it lies on the axis; one whose centre does not is 0.
     """
     inside = (at > -0.5 - 1e-9) & (at < length - 0.5 + 1e-9)
     low, high = (np.clip(edge, -0.5, length - 0.5) for edge in (at - width / 2, at + width / 2))

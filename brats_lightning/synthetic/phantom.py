@@ -17,7 +17,7 @@ from brats_lightning.data.cases import Case
 from brats_lightning.data.layouts.brats import find_cases
 from brats_lightning.data.nifti import write_nifti
 from brats_lightning.synthetic.anatomy import SIGNAL, Brain, Frame, make_brain, smooth_field
-from brats_lightning.synthetic.case_set import check, generator, make_once, own_folder
+from brats_lightning.synthetic.case_set import PhantomError, check, generator, make_once, own_folder
 from brats_lightning.synthetic.lesions import GOLDEN, Metastasis, lesion_volumes, place_lesions
 
 log = logging.getLogger(__name__)

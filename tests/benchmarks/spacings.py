@@ -55,10 +55,7 @@ def make_mix(
     split: dict[str, list[str]] = {"train": [], "test": []}
     seen = dict.fromkeys(patients, 0)
     for case in cases:
-        if case.patient in tested:
-            chosen = list(range(len(GRIDS)))
-        else:
-            chosen = [len(split["train"]) % len(GRIDS)]
+        chosen = list(range(len(GRIDS))) if case.patient in tested else [len(split["train"]) % len(GRIDS)]
         for grid in chosen:
             name = f"MIX-{patients.index(case.patient):05d}-{len(GRIDS) * seen[case.patient] + grid:03d}"
             if not (root / name).is_dir():

@@ -1,5 +1,4 @@
 import nibabel as nib
-import numpy as np
 import pytest
 
 from brats_lightning.data.cases import find_cases

@@ -241,11 +241,8 @@ def test_a_lesion_that_is_cropped_away_stays_so():
 def header_only(folder, name, spacing, affine=None):
     """A case whose voxels are never looked at; spacing (x, y, z)."""
     path = folder / f"{name}-t1c.nii.gz"
-    save(
-        path,
-        np.zeros((2, 3, 4), np.uint8),
-        np.diag([-spacing[0], -spacing[1], spacing[2], 1]) if affine is None else affine,
-    )
+    affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1]) if affine is None else affine
+    save(path, np.zeros((2, 3, 4), np.uint8), affine)
     return Case(name, name, None, {"t1c": path})
 
 
