@@ -17,7 +17,7 @@ SETTINGS = PhantomSettings(
     resection_cavity=0.15,
     spacings=((1, 1, 1), (0.859, 0.859, 1.5), (0.5, 0.5, 1)),
     without_t2w=0.2,
-    unlabelled=0.125,
+    unlabelled=0.13,
     empty=0.1,
 )
 CORRECTED, FAULTY = 2, 3

@@ -43,7 +43,7 @@ class PhantomSettings:
         lesions: mean number per case, 1 … 2·mean − 1 in each; None for the field's distribution: 0 to 60, mean 7.8.
         resection_cavity: fraction of the cases with a resection cavity, label 4.
         modalities: the images to write; none for masks alone.
-        spacings: voxel sizes (x, y, z) in mm that patients take in turn, instead of ``spacing``; their brains keep the
+        spacings: voxel sizes (x, y, z) in mm, each of about as many patients, instead of ``spacing``; brains keep the
             extent that ``shape`` and ``spacing`` give.
         without_t2w: fraction of the cases without a T2w image.
         unlabelled: fraction of the cases without a mask.
@@ -91,8 +91,8 @@ class PhantomSettings:
             ),
         }
         check("phantom", self, rules)
-        for number in range(len(sizes or ())):
-            if min(self._grid(number)[0]) < 24:
+        for size in sizes or ():
+            if min(self._shape(size)) < 24:
                 raise PhantomError(f"phantom spacings must leave at least 24 voxels along each axis, got {sizes}")
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,14 +108,14 @@ class PhantomSettings:
 
     def grid(self, case: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """Shape (x, y, z) of a case in voxels and their size in mm, the same at all timepoints of a patient."""
-        return self._grid(_patient(case)[0])
-
-    def _grid(self, patient: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
-        shape, spacing = tuple(self.shape), tuple(self.spacing)
         if self.spacings is None:
-            return shape, spacing
-        size = tuple(self.spacings[patient % len(self.spacings)])
-        return tuple(round(n * a / b) for n, a, b in zip(shape, spacing, size, strict=True)), size
+            return tuple(self.shape), tuple(self.spacing)
+        patient, _ = _patient(case)
+        size = tuple(self.spacings[int((0.5 + 3**0.5 * patient) % 1 * len(self.spacings))])  # spread evenly
+        return self._shape(size), size
+
+    def _shape(self, size: Sequence[float]) -> tuple[int, ...]:
+        return tuple(round(n * a / b) for n, a, b in zip(self.shape, self.spacing, size, strict=True))
 
     def kind(self, case: int) -> str:
         """``cavity``, ``unlabelled``, ``empty`` or ``plain``, spread evenly over the cases, like the counts."""
@@ -128,7 +128,7 @@ class PhantomSettings:
 
     def modalities_of(self, case: int) -> tuple[str, ...]:
         """The images of a case."""
-        bare = (0.5 + 2**0.5 * case) % 1 < self.without_t2w
+        bare = (0.75 + 2**0.5 * case) % 1 < self.without_t2w
         return tuple(name for name in self.modalities if not (bare and name == "t2w"))
 
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -450,12 +451,81 @@ def test_progress_and_folder_names(tmp_path, monkeypatch):
         {"lesions": 0.5},
         {"resection_cavity": 1.5},
         {"modalities": ("flair",)},
+        {"spacings": ()},
+        {"spacings": ((1, 1),)},
+        {"spacings": ((1, 0, 1),)},
+        {"without_t2w": -0.1},
+        {"unlabelled": 2},
+        {"empty": 1.1},
     ],
 )
 def test_bad_settings_are_named(wrong):
     (name,) = wrong
     with pytest.raises(PhantomError, match=f"phantom {name} must be"):
         PhantomSettings(**wrong)
+
+
+def test_kinds_of_cases_exclude_each_other():
+    with pytest.raises(PhantomError, match="phantom empty must be a fraction that leaves room for unlabelled"):
+        PhantomSettings(empty=0.5, unlabelled=0.3, resection_cavity=0.3)
+    with pytest.raises(PhantomError, match="at least 24 voxels"):
+        PhantomSettings(shape=(30, 30, 30), spacings=[[1, 1, 1], [1, 1, 1.5]])
+
+
+# --- what BraTS-METS has had since 2025
+
+MIXED = PhantomSettings(
+    cases=40, shape=(28, 30, 36), lesions=2, resection_cavity=0.13, without_t2w=0.2, unlabelled=0.13, empty=0.1,
+    spacings=((1, 1, 1), (0.859, 0.859, 1.5), (0.5, 0.5, 1)),
+)  # fmt: skip
+
+
+def test_sets_without_it_keep_their_folder():
+    assert phantom_folder("", PhantomSettings()).name == "phantom-d9fc5eb480"
+    assert phantom_folder("", PhantomSettings(cases=10, shape=(40, 48, 32))).name == "phantom-53bffe7ccb"
+    assert phantom_folder("", PhantomSettings(empty=0.1)).name != "phantom-d9fc5eb480"
+    assert MIXED.to_dict() == json.loads(json.dumps(MIXED.to_dict()))
+
+
+def test_kinds_are_as_frequent_as_asked_for():
+    kinds = [MIXED.kind(case) for case in range(40)]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"plain": 26, "cavity": 5, "unlabelled": 5, "empty": 4}
+    bare = [case for case in range(40) if "t2w" not in MIXED.modalities_of(case)]
+    assert len(bare) == 8
+    assert len({kinds[case] for case in bare}) == 4  # spread over all kinds
+    assert [kind == "cavity" for kind in kinds] == [
+        replace(MIXED, empty=0, unlabelled=0).kind(case) == "cavity" for case in range(40)
+    ]
+
+
+def test_brains_keep_their_extent_on_every_grid():
+    grids = {MIXED.grid(case) for case in range(40)}
+    assert {spacing: shape for shape, spacing in grids} == {
+        (1, 1, 1): (28, 30, 36),
+        (0.859, 0.859, 1.5): (33, 35, 24),
+        (0.5, 0.5, 1): (56, 60, 36),
+    }
+    assert MIXED.grid(2) == MIXED.grid(3)  # of one patient
+    middle = np.median([MIXED.grid(case)[1] for case in range(40)], axis=0)
+    assert middle.tolist() == [0.859, 0.859, 1]
+
+
+def test_files_are_those_of_each_kind(tmp_path):
+    settings = replace(MIXED, cases=10, modalities=("t1c", "t2w"))
+    root = make_phantoms(tmp_path / "p", settings, workers=0)
+    for case in range(10):
+        name = phantom.case_name(case)
+        there = {path.name.removeprefix(f"{name}-").removesuffix(".nii.gz") for path in (root / name).iterdir()}
+        kind = settings.kind(case)
+        assert there == {*settings.modalities_of(case), *(() if kind == "unlabelled" else ("seg",))}
+        image = nib.load(root / name / f"{name}-t1c.nii.gz")
+        shape, spacing = settings.grid(case)
+        assert image.shape == shape
+        assert image.header.get_zooms() == pytest.approx(spacing)
+        images, labels = make_case(settings, case)
+        assert labels.any() == (kind != "empty")
+        assert (labels == 4).any() == (kind == "cavity")
+        assert images["t1c"].shape == labels.shape
 
 
 # --- the set as a whole
