@@ -154,29 +154,38 @@ class GridTransform:
             box = _means(box, axis, centres, max(1.0, self.step[axis]), self.oriented_shape[axis], start[axis])
         return box
 
-    def sample_labels(self, box: UInt8[np.ndarray, "a b c"], start: Sequence[int]) -> UInt8[np.ndarray, "z y x"]:
-        """Labels from a box as in `sample`: the label whose own mask `sample` makes highest, of equals the lowest.
+    def sample_reached(
+        self, box: Shaped[np.ndarray, "a b c"], start: Sequence[int]
+    ) -> tuple[Slices, Shaped[np.ndarray, "d e f"]]:
+        """The working voxels that depend on a box as in `sample`, and their values; all others are 0."""
+        reached = []
+        for axis, length in enumerate(box.shape):
+            # A voxel's mean reaches half an original voxel beyond its centre, or half its own extent.
+            half = 0.5 + max(1.0, 1 / self.step[axis]) / 2
+            low = math.floor((start[axis] - self.origin[axis]) / self.step[axis] - half)
+            high = math.ceil((start[axis] + length - self.origin[axis]) / self.step[axis] + half)
+            low, high = (min(max(0, edge), self.shape[axis]) for edge in (low, high))
+            reached.append(slice(low, high))
+        z, y, x = reached
+        part = self.crop([z.start, y.start, x.start], [z.stop - z.start, y.stop - y.start, x.stop - x.start])
+        return (z, y, x), part.sample(box, start)
 
-        Labels and intensities are thereby resampled alike, and outlines stay smooth.
+    def sample_labels(self, box: UInt8[np.ndarray, "a b c"], start: Sequence[int]) -> UInt8[np.ndarray, "z y x"]:
+        """Labels from a box as in `sample`: 0 unless more than half a voxel is labelled, else what most of it is.
+
+        How much of a voxel has a label is what `sample` makes of that label's mask, so that labels are resampled like
+        intensities and outlines stay smooth. Of equals the lowest label counts.
         """
         if self.exact:
             return self.sample(box, start)
         labels = np.zeros(self.shape, np.uint8)
-        reached = tuple(self._reached(axis, start[axis], box.shape[axis]) for axis in range(3))
-        part = self.crop([side.start for side in reached], [side.stop - side.start for side in reached])
-        shares = {label: part.sample(box == label, start) for label in np.unique(box[box > 0]).tolist()}
-        highest = 1 - sum(shares.values(), np.zeros(part.shape, np.float32))
-        for label, share in shares.items():
-            labels[reached][share > highest] = label
-            np.maximum(highest, share, out=highest)
+        place, labelled = self.sample_reached(box > 0, start)
+        most = np.zeros_like(labelled)
+        for label in np.unique(box[box > 0]).tolist():
+            _, share = self.sample_reached(box == label, start)
+            labels[place][(share > most) & (labelled > 0.5 + 1e-6)] = label
+            np.maximum(most, share, out=most)
         return labels
-
-    def _reached(self, axis: int, start: int, length: int) -> slice:
-        """Working voxels along an axis that depend on the original ones ``start`` … ``start + length - 1``."""
-        first, last = ((edge - self.origin[axis]) / self.step[axis] for edge in (start, start + length))
-        half = max(1.0, 1 / self.step[axis]) / 2
-        low = min(max(0, math.floor(first - half - 0.5)), self.shape[axis])
-        return slice(low, max(low, min(math.ceil(last + half + 0.5), self.shape[axis])))
 
     def restore(self, labels: Shaped[np.ndarray, "z y x"], fill: int = 0) -> Shaped[np.ndarray, "i j k"]:
         """Working labels → original grid, by the working voxel that holds each original voxel's centre.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8, UInt16
+from scipy import ndimage
 
 from brats_lightning.core.components import lesion_components
 from brats_lightning.core.geometry import GridTransform, Triple
@@ -136,25 +137,26 @@ def prepare(
 
 
 def working_mask(mask: Volume, transform: GridTransform, scheme: LabelScheme) -> UInt8[np.ndarray, "z y x"]:
-    """A mask on the working grid, in which each lesion keeps a voxel at least.
+    """A mask on the working grid, in which no lesion is smaller than it was, and none is lost.
 
-    A lesion smaller than about a working voxel is the greatest part of none. The voxel that holds most of it then gets
-    its most frequent class.
+    Where voxels straddle outlines, `GridTransform.sample_labels` rounds corners off, which costs a lesion of 27 mm³ a
+    fifth of its volume, and smaller ones all of it. A lesion whose voxels do not fill its volume gets further ones in
+    its most frequent class: those of which it covers most.
     """
     working = transform.sample_labels(mask.values, mask.start)
     if transform.exact:
         return working
     lesions, _ = lesion_components(known_classes(mask.values), scheme)
-    voxels = np.argwhere(lesions)
-    lesion, label = lesions[tuple(voxels.T)], mask.values[tuple(voxels.T)]
-    places = np.floor((voxels + mask.start + 0.5 - transform.origin) / transform.step).astype(int)
-    inside = ((places >= 0) & (places < transform.shape)).all(axis=1)  # the others are cropped away
-    lesion, label, places = lesion[inside], label[inside], places[inside]
-    kept = lesion[working[tuple(places.T)] == label]
-    for lost in np.setdiff1d(lesion, kept):
-        own = lesion == lost
-        candidates, held = np.unique(places[own], axis=0, return_counts=True)
-        working[tuple(candidates[held.argmax()])] = np.bincount(label[own]).argmax()
+    for number, box in enumerate(ndimage.find_objects(lesions), 1):
+        own = lesions[box] == number
+        place, share = transform.sample_reached(own, [a + b.start for a, b in zip(mask.start, box, strict=True)])
+        there, voxels = working[place], np.bincount(mask.values[box][own])
+        kept = (share > 0) & np.isin(there, np.flatnonzero(voxels))
+        missing = max(1, round(float(share.sum()))) - np.count_nonzero(kept)
+        share[kept] = 0
+        if missing > 0:
+            order = np.argsort(-share, axis=None, kind="stable")[:missing]
+            there.flat[order[share.flat[order] > 0]] = voxels.argmax()
     return working
 
 

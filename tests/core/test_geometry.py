@@ -122,18 +122,31 @@ def test_a_coarser_grid_of_the_same_extent_keeps_the_total(spacing):
     assert working.sum() * np.prod(spacing) == pytest.approx(array.sum(), rel=1e-5)
 
 
-def test_labels_are_the_highest_of_their_resampled_masks():
+def test_labels_are_what_most_of_a_voxel_is_if_half_of_it_is_labelled():
     rng = np.random.default_rng(3)
     labels = np.repeat(np.repeat(rng.integers(0, 4, (5, 6, 4), dtype=np.uint8), 2, axis=0), 3, axis=2)
     whole = GridTransform.whole(Grid(labels.shape, ROTATED))
     oriented = whole.orient(labels)
     for transform in (whole.resample((3, 2, 1)), whole.resample((5, 3, 3)).crop((-1, 1, 0), (4, 9, 8)), whole):
-        shares = np.stack([transform.apply((labels == label).astype(np.float32)) for label in range(4)])
-        shares[0] += 1 - shares.sum(0)  # outside
+        shares = np.stack([transform.apply((labels == label).astype(np.float32)) for label in (1, 2, 3)])
         found = transform.sample_labels(oriented, (0, 0, 0))
         assert found.dtype == np.uint8
-        highest = np.take_along_axis(shares, found[None].astype(int), axis=0)[0]
-        np.testing.assert_allclose(highest, shares.max(0), atol=1e-6)
+        clear = np.abs(shares.sum(0) - 0.5) > 1e-5
+        np.testing.assert_array_equal((found > 0)[clear], (shares.sum(0) > 0.5)[clear])
+        highest = np.take_along_axis(shares, np.maximum(found, 1)[None].astype(int) - 1, axis=0)[0]
+        np.testing.assert_allclose(highest[found > 0], shares.max(0)[found > 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("spacing", [(1, 1, 1), (3, 0.7, 2), (0.4, 5, 0.9)])
+def test_a_box_reaches_no_further_than_said(spacing):
+    transform = GridTransform.whole(Grid((20, 20, 20), LPS)).crop((2, 1, 3), (15, 18, 16)).resample(spacing)
+    for start in ((4, 9, 8), (0, 0, 0), (17, 17, 17)):
+        box = np.ones((2, 3, 1), np.float32)
+        place, values = transform.sample_reached(box, start)
+        whole = transform.sample(box, start)
+        np.testing.assert_array_equal(whole[place], values)
+        whole[place] = 0
+        assert not whole.any()
 
 
 def test_equal_spacing_with_rounding_errors_copies_voxels():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from brats_lightning.core.components import lesion_components
+from brats_lightning.core.components import components_at, lesion_components
 from brats_lightning.core.geometry import Grid, GridTransform
 from brats_lightning.core.labels import BRATS_METS
 from brats_lightning.data.cases import Case, CaseError
@@ -209,25 +209,27 @@ def test_interpolated_intensities_decode_to_the_interpolation():
         np.testing.assert_array_equal(codes == 0, expected == 0)
 
 
-def test_no_lesion_is_lost_to_a_coarser_or_shifted_grid():
+@pytest.mark.parametrize("spacing", [(1, 1, 1), (0.4, 0.4, 0.4), (1.5, 0.5, 2), (0.5, 0.5, 0.6)])
+def test_no_lesion_is_lost_or_shrinks_on_another_grid(spacing):
     mask = np.zeros((20, 20, 20), np.uint8)
     mask[2:8, 2:8, 2:8] = 2
-    mask[4, 5, 4] = 3  # in oedema, an eighth of a working voxel
-    mask[12:14, 12, 12] = 3  # alone
+    mask[4, 5, 4] = 3  # in oedema
+    mask[12:14, 12:14, 12:14] = 3  # alone
     mask[12, 17, 17] = 1
     whole = Volume(Grid((20, 20, 20), np.diag([-0.5, -0.5, 0.5, 1])), mask, (0, 0, 0))
-    for spacing in ((1, 1, 1), (0.45, 0.45, 0.45), (1.5, 0.5, 2)):
-        transform = Preprocessing(spacing).place(GridTransform.whole(whole.grid))
-        plain, working = transform.sample_labels(mask, (0, 0, 0)), working_mask(whole, transform, BRATS_METS)
-        assert lesion_components(working, BRATS_METS)[1] == 3
-        changed = np.argwhere(working != plain)
-        assert len(changed) <= 3
-        # Each lesion's voxel is where it was, in the class it had.
-        for place, label in (((4, 5, 4), 3), ((12, 17, 17), 1)):
-            at = np.floor((np.array(place) + 0.5 - transform.origin) / transform.step).astype(int)
-            assert working[tuple(at)] == label
-    exact = GridTransform.whole(whole.grid)
-    np.testing.assert_array_equal(working_mask(whole, exact, BRATS_METS), mask)
+    transform = Preprocessing(spacing).place(GridTransform.whole(whole.grid))
+    working = working_mask(whole, transform, BRATS_METS)
+    assert lesion_components(working, BRATS_METS)[1] == 3
+    for place, label, voxels in (((4, 5, 4), 3, 1), ((12, 12, 12), 3, 8), ((12, 17, 17), 1, 1)):
+        at = tuple(np.floor((np.array(place) + 0.5 - transform.origin) / transform.step).astype(int))
+        assert working[at] == label  # where it was, in the class it had
+        assert components_at(working == label, at).sum() >= max(1, np.floor(voxels * 0.125 / np.prod(spacing)))
+
+
+def test_working_masks_are_copies_where_voxels_are():
+    mask = np.random.default_rng(0).integers(0, 4, (5, 6, 7), dtype=np.uint8)
+    whole = Volume(Grid((7, 6, 5), np.diag([-1.0, -1, 1, 1])), mask, (0, 0, 0))
+    np.testing.assert_array_equal(working_mask(whole, GridTransform.whole(whole.grid), BRATS_METS), mask)
 
 
 def test_a_lesion_that_is_cropped_away_stays_so():
