@@ -42,15 +42,8 @@ _JOIN = "import sys; from brats_lightning.train import join; join(sys.argv[1])"
 _HPARAMS = ["seed", "target", "data", "sampling", "augmentation", "copy_paste", "model", "loss", "optimizer"]
 _HPARAMS += ["scheduler", "trainer"]
 # The final scores that are printed, in this order.
-_PRINTED = [
-    "best/.*",
-    "test/dice_mean",
-    "test/dice_(et|tc|wt|rc)",
-    "test/brats.*_mean",
-    "test/iou_mean",
-    "test/accuracy",
-]
-_PRINTED += ["test/t1c_threshold_dice_mean"]
+_PRINTED = ["best/.*", "test/dice_mean", "test/dice_(et|tc|wt|rc)", "test/brats.*_mean", "test/iou_mean"]
+_PRINTED += ["test/accuracy", "test/t1c_threshold_dice_mean"]
 
 
 def train(cfg: DictConfig) -> dict[str, float]:

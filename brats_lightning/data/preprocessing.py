@@ -139,9 +139,9 @@ def prepare(
 def working_mask(mask: Volume, transform: GridTransform, scheme: LabelScheme) -> UInt8[np.ndarray, "z y x"]:
     """A mask on the working grid, in which no lesion is smaller than it was, and none is lost.
 
-    Where voxels straddle outlines, `GridTransform.sample_labels` rounds corners off, which costs a lesion of 27 mm³ a
-    fifth of its volume, and smaller ones all of it. A lesion whose voxels do not fill its volume gets further ones in
-    its most frequent class: those of which it covers most.
+    `GridTransform.sample_labels` rounds corners off, which costs the smallest lesions most of their volume. Each lesion
+    therefore has the voxels of which it covers most, as many as fill its volume; what it gains gets its most frequent
+    class.
     """
     working = transform.sample_labels(mask.values, mask.start)
     if transform.exact:
@@ -151,12 +151,9 @@ def working_mask(mask: Volume, transform: GridTransform, scheme: LabelScheme) ->
         own = lesions[box] == number
         place, share = transform.sample_reached(own, [a + b.start for a, b in zip(mask.start, box, strict=True)])
         there, voxels = working[place], np.bincount(mask.values[box][own])
-        kept = (share > 0) & np.isin(there, np.flatnonzero(voxels))
-        missing = max(1, round(float(share.sum()))) - np.count_nonzero(kept)
-        share[kept] = 0
-        if missing > 0:
-            order = np.argsort(-share, axis=None, kind="stable")[:missing]
-            there.flat[order[share.flat[order] > 0]] = voxels.argmax()
+        chosen = np.argsort(-share, axis=None, kind="stable")[: max(1, round(float(share.sum())))]
+        gained = (share.flat[chosen] > 0) & ~np.isin(there.flat[chosen], np.flatnonzero(voxels))
+        there.flat[chosen[gained]] = voxels.argmax()
     return working
 
 

@@ -82,7 +82,7 @@ def test_headers_that_cannot_be_read_are_all_in_one_report(config, root):
 
 
 def test_another_word_is_refused(config):
-    with pytest.raises(ValueError, match=r"data.preprocessing: .*spacing.*mean"):
+    with pytest.raises(ValueError, match=r"(?s)data.preprocessing: .*spacing.*mean"):
         build_data(config("data.preprocessing.spacing=mean"))
 
 
