@@ -6,7 +6,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from brats_lightning.data.cases import Case, find_cases
+from brats_lightning.data.cases import Case
+from brats_lightning.data.layouts.brats import find_cases
 from brats_lightning.synthetic.phantom import PhantomSettings, make_phantoms
 
 SETTINGS = PhantomSettings(

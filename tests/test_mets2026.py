@@ -7,7 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from brats_lightning.data.cases import CaseError, find_cases
+from brats_lightning.data.cases import CaseError
+from brats_lightning.data.layouts.brats import find_cases
 from brats_lightning.evaluate import evaluate
 from brats_lightning.predict import predict
 from brats_lightning.preprocess import preprocess

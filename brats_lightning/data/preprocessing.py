@@ -146,8 +146,8 @@ def working_mask(mask: Volume, transform: GridTransform, scheme: LabelScheme) ->
     working = transform.sample_labels(mask.values, mask.start)
     if transform.exact:
         return working
-    lesions, _ = lesion_components(known_classes(mask.values), scheme)
-    for number, box in enumerate(ndimage.find_objects(lesions), 1):
+    lesions, n = lesion_components(known_classes(mask.values), scheme)
+    for number, box in enumerate(ndimage.find_objects(lesions) if n else (), 1):
         own = lesions[box] == number
         place, share = transform.sample_reached(own, [a + b.start for a, b in zip(mask.start, box, strict=True)])
         there, voxels = working[place], np.bincount(mask.values[box][own])

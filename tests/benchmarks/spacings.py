@@ -23,7 +23,8 @@ from omegaconf import OmegaConf
 
 from brats_lightning.config.resolvers import register_resolvers
 from brats_lightning.core.labels import BRATS_METS
-from brats_lightning.data.cases import Case, CaseError, examine, find_cases
+from brats_lightning.data.cases import Case, CaseError, examine
+from brats_lightning.data.layouts.brats import find_cases
 from brats_lightning.data.nifti import write_nifti
 from brats_lightning.data.preprocessing import brain_box, working_mask
 from brats_lightning.runtime.files import write_json

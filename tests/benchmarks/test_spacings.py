@@ -1,7 +1,7 @@
 import nibabel as nib
 import pytest
 
-from brats_lightning.data.cases import find_cases
+from brats_lightning.data.layouts.brats import find_cases
 from brats_lightning.synthetic.phantom import make_phantoms
 from tests.benchmarks.spacings import ARMS, GRIDS, as_label_map, make_mix, table
 

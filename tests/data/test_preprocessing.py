@@ -3,7 +3,7 @@ import pytest
 
 from brats_lightning.core.components import components_at, lesion_components
 from brats_lightning.core.geometry import Grid, GridTransform
-from brats_lightning.core.labels import BRATS_METS
+from brats_lightning.core.labels import BRATS_METS, IGNORE
 from brats_lightning.data.cases import Case, CaseError
 from brats_lightning.data.nifti import Volume
 from brats_lightning.data.normalisation import Normaliser, normalisation_parameters
@@ -230,6 +230,26 @@ def test_working_masks_are_copies_where_voxels_are():
     mask = np.random.default_rng(0).integers(0, 4, (5, 6, 7), dtype=np.uint8)
     whole = Volume(Grid((7, 6, 5), np.diag([-1.0, -1, 1, 1])), mask, (0, 0, 0))
     np.testing.assert_array_equal(working_mask(whole, GridTransform.whole(whole.grid), BRATS_METS), mask)
+
+
+def test_an_empty_mask_stays_empty_on_another_grid():
+    empty = Volume(Grid((8, 8, 8), np.eye(4)), np.zeros((0, 0, 0), np.uint8), (0, 0, 0))
+    transform = GridTransform.whole(empty.grid).resample((2, 1.5, 0.5))
+    working = working_mask(empty, transform, BRATS_METS)
+    assert working.shape == transform.shape
+    assert not working.any()
+
+
+def test_voxels_of_unknown_class_are_resampled_too():
+    mask = np.full((8, 8, 8), IGNORE, np.uint8)
+    mask[:, :, :4] = 0
+    mask[2, 2, 2] = 3
+    whole = Volume(Grid((8, 8, 8), np.diag([-1.0, -1, 1, 1])), mask, (0, 0, 0))
+    working = working_mask(whole, GridTransform.whole(whole.grid).resample((2, 2, 2)), BRATS_METS)
+    expected = np.zeros((4, 4, 4), np.uint8)
+    expected[:, :, 2:] = IGNORE
+    expected[1, 1, 1] = 3
+    np.testing.assert_array_equal(working, expected)
 
 
 def test_a_lesion_that_is_cropped_away_stays_so():
