@@ -8,6 +8,7 @@ from functools import cache
 from itertools import chain
 from pathlib import Path
 
+from brats_lightning.core.labels import MODALITIES
 from brats_lightning.data.cases import Case, CaseError, Problem, examples, patient_and_timepoint
 from brats_lightning.data.folders import Found, is_nifti, likely_files, nifti_files
 from brats_lightning.data.layouts.assembly import assembled, no_case, root_folder
@@ -89,6 +90,8 @@ class Pattern:
 
     def faults(self) -> Iterator[tuple[str, str]]:
         """What is wrong with it, and what was expected."""
+        if self.kind not in (kinds := (*MODALITIES, "seg")):
+            yield "a name that is no sequence", ", ".join(kinds)
         if odd := [name for name in self.fields if name not in _NAMING and not name.startswith("any")]:
             yield f"{{{odd[0]}}}", "the fields {case}, {patient}, {timepoint}, and {any}, {any2} … for other text"
         if set("*?{}") & set(_FIELD.sub("", self.text)):

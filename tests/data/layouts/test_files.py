@@ -74,6 +74,7 @@ def test_files_that_are_one_too_many(tmp_path):
 @pytest.mark.parametrize(
     ("patterns", "found"),
     [
+        ({"t1": "{case}.nii.gz"}, ["{case}.nii.gz has a name that is no sequence"]),
         ({"t1c": "{case}/{site}.nii.gz"}, ["{case}/{site}.nii.gz has {site}"]),
         ({"t1c": "*/{case}.nii.gz"}, ["*/{case}.nii.gz has *, ? or a single brace"]),
         (
