@@ -46,7 +46,7 @@ def composed(tmp_path: Path, shared_outputs: Path) -> Compose:
         paths = [] if name in ("evaluate", "submission") else paths
         if name == "train":
             paths += ["trainer=cpu", "seed=0"] + ([] if plain else TINY)
-        if name in ("train", "preprocess") and not any(override.startswith("data=") for override in overrides):
+        if name in ("train", "preprocess", "plan") and not any(override.startswith("data=") for override in overrides):
             paths.append(f"paths.phantom_dir={shared_outputs}/phantoms")
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             cfg = compose(name, [*paths, *overrides], return_hydra_config=True)

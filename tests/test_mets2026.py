@@ -106,7 +106,8 @@ def test_from_preprocess_to_submission(composed_here, cohort, tmp_path):
     scores = evaluate(
         composed_here(
             f"predictions={masks}", "data=brats_mets", f"data.root={root}/cases", f"data.masks={root}/masks",
-            f"split={tmp_path}/run/split.json", "data.on_bad_case=skip", "data.labels=[netc,snfh,et,rc]", "protocol=[brats2025,brats2026]", f"output={tmp_path}/scores",
+            f"split={tmp_path}/run/split.json", "data.on_bad_case=skip", "data.labels=[netc,snfh,et,rc]",
+            "protocol=[brats2025,brats2026]", f"output={tmp_path}/scores",
             "processes=1", "resamples=50", "pictures=1", name="evaluate",
         )
     )  # fmt: skip

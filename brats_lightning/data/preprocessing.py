@@ -112,7 +112,12 @@ def median_spacing(cases: Sequence[Case]) -> Triple:
         found = list(pool.map(spacing, cases))
     if not (sizes := [size for size in found if isinstance(size, tuple)]):
         raise CaseError([problem for problems in found for problem in problems if isinstance(problem, Problem)])
-    z, y, x = (max(1, round(20 * size)) / 20 for size in np.median(sizes, axis=0).tolist())
+    return rounded_spacing(np.median(sizes, axis=0).tolist())
+
+
+def rounded_spacing(spacing: Sequence[int | float]) -> Triple:
+    """To 0.05 mm, and no less, so that data sets which hardly differ share a cache."""
+    z, y, x = (max(1, round(20 * size)) / 20 for size in spacing)
     return z, y, x
 
 

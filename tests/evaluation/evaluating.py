@@ -1,5 +1,6 @@
-"""What the command ``evaluate`` does, in this process."""
+"""What the command ``evaluate`` does, in this process; the structure of a page."""
 
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,3 +17,33 @@ def run(predictions: Path | str, references: Path, output: Path, *overrides: str
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         cfg = compose("evaluate", [*told, "resamples=50", *overrides])
     return evaluate(resolved(cfg))
+
+
+VOID = {"meta", "img", "br", "input", "link", "hr"}
+
+
+class Page(HTMLParser):
+    """Checks that elements close in order; collects texts, tags and attributes."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.texts = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)

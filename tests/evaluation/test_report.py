@@ -1,6 +1,5 @@
 import base64
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -12,37 +11,9 @@ from brats_lightning.evaluation.report.wording import number, p_value, what_went
 from brats_lightning.evaluation.scoring import ScoredCase
 from brats_lightning.metrics.lesions import LesionRow
 from tests.data.tiny_cases import LPS, RAS, lesions, save, write_case
-from tests.evaluation.evaluating import run
+from tests.evaluation.evaluating import Page, run
 
 NAN = float("nan")
-VOID = {"meta", "img", "br", "input", "link", "hr"}
-
-
-class Page(HTMLParser):
-    """Checks that elements close in order; collects texts, tags and attributes."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.attributes, self.texts = [], [], [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.append(data)
 
 
 def lesion(number=1, volume=10.0, dice=0.0, false_positive=False, centre=(1, 2, 3)):

@@ -1,45 +1,14 @@
-"""Figures of a report as inline SVG, with the fonts and colours of the page."""
+"""Figures of the reports on segmentations."""
 
-import io
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 
+from brats_lightning.evaluation.report.drawing import FAINT, INK, as_svg, new_figure, series_colour
 from brats_lightning.evaluation.summary import lower_is_better
 from brats_lightning.metrics.official import headline_columns
-
-# Placeholders that `_svg` replaces by the page's CSS variables, so that a figure suits the light and the dark theme.
-_INK, _FAINT = "#010203", "#010204"
-_SERIES = tuple(f"#0102{i + 5:02x}" for i in range(6))
-_VARIABLES = {_INK: "var(--ink)", _FAINT: "var(--line)"} | {c: f"var(--series{i})" for i, c in enumerate(_SERIES)}
-_STYLE = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # names may hold a $
-    "svg.hashsalt": "brats-lightning",  # makes the SVG reproducible
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "axes.titlecolor": _INK,
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "axes.axisbelow": True,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "grid.color": _FAINT,
-    "legend.frameon": False,
-}
 
 # The protocols' columns as the report names them.
 COLUMN_TITLES = {
@@ -54,42 +23,17 @@ COLUMN_TITLES = {
 }
 
 
-def _region_colour(index: int) -> str:
-    """The colour of the region at this place in the scheme."""
-    return _SERIES[index % len(_SERIES)]
-
-
-@contextmanager
-def _figure(width: float, height: float) -> Iterator[Figure]:
-    with mpl.rc_context(_STYLE):  # type: ignore[arg-type]  # stubs list every name
-        yield Figure(figsize=(width, height), layout="constrained")
-
-
-def _svg(figure: Figure, title: str) -> Markup:
-    """The figure's SVG, without the parts that only a separate file needs."""
-    file = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
-    text = file.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)
-    text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)  # the page sets the family
-    text = re.sub(r' id="[^"]*_\d+"', "", text)  # matplotlib's names, equal in all figures and never used
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, variable)
-    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1))
-
-
 def score_distribution(tables: Sequence[Mapping[str, Mapping[str, float]]], summary: Any, protocol: str) -> Markup:
     """The main score of each case by region, with the mean and its interval."""
     column = headline_columns(protocol)[0]
     regions = list(summary)
     rng = np.random.default_rng(0)  # of the jitter
-    with _figure(7.6, 0.7 + 0.55 * len(regions)) as figure:
+    with new_figure(7.6, 0.7 + 0.55 * len(regions)) as figure:
         axes = figure.subplots()
         for i, region in enumerate(regions):
             values = np.array([table[region][column] for table in tables])
             values = values[~np.isnan(values)]
-            row, colour = summary[region][column], _region_colour(i)
+            row, colour = summary[region][column], series_colour(i)
             axes.scatter(values, i - 0.12 + rng.uniform(-0.12, 0.12, len(values)), s=16, color=colour, alpha=0.55, lw=0)
             if row["n"]:
                 axes.plot([row["low"], row["high"]], [i + 0.25] * 2, color=colour, lw=2.5, solid_capstyle="butt")
@@ -99,7 +43,7 @@ def score_distribution(tables: Sequence[Mapping[str, Mapping[str, float]]], summ
         axes.set_ylim(len(regions) - 0.5, -0.5)
         axes.grid(axis="x")
         axes.tick_params(axis="y", length=0)
-        return _svg(figure, "Scores of all cases by region")
+        return as_svg(figure, "Scores of all cases by region")
 
 
 def band_title(band: Mapping[str, Any]) -> str:
@@ -110,7 +54,7 @@ def band_title(band: Mapping[str, Any]) -> str:
 
 def size_figure(lesions: Mapping[str, Any]) -> Markup:
     """Sensitivity and Dice by lesion volume, regions side by side."""
-    with _figure(9.2, 3.2) as figure:
+    with new_figure(9.2, 3.2) as figure:
         left, right = figure.subplots(1, 2)
         titles = {"sensitivity": "Fraction of lesions detected", "dice": "Mean Dice of all lesions (missed: 0)"}
         for axes, (name, title) in zip((left, right), titles.items(), strict=True):
@@ -121,24 +65,24 @@ def size_figure(lesions: Mapping[str, Any]) -> Markup:
                 value, low, high = (np.array([band[key] for band in bands], float) for key in keys)
                 error = np.maximum(np.nan_to_num(np.stack([value - low, high - value])), 0)
                 axes.errorbar(
-                    x, value, error, fmt="o", ms=5, lw=1.6, color=_region_colour(i), label=region.upper(), clip_on=False
+                    x, value, error, fmt="o", ms=5, lw=1.6, color=series_colour(i), label=region.upper(), clip_on=False
                 )
             axes.set(title=title, ylim=(0, 1), xlabel="lesion volume (mm³)")
             axes.set_xticks(range(len(bands)), [band_title(band) for band in bands])
             axes.grid(axis="y")
         figure.legend(*left.get_legend_handles_labels(), loc="outside upper right", ncols=len(lesions))
-        return _svg(figure, "Detection and Dice by lesion volume")
+        return as_svg(figure, "Detection and Dice by lesion volume")
 
 
 def detection_figure(lesions: Mapping[str, Any], labelled: str) -> Markup:
     """Sensitivity against false positives per case by smallest predicted volume, written at points of ``labelled``."""
-    with _figure(6.4, 3.6) as figure:
+    with new_figure(6.4, 3.6) as figure:
         axes = figure.subplots()
         for i, (region, entry) in reversed(list(enumerate(lesions.items()))):  # the first on top
             curve = entry["detection_curve"]
             x, y = ([point[key] for point in curve] for key in ("false_positives_per_case", "sensitivity"))
-            axes.plot(x, y, "o-", color=_region_colour(i), ms=4, lw=1.4, label=region.upper(), clip_on=False)
-            axes.plot(x[0], y[0], "o", color=_region_colour(i), ms=9, clip_on=False)
+            axes.plot(x, y, "o-", color=series_colour(i), ms=4, lw=1.4, label=region.upper(), clip_on=False)
+            axes.plot(x[0], y[0], "o", color=series_colour(i), ms=9, clip_on=False)
             placed: list[tuple[float, float]] = []
             for point, a, b in zip(curve, x, y, strict=True):
                 span = max(max(x), 1e-9)
@@ -151,7 +95,7 @@ def detection_figure(lesions: Mapping[str, Any], labelled: str) -> Markup:
         axes.set_xlim(left=-0.1 * axes.get_xlim()[1])  # room for the labels
         axes.grid()
         axes.legend(loc="lower right", reverse=True)
-        return _svg(figure, "Detection against false positives")
+        return as_svg(figure, "Detection against false positives")
 
 
 def difference_figure(
@@ -169,12 +113,12 @@ def difference_figure(
     regions = list(dict.fromkeys(row["region"] for row in differences))
     main = differences[0]["column"]
     groups = [[row for row in differences if lower_is_better(row["column"]) == distance] for distance in (False, True)]
-    with _figure(10.4, 3.4) as figure:
+    with new_figure(10.4, 3.4) as figure:
         axes = figure.subplots(1, 3, width_ratios=(1, 1.05, 0.9))
-        axes[0].plot([0, 1], [0, 1], color=_FAINT, lw=1.2)
+        axes[0].plot([0, 1], [0, 1], color=FAINT, lw=1.2)
         for i, region in enumerate(regions):
             values = scores[region, main]
-            colour = _region_colour(i)
+            colour = series_colour(i)
             axes[0].scatter(values[:, a], values[:, b], s=20, color=colour, alpha=0.65, lw=0, label=region.upper())
         axes[0].set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xlabel=first, ylabel=second)
         axes[0].set_title(f"{COLUMN_TITLES[main]}, each case")
@@ -183,16 +127,16 @@ def difference_figure(
         for panel, rows, (title, label) in zip(axes[1:], groups, titles, strict=True):
             ticks = [f"{row['region'].upper()} {short_title(row['column'])}" for row in rows]
             for y, row in enumerate(rows):
-                colour = _region_colour(regions.index(row["region"]))
+                colour = series_colour(regions.index(row["region"]))
                 panel.plot([row["low"], row["high"]], [y, y], color=colour, lw=2)
                 panel.plot(row["mean"], y, "D", ms=5, color=colour)
-            panel.axvline(0, color=_INK, lw=0.8)
+            panel.axvline(0, color=INK, lw=0.8)
             panel.set_yticks(range(len(rows)), ticks)
             panel.set_ylim(len(rows) - 0.5, -0.5)
             panel.tick_params(axis="y", length=0)
             panel.set(title=title, xlabel=label)
             panel.grid(axis="x")
-        return _svg(figure, "Differences between two methods")
+        return as_svg(figure, "Differences between two methods")
 
 
 def short_title(column: str) -> str:

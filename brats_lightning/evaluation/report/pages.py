@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from brats_lightning.data.survey import status
 from brats_lightning.evaluation.comparison import Scores
 from brats_lightning.evaluation.report import figures, wording
 from brats_lightning.evaluation.report.pictures import COLOURS, LesionPicture
@@ -16,7 +17,7 @@ from brats_lightning.metrics.official import headline_columns
 
 _FILTERS = (
     *(wording.number, wording.sort_key, wording.digits, wording.counted, wording.p_value, wording.region_title),
-    figures.band_title,
+    *(wording.sequence_title, wording.dimensions, figures.band_title, status),
 )
 
 

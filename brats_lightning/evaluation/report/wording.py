@@ -14,6 +14,7 @@ from brats_lightning.metrics.official import headline_columns, mean_without_nan
 
 POOR = 0.5  # a detected lesion with a lower Dice is mentioned
 _REGION_TITLES = {"et": "enhancing tumour", "tc": "tumour core", "wt": "whole tumour", "rc": "resection cavity"}
+_SEQUENCE_TITLES = {"t1n": "T1", "t1c": "T1c", "t2w": "T2w", "t2f": "FLAIR"}
 
 
 def number(value: int | float, digits: int = 3) -> str:
@@ -45,6 +46,16 @@ def region_title(region: str) -> str:
     """``ET · enhancing tumour``."""
     title = _REGION_TITLES.get(region)
     return f"{region.upper()} · {title}" if title else region.upper()
+
+
+def sequence_title(sequence: str) -> str:
+    """``t2f`` → ``FLAIR``."""
+    return _SEQUENCE_TITLES.get(sequence, sequence)
+
+
+def dimensions(values: Sequence[int | float], digits: int) -> str:
+    """Three lengths as ``142 × 215 × 206``, with at most so many decimals."""
+    return " × ".join(f"{value:,.{digits}f}".rstrip("0").rstrip(".") if digits else f"{value:,.0f}" for value in values)
 
 
 def what_went_wrong(case: ScoredCase, region: str) -> str:
