@@ -6,7 +6,6 @@ from typing import Any
 
 from rich.table import Table
 
-from brats_lightning.core.geometry import Triple
 from brats_lightning.data.cache.entry import CachedCase
 from brats_lightning.data.cache.store import Cache
 from brats_lightning.data.cases import Case, Problem
@@ -25,7 +24,7 @@ class Survey:
     built: int  # how many entries of the cache are new
     sequences: tuple[str, ...]  # that are used
     optional: tuple[str, ...]  # those of them that a case may lack
-    spacing: Triple | None  # (z, y, x) in mm to which all were resampled; None: each has its own
+    spacing: Sequence[int | float] | None  # (z, y, x) in mm to which all were resampled; None: each has its own
 
     @property
     def rejected(self) -> int:
