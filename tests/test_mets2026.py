@@ -10,6 +10,7 @@ import pytest
 from brats_lightning.data.cases import CaseError
 from brats_lightning.data.layouts.brats import find_cases
 from brats_lightning.evaluate import evaluate
+from brats_lightning.plan import plan
 from brats_lightning.predict import predict
 from brats_lightning.preprocess import preprocess
 from brats_lightning.submission import submission
@@ -34,6 +35,11 @@ SMALL = [
 ]
 
 
+def cases_of(root):
+    """The names of all cases."""
+    return [case.id for case in find_cases(root / "cases")]
+
+
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
     root = tmp_path_factory.mktemp("cohort")
@@ -47,7 +53,7 @@ def composed_here(composed, cohort):
     def make(*overrides, name):
         data = ["data=brats_mets", f"data.root={root}/cases", f"data.masks={root}/masks"]
         fixed = [*data, f"paths.cache_dir={root}/cache", "data.cache_workers=1"]
-        fixed = fixed if name in ("train", "preprocess") else []
+        fixed = fixed if name in ("train", "preprocess", "plan") else []
         return composed(*fixed, *overrides, name=name, plain=True)
 
     return make
@@ -82,6 +88,13 @@ def test_from_preprocess_to_submission(composed_here, cohort, tmp_path):
     assert list(report["spacing"]) == [1, 0.85, 0.85]
     rows = {row["case"]: row for row in report["cases"]}
     assert all(rows[name]["lesions"] > 0 for name in chosen["corrected"])  # not those of the masks they replace
+
+    planned = plan(composed_here(*SMALL[:2], "data.on_bad_case=skip", "memory=3GB", "seconds=1000", name="plan"))
+    assert planned["fingerprint"]["sequences"]["t2w"]["missing"] > 0
+    assert planned["fingerprint"]["lesions"]["rc"]["cases"] == 6 - sum(
+        SETTINGS.kind(sorted(cases_of(root)).index(name)) == "cavity" for name in chosen["faulty"]
+    )
+    assert planned["plan"]["settings"]["sampling.size"] == planned["plan"]["settings"]["inference.window"]
 
     results = train(composed_here(*SMALL, "data.on_bad_case=skip", "logger=none", name="train"))
     assert "test/brats2026/lesion_dsc_rc" in results

@@ -241,6 +241,7 @@ def read_mask(path: Path, scheme: LabelScheme, label_map: Mapping[int, int] | No
     unknown |= {int(v): int(n) for v, n in zip(*np.unique(wild, return_counts=True), strict=True)}
     if unknown:
         found = ", ".join(f"{n} voxels of label {v}" for v, n in list(unknown.items())[:10])
-        remedy = "map it, e.g. 'data.label_map={4:3}', add the class to data.labels, or correct the mask"
+        remedy = "map it, e.g. 'data.label_map={4:3}', add the class to data.labels, or correct the mask; if it marks "
+        remedy += "what nobody has labelled, set data.ignore_label"
         raise UnreadableFile(found, expected, remedy)
     return volume.trimmed(mask)  # smaller than the file's, where its labels were scaled or mapped to 0
