@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from brats_lightning.config.build import data_set, data_set_cases
+from brats_lightning.config.build import check_not_negative, data_set, data_set_cases
 from brats_lightning.config.entry_point import entry_point
 
 log = logging.getLogger(__name__)
@@ -36,9 +36,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     for name, known in (("missing", ("score", "error")), ("on_bad_case", ("error", "skip"))):
         if cfg[name] not in known:
             raise EvaluationError(f"{name} must be {' or '.join(known)}, got {cfg[name]!r}")
-    for name in ("resamples", "seed", "pictures"):
-        if cfg[name] < 0:
-            raise EvaluationError(f"{name} must be 0 or more, got {cfg[name]}")
+    check_not_negative(cfg, "resamples", "seed", "pictures")
     scheme = LabelScheme(tuple(cfg.data.labels))
     scoring = Scoring(
         scheme,

@@ -32,7 +32,7 @@ def plan(cfg: DictConfig) -> dict[str, Any]:
         CaseError: there are faulty cases, and ``data.on_bad_case`` is ``error``.
         PlanError: settings that cannot be planned for, or too little memory.
     """
-    from brats_lightning.config.build import build_data, describe_data, with_spacing
+    from brats_lightning.config.build import build_data, check_not_negative, describe_data, with_spacing
     from brats_lightning.config.experiment_file import experiment_text, nested, search_path
     from brats_lightning.config.measure import measured_steps
     from brats_lightning.config.planning import Machine, PlanError, Planner
@@ -44,6 +44,7 @@ def plan(cfg: DictConfig) -> dict[str, Any]:
 
     if not re.fullmatch(r"[\w.-]+", cfg.name):
         raise PlanError(f"name becomes the name of an experiment: letters, digits, '-', '_' and '.', got {cfg.name!r}")
+    check_not_negative(cfg, "pictures", "seconds")
     machine = Machine.of(cfg.trainer.accelerator, cfg.memory)
     seconds = 1.0 if cfg.seconds is None and machine.kind == "cpu" else cfg.seconds
     cfg = with_spacing(cfg)

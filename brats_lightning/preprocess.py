@@ -24,13 +24,14 @@ def preprocess(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         CaseError: there are faulty cases, and ``data.on_bad_case`` is ``error``. The report is still written.
     """
-    from brats_lightning.config.build import build_data, describe_data, with_spacing
+    from brats_lightning.config.build import build_data, check_not_negative, describe_data, with_spacing
     from brats_lightning.data.cases import CaseError, masks_apart, without_mask
     from brats_lightning.data.overview import Overview
     from brats_lightning.data.survey import survey
     from brats_lightning.evaluation.report.data_set import write_data_set
     from brats_lightning.runtime.console import show
 
+    check_not_negative(cfg, "pictures")
     cfg = with_spacing(cfg)
     data = build_data(cfg)
     log.info("data: %s", describe_data(cfg))

@@ -141,6 +141,9 @@ def test_what_cannot_be_planned_for(composed, tmp_path):
         plan(composed(*SMALL, "sampling=slices", name="plan"))
     with pytest.raises(PlanError, match="name becomes the name of an experiment"):
         plan(composed(*SMALL, "name='a b'", name="plan"))
+    for setting in ("pictures", "seconds"):
+        with pytest.raises(ValueError, match=f"{setting} must be 0 or more, got -1"):
+            plan(composed(*SMALL[:1], *SMALL[2:], f"{setting}=-1", name="plan"))
     with pytest.raises(ValueError, match=r"memory must be a size such as 24GB or 22\.5GiB, got 'much'"):
         plan(composed(*SMALL, "memory=much", name="plan"))
     write_case(tmp_path / "raw", t1c=None)

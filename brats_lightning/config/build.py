@@ -44,6 +44,13 @@ def settings_of(key: str) -> Iterator[None]:
         raise ValueError(message if message.startswith(f"{key}.") else f"{key}: {message}") from error
 
 
+def check_not_negative(cfg: DictConfig, *keys: str) -> None:
+    """Raise a ValueError for the first of these settings that is below 0."""
+    for key in keys:
+        if cfg[key] is not None and cfg[key] < 0:
+            raise ValueError(f"{key} must be 0 or more, got {cfg[key]}")
+
+
 def build_part(key: str, node: Any, **more: Any) -> Any:
     """Instantiate the node with ``_target_`` at ``key``, with further arguments, within `settings_of`."""
     with settings_of(key):
