@@ -5,7 +5,8 @@
 BEFORE and AFTER are checkouts; each measures its own contender ``ours`` with its own benchmark, in a process of its
 own, and both run with this interpreter's packages. The processes wait for each other, take turns to be first, and are
 started anew a few times, since a process may be lucky with its memory. Printed are the medians and the median ratio
-after/before with a bootstrap interval of 95 %; below 1 the change is faster. The machine should do nothing else.
+after/before with a bootstrap interval of 95 %; below 1 the change is faster, also in rows of rates, which are
+measured as the time for one. The machine should do nothing else.
 """
 
 import argparse
@@ -127,7 +128,8 @@ def serve(arguments: argparse.Namespace) -> None:
         while row is None or row.name != line.strip():
             row = next(rows)
         torch.set_num_threads(row.threads or options.threads)
-        print(row.contenders["ours"](), file=answers, flush=True)
+        value = row.contenders["ours"]()
+        print(1 / value if row.higher_is_better else value, file=answers, flush=True)
 
 
 if __name__ == "__main__":
