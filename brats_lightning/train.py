@@ -38,9 +38,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _JOIN = "import sys; from brats_lightning.train import join; join(sys.argv[1])"
-# The parts of a config that TensorBoard shows beside the final scores.
-_HPARAMS = ["seed", "target", "data", "sampling", "augmentation", "copy_paste", "model", "loss", "optimizer"]
-_HPARAMS += ["scheduler", "trainer"]
+# The groups whose choices TensorBoard's table of runs shows.
+_CHOICES = ("model", "loss", "data", "sampling", "augmentation", "optimizer")
+# Settings that make no difference to a score.
+_INDIFFERENT = ("paths.", "hydra.", "logger.", "callbacks.", "data.root", "data.workers", "data.cache")
 # The final scores that are printed, in this order.
 _PRINTED = ["best/.*", "test/dice_mean", "test/dice_(et|tc|wt|rc)", "test/brats.*_mean", "test/iou_mean"]
 _PRINTED += ["test/accuracy", "test/t1c_threshold_dice_mean"]
@@ -184,21 +185,34 @@ def _fit_and_test(
 
 
 def _report(results: dict[str, float], cfg: DictConfig, trainer: "pl.Trainer") -> None:
-    from pytorch_lightning.loggers import TensorBoardLogger
+    from brats_lightning.training.tensorboard import TensorBoard
 
     run_dir = Path(cfg.paths.run_dir)
     final = {name: value if math.isfinite(value) else None for name, value in results.items()}
     write_json(run_dir / "metrics.json", final)
-    if isinstance(trainer.logger, TensorBoardLogger):
-        # Under their own tags, since the points of a curve belong to other checkpoints.
-        shown = {f"hparam/{n}": v for n, v in results.items() if n.startswith(("test/", "best/")) and math.isfinite(v)}
-        settings: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, _HPARAMS))
-        trainer.logger.log_hyperparams(settings, shown, step=trainer.global_step)
+    printed = [name for pattern in _PRINTED for name in results if re.fullmatch(pattern, name)]
+    if isinstance(trainer.logger, TensorBoard):
+        logged = {name: results[name] for name in printed if name not in trainer.callback_metrics}  # the rest has been
+        trainer.logger.log_metrics(logged, trainer.global_step)
+        scores = {name: results[name] for name in printed if math.isfinite(results[name])}
+        trainer.logger.log_outcome(_columns(cfg), scores)
         trainer.logger.save()
-    for name in (name for pattern in _PRINTED for name in results if re.fullmatch(pattern, name)):
+    for name in printed:
         cases = "" if name.startswith("best/") else f"{cfg.test_on} cases, "
         log.info("%-36s %.4f   (%sbest.ckpt)", name, results[name], cases)
     log.info("all scores: %s · curves: tensorboard --logdir %s", run_dir / "metrics.json", run_dir)
+
+
+def _columns(cfg: DictConfig) -> dict[str, Any]:
+    """What tells this run apart in a table of runs: its choices, and what else its command line sets."""
+    columns: dict[str, Any] = {}
+    if HydraConfig.initialized():
+        hydra = HydraConfig.get()
+        columns = {group: hydra.runtime.choices.get(group) for group in _CHOICES}
+        given = (override.lstrip("+").split("=", 1) for override in hydra.overrides.task if "=" in override)
+        keys = (key for key, _ in given if "." in key and not key.startswith(_INDIFFERENT))
+        columns |= {key: str(OmegaConf.select(cfg, key)) for key in keys}
+    return columns | {"lr": OmegaConf.select(cfg, "optimizer.lr"), "seed": cfg.seed}
 
 
 def objective_value(cfg: DictConfig, results: dict[str, float]) -> float | None:

@@ -6,8 +6,9 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from brats_lightning.train import objective_value, train
+from brats_lightning.train import _columns, objective_value, train
 from tests.conftest import TINY
 
 
@@ -75,15 +76,43 @@ def test_curves_stand_at_the_optimisers_steps(trained):
         assert d + f == pytest.approx(t, rel=1e-3)
     # the interval's validation, and the one a fit ends with
     assert [step for step, _ in points(events, "val/dice_mean")] == [3, 6]
-    assert len(events.Tags()["images"]) == 1
-    assert len(events.Images(events.Tags()["images"][0])) == 2
+    assert [step for step, _ in points(events, "speed/steps_per_second")] == [*range(1, 8)]
+    assert all(0 <= share <= 1 for _, share in points(events, "speed/waiting_for_data"))
+    assert "epoch" not in events.Tags()["scalars"]
 
 
-def test_hparams_hold_the_final_scores(trained):
+def test_each_validation_has_pictures_and_curves_of_precision_and_recall(trained):
     _, run, _ = trained
-    tags = curves(run).Tags()["scalars"]
-    assert "hparam/test/dice_mean" in tags
-    assert "hparam/best/val/dice_mean" in tags
+    events = curves(run)
+    assert {tag: len(events.Images(tag)) for tag in events.Tags()["images"]} == {"validation/worst": 2} | (
+        {"validation/best": 2} if len(json.loads((run / "split.json").read_text())["val"]) > 1 else {}
+    )
+    assert {"val/wt", "run/config/text_summary", "run/network/text_summary"} < set(events.Tags()["tensors"])
+
+
+def test_the_table_of_runs_refers_to_final_scores_that_are_logged_once(trained):
+    results, run, _ = trained
+    events = curves(run)
+    content = events.PluginTagToContent("hparams")
+    metrics = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment.metric_infos
+    names = [metric.name.tag for metric in metrics]
+    assert names[:2] == ["best/val/dice_mean", "test/dice_mean"]
+    for name in names:
+        assert points(events, name) == [(7, pytest.approx(results[name]))]
+    columns = HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info.hparams
+    assert columns["seed"].number_value == 0
+    assert columns["lr"].number_value == pytest.approx(trained[2].optimizer.lr)
+
+
+def test_columns_of_the_table_of_runs(composed):
+    cfg = composed("model=resunet", "loss=focal", "loss.gamma=3", "trainer.max_steps=2")
+    columns = _columns(cfg)
+    assert [columns[name] for name in ("model", "loss", "data", "augmentation", "optimizer")] == [
+        *("resunet", "focal", "phantom_tiny", "light", "adamw"),
+    ]
+    assert (columns["lr"], columns["seed"]) == (cfg.optimizer.lr, 0)
+    assert columns["loss.gamma"] == "3"
+    assert not [name for name in columns if name.startswith("paths.")]
 
 
 def test_checkpoint_is_plain_data_and_carries_the_config(trained):

@@ -105,7 +105,7 @@ def read_volume(path: Path, volume: int | None = None) -> Volume:
     values = oriented[box].astype(voxels.dtype.newbyteorder("="))
     if values.shape == oriented.shape:
         corners = np.unique(values[np.ix_((0, -1), (0, -1), (0, -1))])
-        if len(corners) == 1:
+        if len(corners) == 1 and corners[0]:
             remark = f"all corners are {corners[0]:.4g}, not 0 as outside the brain: the whole volume counts as brain"
     return Volume(header.grid, values, (box[0].start, box[1].start, box[2].start), remark)
 

@@ -126,6 +126,10 @@ class CaseScores(Metric):
         self.values[self.cases.index(case)] = torch.tensor(row, dtype=torch.float32, device=self.values.device)
         self.scored[self.cases.index(case)] = 1
 
+    def of(self, case: str) -> dict[str, float]:
+        """The scores of a case that this process has scored."""
+        return dict(zip(self.names, self.values[self.cases.index(case)].tolist(), strict=True))
+
     def compute(self) -> Float[Tensor, "cases names"]:
         """Scores of every case, NaN for a case that was not scored or a score it does not have."""
         return torch.where(self.scored[:, None] > 0, self.values, torch.nan)

@@ -117,8 +117,11 @@ class Segmentation(pl.LightningModule):
         parts = self._parts(logits, self.target.encode(mask))
         return [*voxel_scores(empty, self.scheme), *self.lesion_names, *map(_loss_name, parts)]
 
-    def validation_step(self, batch: WholeCase, batch_index: int) -> dict[str, Tensor] | None:  # noqa: ARG002
-        """Score a case on its original grid; callbacks get the class of each working voxel, before post-processing."""
+    def validation_step(self, batch: WholeCase, batch_index: int) -> dict[str, Any] | None:  # noqa: ARG002
+        """Score a case on its original grid.
+
+        Callbacks get the class of each working voxel before post-processing, and the class probabilities, on the host.
+        """
         case = batch.case
         if not batch.counted:  # a repetition, so that all processes take equally many steps
             self.case_scores[self._stage].update(case.id, None)
@@ -127,7 +130,7 @@ class Segmentation(pl.LightningModule):
         parts = self._parts(logits[None], self.target.encode(batch.mask[None]))
         decided = self.target.decide(logits[None])[0]
         transform = case.transform
-        probabilities = on_host(self.target.probabilities(logits))
+        working = probabilities = on_host(self.target.probabilities(logits))
         if not transform.exact:  # decoded on original voxels, as in prediction
             probabilities = transfer(probabilities, transform, case.brain)
             transform = case.brain
@@ -140,7 +143,7 @@ class Segmentation(pl.LightningModule):
             scores |= headline_scores(official, self.scheme, protocol)
         scores |= {_loss_name(part): value.item() for part, value in parts.items()}
         self.case_scores[self._stage].update(case.id, scores)
-        return {"labels": decided}
+        return {"labels": decided, "probabilities": working}
 
     test_step = validation_step
 

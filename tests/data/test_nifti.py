@@ -202,6 +202,14 @@ def test_a_background_that_is_another_number_is_told(tmp_path):
     volume = read_volume(save(tmp_path / "a.nii", image))
     assert volume.values.shape == (7, 6, 5)
     assert volume.remark.startswith("all corners are -0.31, not 0 as outside the brain")
+
+
+def test_a_brain_that_touches_every_side_needs_no_remark(tmp_path):
+    image = np.ones((5, 6, 7), np.int16)
+    image[np.ix_((0, -1), (0, -1), (0, -1))] = 0
+    volume = read_volume(save(tmp_path / "a.nii", image))
+    assert volume.values.shape == (7, 6, 5)
+    assert volume.remark == ""
     image[0, 0, 0] = 1
     assert read_volume(save(tmp_path / "a.nii", image)).remark == ""
 

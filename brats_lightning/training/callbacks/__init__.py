@@ -1,9 +1,11 @@
-"""Callbacks: averaged weights, final validation, finite losses, interruptions, pictures, progress, step counts."""
+"""Callbacks: averaged weights, dashboards, final validation, finite losses, interruptions, progress, step counts."""
 
 from brats_lightning.training.callbacks.average import AveragedWeights as AveragedWeights
+from brats_lightning.training.callbacks.case_pictures import CasePictures as CasePictures
+from brats_lightning.training.callbacks.dashboard import Dashboard as Dashboard
 from brats_lightning.training.callbacks.finite import FiniteLoss as FiniteLoss
 from brats_lightning.training.callbacks.interruption import Interruption as Interruption
-from brats_lightning.training.callbacks.overlay import Overlay as Overlay
+from brats_lightning.training.callbacks.precision_recall import PrecisionRecall as PrecisionRecall
 from brats_lightning.training.callbacks.progress import Progress as Progress
 from brats_lightning.training.callbacks.progress import ProgressLog as ProgressLog
 from brats_lightning.training.callbacks.resumed_steps import ResumedSteps as ResumedSteps
