@@ -2,6 +2,8 @@
 
 import os
 
+from brats_lightning.api import load as load
+
 # OpenMP's threads spin for milliseconds at every barrier, which makes a step several times slower beside other work;
 # microseconds spare idle cores the cost of waking them. Read when torch is loaded; a user's own value wins.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from brats_lightning.data.cache.entry import CachedCase
-from brats_lightning.training.drawing import Shown, draw_case
+from brats_lightning.evaluation.slices import Shown, draw_case
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One case as a picture: scan, reference, and prediction with its errors."""
+"""One case as a picture: scan, reference, and prediction with its errors; or a scan and its mask."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, UInt8, UInt16
+from jaxtyping import Bool, Shaped, UInt8
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
@@ -35,8 +35,8 @@ class Shown:
 
     title: str
     sequence: str
-    image: UInt16[np.ndarray, "z y x"]
-    mask: UInt8[np.ndarray, "z y x"]  # `IGNORE` where the class is unknown
+    image: Shaped[np.ndarray, "z y x"]
+    mask: UInt8[np.ndarray, "z y x"] | None  # the reference, `IGNORE` where the class is unknown; None: there is none
     prediction: UInt8[np.ndarray, "z y x"]
     spacing: Triple  # (z, y, x) in mm
     scheme: LabelScheme
@@ -64,15 +64,19 @@ def draw_case(shown: Shown) -> UInt8[np.ndarray, "h w 3"]:
     From left to right the scan, the reference, and the prediction before post-processing. Anterior is up, the patient's
     right on the left.
     """
-    reference, prediction = known_part(shown.mask, shown.prediction)
+    mask = shown.prediction if shown.mask is None else shown.mask
+    reference, prediction = known_part(mask, shown.prediction)
     rows = findings(reference, prediction, math.prod(shown.spacing))
-    figure = Figure(figsize=_SIZE, dpi=_DPI, facecolor="black")
+    names = [sequence_title(shown.sequence), "mask"]
+    if shown.mask is not None:
+        names[1:] = ["reference", "prediction and its errors"]
+    width, height = _SIZE
+    figure = Figure(figsize=(width * len(names) / 3, height), dpi=_DPI, facecolor="black")
     panels = figure.subplots(
-        2, 3, gridspec_kw={"wspace": 0.02, "hspace": 0.02, "left": 0, "right": 1, "bottom": 0.07, "top": 0.89}
+        2, len(names), gridspec_kw={"wspace": 0.02, "hspace": 0.02, "left": 0, "right": 1, "bottom": 0.07, "top": 0.89}
     )
     spacing = shown.spacing
     for line, found in zip(panels, rows, strict=True):
-        names = (sequence_title(shown.sequence), "reference", "prediction and its errors")
         for panel, name in zip(line, names, strict=True):
             panel.imshow(grey(shown.image[found.z]), cmap="gray", vmin=0, vmax=1, aspect=spacing[1] / spacing[2])
             if found.lesion is not None:
@@ -82,17 +86,18 @@ def draw_case(shown: Shown) -> UInt8[np.ndarray, "h w 3"]:
         _write(line[0], 0.03, 0.04, found.why, va="bottom")
         _write(line[0], 0.03, 0.5, "R")
         _write(line[0], 0.97, 0.5, "L", ha="right")
-        _fill(line[2], errors(reference[found.z], prediction[found.z]))
+        _fill(line[-1], errors(reference[found.z], prediction[found.z]))
         _outlines(line[1], reference[found.z], shown.scheme)
-        _outlines(line[2], prediction[found.z], shown.scheme)
+        _outlines(line[-1], prediction[found.z], shown.scheme)
         for panel in line[1:]:
-            _contour(panel, shown.mask[found.z] == IGNORE, _UNKNOWN)
+            _contour(panel, mask[found.z] == IGNORE, _UNKNOWN)
     figure.text(0.01, 0.975, shown.title, color="white", fontsize=13, va="top", weight="bold")
-    figure.text(0.01, 0.935, summary(reference, prediction, shown.scheme), color="white", va="top")
+    if shown.mask is not None:
+        figure.text(0.01, 0.935, summary(reference, prediction, shown.scheme), color="white", va="top")
     handles = [
         Patch(fc="none", ec=region_colour(region), lw=2, label=region.upper()) for region in shown.scheme.regions
     ]
-    handles += [Patch(fc=colour, label=name) for name, colour in ERRORS.items()]
+    handles += [Patch(fc=colour, label=name) for name, colour in ERRORS.items() if shown.mask is not None]
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, labelcolor="white")
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -107,7 +112,7 @@ def findings(
     lesions, n = label_components(reference > 0)
     most = Finding(int(wrong.argmax()), f"largest error: {wrong.max():,} voxels")
     if not wrong.any():
-        most = Finding(int((reference > 0).sum(axis=(1, 2)).argmax()), "no error")
+        most = Finding(int((reference > 0).sum(axis=(1, 2)).argmax()), "most tumour")
     if not n:
         return most, Finding(len(reference) // 2, "no lesion; the middle")
     sizes = np.bincount(lesions.reshape(-1))[1:]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from brats_lightning.core.labels import BRATS_METS, IGNORE
-from brats_lightning.training.drawing import Shown, draw_case, errors, findings, summary
+from brats_lightning.evaluation.slices import Shown, draw_case, errors, findings, summary
 
 
 def shown(mask, prediction):
@@ -29,10 +29,10 @@ def test_the_slices_that_matter(pair):
     assert (smallest.z, smallest.why) == (4, "smallest lesion, 2 mm³: missed")
     assert np.argwhere(smallest.lesion).tolist() == [[8, 7]]
     most, smallest = findings(pair[0], pair[0], 2.0)
-    assert (most.z, most.why) == (1, "no error")
+    assert (most.z, most.why) == (1, "most tumour")
     assert smallest.why.endswith("found")
     nothing = np.zeros((6, 4, 4), np.uint8)
-    assert [found.why for found in findings(nothing, nothing, 1.0)] == ["no error", "no lesion; the middle"]
+    assert [found.why for found in findings(nothing, nothing, 1.0)] == ["most tumour", "no lesion; the middle"]
 
 
 def test_kinds_of_errors(pair):
