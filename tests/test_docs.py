@@ -310,3 +310,32 @@ def test_every_page_is_in_the_navigation():
 
 def test_config_page_is_up_to_date():
     assert GENERATED.read_text() == config_page().page(), "run: python docs/config_page.py"
+
+
+def test_the_notebook_runs_from_training_to_a_picture(tmp_path, monkeypatch):
+    """Its code, cell by cell, in a fresh process; what a cell shows is the value of its last line."""
+    cells = json.loads((DOCS / "tutorial/python.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    shown = [cell["outputs"] for cell in cells if cell["cell_type"] == "code"]
+    script = f"""
+import ast
+namespace = {{}}
+for text in {code!r}:
+    *body, last = ast.parse(text).body
+    exec(compile(ast.Module(body, []), "cell", "exec"), namespace)
+    if isinstance(last, ast.Expr):
+        value = eval(compile(ast.Expression(last.value), "cell", "eval"), namespace)
+        print(getattr(value, "size", value))
+    else:
+        exec(compile(ast.Module([last], []), "cell", "exec"), namespace)
+"""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = done.stdout.splitlines()
+    assert found[0] == "(('t1n', 't1c', 't2w', 't2f'), {0: 'background', 1: 'netc', 2: 'snfh', 3: 'et'})"
+    assert len(found) == sum(bool(outputs) for outputs in shown)
+    width, height = map(int, found[3].strip("()").split(","))
+    assert (width > height) is True
+    assert 0 < float(found[4].strip("()").split(",")[0]) <= 1
+    assert (tmp_path / "mask.nii.gz").is_file()

@@ -61,8 +61,7 @@ class Finding:
 def draw_case(shown: Shown) -> UInt8[np.ndarray, "h w 3"]:
     """The slice with the largest error, and the surroundings of the smallest lesion.
 
-    From left to right the scan, the reference, and the prediction before post-processing. Anterior is up, the patient's
-    right on the left.
+    From left to right the scan, the reference, and the prediction. Anterior is up, the patient's right on the left.
     """
     mask = shown.prediction if shown.mask is None else shown.mask
     reference, prediction = known_part(mask, shown.prediction)
@@ -142,7 +141,7 @@ def summary(reference: UInt8[np.ndarray, "z y x"], prediction: UInt8[np.ndarray,
     (lesions, n), (predicted, m) = label_components(reference > 0), label_components(prediction > 0)
     found = len(np.unique(lesions[(lesions > 0) & (prediction > 0)]))
     invented = m - len(np.unique(predicted[(predicted > 0) & (reference > 0)]))
-    return f"Before post-processing: Dice {dice} · {found} of {n} lesions found, {invented} invented"
+    return f"Dice {dice} · {found} of {n} lesions found, {invented} invented"
 
 
 def _outlines(panel: Axes, labels: UInt8[np.ndarray, "y x"], scheme: LabelScheme) -> None:

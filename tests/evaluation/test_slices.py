@@ -46,7 +46,7 @@ def test_kinds_of_errors(pair):
 def test_the_words_above(pair):
     # ET: 3 of 8 voxels found and one invented, 2·3/(8 + 4); TC: 4, 2·4/(8 + 5); WT: 2·4/(9 + 5)
     text = summary(*pair, BRATS_METS)
-    assert text == "Before post-processing: Dice ET 0.50, TC 0.62, WT 0.57 · 1 of 2 lesions found, 1 invented"
+    assert text == "Dice ET 0.50, TC 0.62, WT 0.57 · 1 of 2 lesions found, 1 invented"
     nothing = np.zeros((2, 2, 2), np.uint8)
     assert "ET –, TC –, WT – · 0 of 0 lesions found, 0 invented" in summary(nothing, nothing, BRATS_METS)
 

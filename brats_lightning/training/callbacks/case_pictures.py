@@ -62,7 +62,9 @@ class CasePictures(pl.Callback):
         chosen = {"worst": ranked[0], "median": ranked[(len(ranked) - 1) // 2], "best": ranked[-1]}
         for name, each in chosen.items():
             if name == "worst" or each is not chosen["worst"]:
-                title = f"{name} of {len(ranked)} validation cases by mean Dice · step {trainer.global_step}"
+                title = (
+                    f"{name} of {len(ranked)} cases by mean Dice · step {trainer.global_step} · before post-processing"
+                )
                 picture = draw_case(Shown.of(title, each.case, each.labels, pl_module.scheme))
                 trainer.logger.experiment.add_image(  # type: ignore[union-attr]
                     f"validation/{name}", picture, trainer.global_step, dataformats="HWC"
