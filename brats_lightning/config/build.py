@@ -235,6 +235,7 @@ def build_trainer(cfg: DictConfig) -> "pl.Trainer":
     for name, least in _LEAST.items():
         if isinstance(value := settings.get(name), int | float) and value < least:
             raise ValueError(f"trainer.{name} must be {least} or more, got {value}")
+    settings.setdefault("enable_progress_bar", False)  # Lightning's; ours is callbacks.progress
     callbacks = [build_part(f"callbacks.{name}", node) for name, node in (cfg.callbacks or {}).items() if node]
     logger = build_part("logger", cfg.logger) if cfg.logger else False
     plugins = [build_part("trainer.plugins", node) for node in settings.pop("plugins", None) or ()]
