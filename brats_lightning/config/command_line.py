@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -62,6 +63,8 @@ def shell_faults(arguments: Sequence[str]) -> list[str]:
         if argument.startswith("=") or (sign and not value and bare_words(after)):
             words = [*(before if not key else []), argument, *(after if not value else [])]
             faults.append(f"{' '.join(words)}: no spaces around =: {''.join(words)}")
+        elif argument.endswith(":") and not sign and bare_words(after):
+            faults.append(f"{argument} {after[0]}: options are key=value: {argument[:-1]}={after[0]}")
         elif sign and not key.startswith("-") and value.startswith(("[", "{")) and not _closed(value):
             joined = (" ".join(arguments[number:end]) for end in range(number + 2, len(arguments) + 1))
             whole = next((text for text in joined if _closed(text.partition("=")[2])), None)
@@ -107,6 +110,11 @@ def quote(text: str) -> str:
     """A value in quotes, which Hydra accepts whatever its content."""
     # Inside quotes Hydra takes backslashes literally, except before a quote and at the end.
     return '"' + text.replace('"', '\\"') + '"'
+
+
+def typed(value: Any) -> str:
+    """A plain value of a config, without spaces or quotes in it, as it is typed: ``[t1c,t2f]``, ``{4:3}``, ``null``."""
+    return "null" if value is None else re.sub("[' ]", "", str(value))
 
 
 def unquoted(value: str) -> str:

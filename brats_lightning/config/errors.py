@@ -25,8 +25,6 @@ _FOREIGN = {
     r"No supported gpu backend|torch_xla": "there is no such device on this machine, or this build of PyTorch "
     "cannot use it: trainer=auto takes a GPU where there is one, trainer=cpu none",
     r"You requested gpu: \[": "there are fewer GPUs than trainer.devices asks for; trainer=ddp takes all there are",
-    r"Ambiguous value for argument '([^=]*)=(.*)'": "{0}={1}: several values need -m for a run with each of them, or "
-    "brackets for a list: '{0}=[{1}]'",
     r"Could not find 'hydra/(?:launcher|sweeper)/(joblib|submitit\w*|optuna)'": "{0} needs the extra sweep: "
     "pip install 'brats-lightning[sweep]'",
 }
@@ -48,7 +46,7 @@ def explanation(error: BaseException, config_name: str, arguments: Sequence[str]
         for key, hint in hints.of_values(config_name, arguments).items():
             # Of the errors of this package, only those about the key's part of the config.
             if message is None or isinstance(error, OmegaConfBaseException) or message.startswith(key.split(".")[0]):
-                return f"{hint} ({message or text})"
+                return f"{hint} ({(message or text).splitlines()[0]})"
     return message
 
 
@@ -70,11 +68,15 @@ def _of_hydra(error: HydraException, config_name: str, arguments: Sequence[str])
         asked = next((text for text in given if text.replace("=", "/", 1) == wanted), "=".join(wanted.rsplit("/", 1)))
         group, _, choice = asked.partition("=")
         return hints.of_choice(group, choice, error.options)
+    elif several := re.search(r"Ambiguous value for argument '([^=]*)=(.*)'", str(error)):
+        return hints.of_several(config_name, arguments, *several.groups())
     elif found := hints.of_options(config_name, arguments):
         return "\n".join(found)
+    elif unused := re.search(r"Could not override '(.*)'. No match in the defaults list", str(error)):
+        return f"{unused[1]}: this command has no such group; --help lists those that it has"
     cause = error.__cause__
     details = f"\n{cause}" if isinstance(cause, OmegaConfBaseException) else ""
-    return f"{error}{details}".partition("\nSee https")[0].strip()
+    return re.split(r"\s*See https|\s*Config search path", f"{error}{details}")[0].strip()
 
 
 def _own(error: BaseException) -> str | None:

@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from brats_lightning.config.command_line import bare_words
+from brats_lightning.config.command_line import bare_words, quote
 from brats_lightning.config.resolvers import config_dir, leaves, missing, within
 
 # Settings as other programs call them; a name that ends like one of ours needs no entry.
@@ -63,7 +63,8 @@ def of_options(config_name: str, arguments: Sequence[str]) -> list[str]:
     if (cfg := _composed(config_name, arguments)) is None:  # Hydra's own message explains this
         return []
     known = _keys(cfg)
-    unknown = {name: text for name, text in _options(arguments).items() if name not in known}
+    carried = _CARRIED if config_name in ("predict", "tune") else ()
+    unknown = {n: text for n, text in _options(arguments).items() if n not in known or within(n, carried)}
     return [_of_option(config_name, arguments, name, text, cfg, known) for name, text in unknown.items()]
 
 
@@ -121,14 +122,26 @@ def _is_argument(cfg: DictConfig, name: str) -> bool:
         return False
 
 
+def of_several(config_name: str, arguments: Sequence[str], name: str, value: str) -> str:
+    """About an option with several values, separated by commas, in a single run."""
+    cfg = _composed(config_name, [text for text in arguments if not text.startswith(f"{name}=")])
+    each = f"-m makes a run with each of these {'choices' if name in _groups() else 'values'}"
+    if cfg is not None and isinstance(OmegaConf.select(cfg, name), ListConfig):
+        return f"{name}={value}: a list has brackets: {shlex.quote(f'{name}=[{value}]')}; {each}"
+    text = "" if name in _groups() else f"; a text with a comma has quotes: {shlex.quote(f'{name}={quote(value)}')}"
+    return f"{name}={value}: {each}{text}"
+
+
 def of_choice(group: str, choice: str, options: Sequence[str]) -> str:
     """Which choices of a group there are, and which one may be meant."""
     if group == "data" and ("/" in choice or Path(choice).exists()):
         root = shlex.quote(f"data.root={choice}")
         return f"data={choice}: data names the layout and data.root the folder: data=brats_mets {root}"
     near = difflib.get_close_matches(choice.lower(), options, n=1)
-    meant = f"did you mean {group}={near[0]}? " if near else ""
-    return f"{group}={choice}: there is no such choice; {meant}There are {', '.join(sorted(options))}"
+    choices = ", ".join(sorted(options))
+    return f"{group}={choice}: there is no such choice; " + (
+        f"did you mean {group}={near[0]}? ({choices})" if near else f"there are {choices}"
+    )
 
 
 def of_values(config_name: str, arguments: Sequence[str]) -> dict[str, str]:
@@ -168,7 +181,7 @@ def _composed(config_name: str, arguments: Sequence[str]) -> DictConfig | None:
     chosen = [text for name, text in _options(arguments).items() if name in _groups()]
     folders = [value for flag, value in pairwise(arguments) if flag in ("--config-dir", "-cd")]
     folders += [a.partition("=")[2] for a in arguments if a.startswith(("--config-dir=", "-cd="))]
-    search = ",".join(f'"file://{Path(folder).absolute()}"' for folder in folders)
+    search = ",".join(f'"file://{Path(folder).absolute()}"' for folder in folders if Path(folder).is_dir())
     running = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:

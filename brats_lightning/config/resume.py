@@ -63,6 +63,8 @@ def expand(arguments: Sequence[str]) -> list[str]:
         raise ResumeError(f"{asked[-1]} resumes a single run; it cannot be part of a multirun")
     run = Path(unquoted(asked[-1].removeprefix(_WORD))).expanduser().absolute()
     if not (run / ".hydra/overrides.yaml").is_file():
+        if run.suffix == ".ckpt" and (run.parents[1] / ".hydra").is_dir():
+            raise ResumeError(f"{asked[-1]} is a file of a run; give the folder of the run: resume={run.parents[1]}")
         what = "is not a run folder" if run.is_dir() else "does not exist" if not run.exists() else "is a file"
         raise ResumeError(f"{asked[-1]}: {run} {what}; give the folder that holds checkpoints/ and .hydra/")
     checkpoint = newest_checkpoint(run)

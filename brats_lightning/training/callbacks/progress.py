@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
 from brats_lightning.runtime.device import begin_on_host
 from brats_lightning.training.clock import Pace, Remaining
@@ -29,7 +30,7 @@ class Progress(pl.Callback):
     """The share of the run that is done, its pace, the latest loss and score, and the time left to the very end.
 
     The time left includes the validations and the test to come, at the pace of those seen; before any was seen it is
-    a lower bound. No step waits for a GPU.
+    a lower bound. Between two lines, no step waits for a GPU.
 
     Args:
         interval: seconds between two lines where there is no terminal; a line also follows each validation.
@@ -47,6 +48,7 @@ class Progress(pl.Callback):
         self._next = 0.0  # time of the next update
         self._patches = 0  # of a batch, in all processes
         self._steps, self._loss, self._score = "", "", ""
+        self._latest: Tensor | None = None  # loss
         self._copy: Callable[[], np.ndarray] | None = None  # of a loss, on its way from the device
         self._words: list[str] = []
         self._end: float | None = None  # when the run ends, by `time.monotonic`
@@ -69,13 +71,13 @@ class Progress(pl.Callback):
         else:
             self._pace.skip()  # the first is slower than the others
         self._patches = len(batch.mask) * trainer.world_size
+        self._latest = outputs["loss"] if isinstance(outputs, dict) else outputs
         if self._due(trainer):
-            loss = outputs["loss"] if isinstance(outputs, dict) else outputs
             if self._live is None:
-                self._loss = f"loss {float(loss):.3f}"
+                self._loss = f"loss {float(self._latest):.3f}"
             else:  # that of the update before, whose copy has arrived
                 self._loss = f"loss {self._copy().item():.3f}" if self._copy else ""
-                self._copy = begin_on_host(loss)
+                self._copy = begin_on_host(self._latest)
             self._update(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
@@ -106,6 +108,8 @@ class Progress(pl.Callback):
             self._pace.skip()
             if self.objective in trainer.callback_metrics:
                 self._score = f"{self.objective} {float(trainer.callback_metrics[self.objective]):.4f}"
+            if self._latest is not None:
+                self._loss = f"loss {float(self._latest):.3f}"
             if trainer.is_global_zero:
                 self._update(trainer)
 
