@@ -218,7 +218,7 @@ def _report(results: dict[str, float], cfg: DictConfig, trainer: "pl.Trainer") -
     reached, threshold = (results.get(f"test/{name}") for name in ("dice_mean", "t1c_threshold_dice_mean"))
     if reached is not None and threshold is not None and not reached >= threshold:
         log.warning(
-            "the network is worse than the best single threshold on T1c, which needs no training: mean Dice %.4f against"
+            "the network is worse than the best single threshold on T1c, which needs no training: mean Dice %.4f, not"
             " %.4f. Train longer, or look at the pictures in TensorBoard", reached, threshold,
         )  # fmt: skip
 

@@ -201,19 +201,24 @@ def build_network(cfg: DictConfig) -> "nn.Module":
     Raises:
         CheckpointError: these weights are of another network.
     """
-    from brats_lightning.config.checkpoint import load_weights, read_checkpoint
+    from brats_lightning.config.checkpoint import CheckpointError, load_weights, read_checkpoint
 
     network = build_part("model", cfg.model)
     if empty := [name for name, weight in network.named_parameters() if not weight.numel()]:
         raise ValueError(f"model: {empty[0]} has no weights; is a number of channels 0?")
     if cfg.weights is not None:
         saved = read_checkpoint(cfg.weights, "weights")
-        load_weights(network, saved, f"weights={cfg.weights} are of another network{_asked_for(saved['config'], cfg)}")
+        try:
+            load_weights(network, saved, f"weights={cfg.weights} are of another network")
+        except CheckpointError as error:
+            if settings := _settings_of_weights(saved["config"], cfg):
+                raise CheckpointError(f"{str(error).partition(': ')[0]}; they fit one with {settings}") from error
+            raise
     return network
 
 
-def _asked_for(saved: Mapping[str, Any], cfg: DictConfig) -> str:
-    """The settings with which a checkpoint's weights would fit the network of a config, as they are typed."""
+def _settings_of_weights(saved: Mapping[str, Any], cfg: DictConfig) -> str:
+    """The settings that a config's network would need for the weights of a checkpoint, as they are typed."""
     deciding = ("model", "target", "data.modalities", "data.labels")
     follow = ("model.in_channels", "model.out_channels")
     here = dict(leaves(OmegaConf.to_container(cfg)))
@@ -222,8 +227,7 @@ def _asked_for(saved: Mapping[str, Any], cfg: DictConfig) -> str:
         for key, value in leaves(saved)
         if within(key, deciding) and not within(key, follow) and key in here and here[key] != value
     }
-    settings = " ".join(shlex.quote(f"{key}={value}") for key, value in differ.items())
-    return f", that of the settings {settings}" if settings else ""
+    return " ".join(shlex.quote(f"{key}={value}") for key, value in differ.items())
 
 
 def build_optimizer(cfg: DictConfig) -> tuple[Callable[..., Any], Callable[..., Any]]:

@@ -22,8 +22,8 @@ _FOREIGN = {
     "sampling.size or inference.window; brats-plan proposes what fits",
     r"'(int|float)' object has no attribute 'total_seconds'|not a valid duration": "trainer.max_time is "
     "DD:HH:MM:SS, such as trainer.max_time=00:00:02:00 for two minutes",
-    r"No supported gpu backend|torch_xla": "there is no such device on this machine, or this build of PyTorch "
-    "cannot use it: trainer=auto takes a GPU where there is one, trainer=cpu none",
+    r"No supported gpu backend|torch_xla": "trainer: PyTorch finds no such device on this machine (for a GPU it needs "
+    "a driver, and a build of PyTorch for CUDA); trainer=auto takes a GPU where there is one, trainer=cpu none",
     r"You requested gpu: \[": "there are fewer GPUs than trainer.devices asks for; trainer=ddp takes all there are",
     r"Could not find 'hydra/(?:launcher|sweeper)/(joblib|submitit\w*|optuna)'": "{0} needs the extra sweep: "
     "pip install 'brats-lightning[sweep]'",

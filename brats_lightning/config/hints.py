@@ -60,11 +60,13 @@ def of_words(config_name: str, arguments: Sequence[str]) -> list[str]:
 
 def of_options(config_name: str, arguments: Sequence[str]) -> list[str]:
     """For each option whose name is unknown: the one that may be meant."""
+    carried = [n for n in _options(arguments) if config_name in ("predict", "tune") and within(n, _CARRIED)]
+    if carried:
+        return [f"{n} is a setting of the training, which the checkpoint carries; leave it out" for n in carried]
     if (cfg := _composed(config_name, arguments)) is None:  # Hydra's own message explains this
         return []
     known = _keys(cfg)
-    carried = _CARRIED if config_name in ("predict", "tune") else ()
-    unknown = {n: text for n, text in _options(arguments).items() if n not in known or within(n, carried)}
+    unknown = {name: text for name, text in _options(arguments).items() if name not in known}
     return [_of_option(config_name, arguments, name, text, cfg, known) for name, text in unknown.items()]
 
 
@@ -72,8 +74,6 @@ def _of_option(
     config_name: str, arguments: Sequence[str], name: str, text: str, cfg: DictConfig, known: set[str]
 ) -> str:
     value = text.partition("=")[2]
-    if config_name in ("predict", "tune") and within(name, _CARRIED):
-        return f"{name} is a setting of the training, which the checkpoint carries; leave it out"
     group = name.partition(".")[0]
     choices = [file.stem for file in sorted((config_dir() / group).glob("*.yaml"))]
     others = {choice: _composed(config_name, [*arguments, f"{group}={choice}"]) for choice in choices}

@@ -162,7 +162,7 @@ class Progress(pl.Callback):
         if trainer.state.fn == "fit":
             whole = f" of {rest.end / trainer.accumulate_grad_batches:.0f}" if rest.end is not None else ""
             self._steps = f"step {trainer.global_step}{whole}"
-        where = f"{self._stage}: case {self._cases} of {self._of}" if self._stage else ""
+        where = f"{self._stage}: {self._cases} of {self._of} cases" if self._stage else ""
         pace = []
         if batch and not self._stage:
             steps = 1 / batch / trainer.accumulate_grad_batches
