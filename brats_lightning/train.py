@@ -110,7 +110,7 @@ def _check(cfg: DictConfig) -> None:
     if cfg.objective_mode not in ("max", "min"):
         raise ValueError(f"objective_mode must be max or min, got {cfg.objective_mode!r}")
     build_optimizer(cfg)
-    for part in ("inference", "postprocessing", "sampling", "augmentation", "copy_paste"):
+    for part in ("sampling", "augmentation", "copy_paste", "inference", "postprocessing"):
         build_part(part, cfg[part])
     build_network(cfg)
 

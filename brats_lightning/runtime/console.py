@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterable
 from datetime import timedelta
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
@@ -56,7 +57,9 @@ class _CaseProgress(Progress):
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("cases"))
         times = TimeElapsedColumn(), TimeRemainingColumn()
-        super().__init__(*columns, *times, console=console, disable=not console.is_terminal)
+        # The time left follows from the pace of ten minutes: a case may take longer than rich's half.
+        options: dict[str, Any] = {"speed_estimate_period": 600, "get_time": time.monotonic}
+        super().__init__(*columns, *times, console=console, disable=not console.is_terminal, **options)
         self._next = time.monotonic() + _INTERVAL
 
     def advance(self, task_id: TaskID, advance: float = 1) -> None:

@@ -20,14 +20,14 @@ class Remaining:
     """
 
     done: int
-    end: float | None
-    time: float | None
-    interval: float
+    end: float | int | None
+    time: float | int | None
+    interval: float | int
     val_cases: int
     pending: int = 0
     test_cases: int = 0
 
-    def seconds(self, batch: float, case: float) -> float | None:
+    def seconds(self, batch: float | int, case: float | int) -> float | int | None:
         """To the very end, if a batch and a case of validation or test take so many; None if training has no limit.
 
         Training ends with a validation: the one of the interval, if that falls on the last batch, or one more.
@@ -60,7 +60,7 @@ class Pace:
         number, seconds = self._sums.get(kind, (0, 0.0))
         self._sums[kind] = number + 1, seconds + self._mark - before
 
-    def of(self, kind: str) -> float | None:
+    def of(self, kind: str) -> float | int | None:
         """Mean seconds of a kind; None before the first has ended."""
         number, seconds = self._sums.get(kind, (0, 0.0))
         return seconds / number if number else None

@@ -135,7 +135,7 @@ class Progress(pl.Callback):
             self._live = Live(
                 console=self.console, get_renderable=self._bar, refresh_per_second=1 / _REFRESH, transient=True
             )
-            self._live.start()
+            self._live.start(refresh=True)
             for handler in self._handlers:
                 handler.setStream(sys.stdout)  # which the bar has replaced
 
