@@ -16,10 +16,10 @@ from brats_lightning.config.command_line import needs_quotes, quote
 _FOREIGN = {
     r'Could not detect "srun"': "launcher=slurm: this machine has no SLURM (no srun); start the sweep on a login node "
     "of the cluster, or use launcher=joblib, or none",
-    r"OutOfMemoryError|CUDA out of memory": "the GPU's memory is too small for this: lower data.batch_size or "
+    r"^OutOfMemoryError|CUDA out of memory": "the GPU's memory is too small for this: lower data.batch_size or "
     "sampling.size, or for prediction inference.window; brats-plan proposes what fits",
-    r"can't allocate memory|MemoryError": "the machine's memory is too small for this: lower data.batch_size, "
-    "sampling.size or inference.window; brats-plan proposes what fits",
+    r"^MemoryError|DefaultCPUAllocator: can't allocate": "the machine's memory is too small for this: lower "
+    "data.batch_size, sampling.size or inference.window; brats-plan proposes what fits",
     r"'(int|float)' object has no attribute 'total_seconds'|not a valid duration": "trainer.max_time is "
     "DD:HH:MM:SS, such as trainer.max_time=00:00:02:00 for two minutes",
     r"No supported gpu backend|torch_xla": "trainer: PyTorch finds no such device on this machine (for a GPU it needs "
@@ -57,9 +57,8 @@ def _of_hydra(error: HydraException, config_name: str, arguments: Sequence[str])
             return f"{error.override}: quote the value, inside the shell's quotes: {quoted}"
         key, _, value = error.override.partition("=")
         if "Unknown function" in str(error):
-            return (
-                f"{error.override}: quote the value, inside the shell's quotes: {shlex.quote(f'{key}={quote(value)}')}"
-            )
+            quoted = shlex.quote(f"{key}={quote(value)}")
+            return f"{error.override}: quote the value, inside the shell's quotes: {quoted}"
         if re.fullmatch(r"\(.*\)", value):
             return f"{error.override}: a list has square brackets: '{key}=[{value[1:-1]}]'"
     elif isinstance(error, MissingConfigException) and error.options:

@@ -75,7 +75,7 @@ def _of_option(
 ) -> str:
     value = text.partition("=")[2]
     group = name.partition(".")[0]
-    choices = [file.stem for file in sorted((config_dir() / group).glob("*.yaml"))]
+    choices = [file.stem for file in sorted((config_dir() / group).glob("*.yaml")) if file.stem != "base"]
     others = {choice: _composed(config_name, [*arguments, f"{group}={choice}"]) for choice in choices}
     if having := [choice for choice, other in others.items() if name in _keys(other)]:
         return f"{name}: did you mean it with {group}={' or '.join(having)}?"

@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from brats_lightning.training.clock import Pace, Remaining
 log = logging.getLogger(__name__)
 
 _REFRESH = 0.5  # seconds between two updates of the bar
+_SOON = 600  # seconds before the end in which nobody needs the time of day
 
 
 class Progress(pl.Callback):
@@ -180,7 +181,9 @@ class Progress(pl.Callback):
         left = max(0.0, self._end - now)
         before = (self._first or 0) * (self._pace.of("batch") or 0.0)
         done = before + now - self._start
-        return done / max(done + left, 1e-9), f"{self._bound}{timedelta(seconds=round(left))} left"
+        end = datetime.now() + timedelta(seconds=left)
+        until = "" if left < _SOON else f", until {end:%H:%M}" if left < 86400 else f", until {end:%a %H:%M}"
+        return done / max(done + left, 1e-9), f"{self._bound}{timedelta(seconds=round(left))} left{until}"
 
     def _bar(self) -> Table:
         share, left = self._clock()

@@ -120,6 +120,8 @@ def test_a_resumed_run_has_its_share_done(clock, caplog):
     [
         ({"max_steps": -1, "max_epochs": 3}, "step 1 of 8 · .* 0:00:39 left"),  # 15 batches
         ({"max_steps": 5, "max_epochs": 3}, "step 1 of 5 · .* 0:00:24 left"),
+        ({"max_steps": 600}, r"step 1 of 600 · .* 0:59:54 left, until \d\d:\d\d"),
+        ({"max_steps": 60000}, r"step 1 of 60000 · .* 4 days, 3:59:54 left, until [A-Z][a-z]+ \d\d:\d\d"),
         ({"max_steps": -1}, r"step 1 · \S+ steps/s · \S+ patches/s · loss 0.500"),
     ],
 )
