@@ -40,10 +40,13 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
         ForeignMasks: the output holds masks that other models or post-processing made, and ``overwrite`` is false.
         SplitError: a split file that cannot be used, or cases of it that are missing.
     """
+    import numpy as np
+
     from brats_lightning.config.checkpoint import affine_tolerance, load_ensemble
     from brats_lightning.config.postprocessing import trained_postprocessing
     from brats_lightning.data.cases import CaseError, check_files, used_modalities
     from brats_lightning.data.nifti import read_header
+    from brats_lightning.inference.plausibility import ADVICE, implausible
     from brats_lightning.inference.prediction import infer, region_sizes, write_mask, write_probabilities
     from brats_lightning.inference.provenance import check_existing, origin
     from brats_lightning.runtime.console import progress_bar
@@ -63,6 +66,7 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
         check_existing([file for files in wanted.values() for file in files], made_by)
 
     summary: dict[str, Any] = {"cases": {}, "existing": []}
+    shares: dict[str, float] = {}
     problems: list[Problem] = []
     with progress_bar() as bar:
         task = bar.add_task("predicting", total=len(cases))
@@ -86,6 +90,7 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
                         write_probabilities(probability_file, found, header, made_by)
                     write_mask(mask_file, found.transform.restore(labels), header, made_by)
                     regions = region_sizes(labels, found.transform.spacing, ensemble.scheme)
+                    shares[case.id] = np.count_nonzero(labels) / labels.size
                     seconds = round(time.monotonic() - started, 1)
                     summary["cases"][case.id] = {"regions": regions, "seconds": seconds}
             bar.update(task, completed=number)
@@ -94,6 +99,8 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
 
     summary["problems"] = list(map(asdict, problems))
     _report(summary, problems, cfg, ensemble.scheme)
+    if doubts := implausible({case: found["regions"] for case, found in summary["cases"].items()}, shares):
+        log.warning("implausible masks: %s. Please %s", "; ".join(doubts), ADVICE)
     if problems and cfg.on_bad_case == "error":
         raise CaseError(problems)
     return summary

@@ -65,6 +65,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from brats_lightning.training.baseline import best_threshold_dice
 
     _check(cfg)
+    trainer = build_trainer(cfg)
     saved = None if cfg.ckpt_path is None else read_checkpoint(cfg.ckpt_path, "ckpt_path")
     cfg = with_spacing(_with_seed(cfg, saved), saved and saved["config"])
     keep_freed_memory()
@@ -76,12 +77,9 @@ def train(cfg: DictConfig) -> dict[str, float]:
     data = _prepared_data(cfg, saved, first)  # before the other processes start, which then find the cache filled
     model = build_segmentation(cfg, data)
     _check_objective(cfg.objective, model)
-    trainer = build_trainer(cfg)
     if first:
         data.check_shared_memory(trainer.num_devices)
-        count = sum(p.numel() for p in model.network.parameters()) / 1e6
-        device = f"{trainer.world_size} × {trainer.strategy.root_device.type}"
-        log.info("network: %s, %.2f M parameters, %s, %s", cfg.model._target_, count, device, trainer.precision)
+        _introduce(cfg, trainer, model)
     others = [sys.executable, "-c", _JOIN, str(run_dir / "config.yaml")]
     with processes.exit_codes(), processes.other_processes(trainer, others):
         scores = _fit_and_test(cfg, saved, trainer, model, data)
@@ -95,8 +93,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
 def _check(cfg: DictConfig) -> None:
     # Finds early what would otherwise fail after hours of preprocessing or training.
-    from brats_lightning.config.build import settings_of
-    from brats_lightning.config.checkpoint import read_checkpoint
+    from brats_lightning.config.build import build_network, build_optimizer, build_part, settings_of
     from brats_lightning.core.labels import LabelScheme
     from brats_lightning.core.targets import make_target
 
@@ -107,14 +104,16 @@ def _check(cfg: DictConfig) -> None:
                 get_object(target)
     if cfg.test_on not in ("test", "val", "train", None):
         raise ValueError(f"test_on must be test, val, train or null, got {cfg.test_on!r}")
-    if cfg.weights is not None:
-        read_checkpoint(cfg.weights, "weights")
     if cfg.resume is not None and cfg.ckpt_path is None:
         raise ValueError("resume works on the command line only, before a config is composed; set ckpt_path instead")
     if cfg.seed is not None and not 0 <= cfg.seed < 2**32:
         raise ValueError(f"seed must be from 0 to {2**32 - 1}, or null, got {cfg.seed}")
     if cfg.objective_mode not in ("max", "min"):
         raise ValueError(f"objective_mode must be max or min, got {cfg.objective_mode!r}")
+    build_optimizer(cfg)
+    for part in ("sampling", "augmentation", "copy_paste", "inference", "postprocessing"):
+        build_part(part, cfg[part])
+    build_network(cfg)
 
 
 def _check_objective(objective: str, model: "Segmentation") -> None:
@@ -142,6 +141,23 @@ def _begin(cfg: DictConfig, saved: Mapping[str, Any] | None) -> None:
     write_text(Path(cfg.paths.run_dir) / "config.yaml", OmegaConf.to_yaml(cfg))
     log.info("run folder: %s · seed %d", cfg.paths.run_dir, cfg.seed)
     log.info("data: %s", describe_data(cfg))
+
+
+def _introduce(cfg: DictConfig, trainer: "pl.Trainer", model: "Segmentation") -> None:
+    """Say what trains, on what and for how long."""
+    from brats_lightning.runtime.device import describe_device
+
+    count = sum(p.numel() for p in model.network.parameters()) / 1e6
+    channels = f"{', '.join(cfg.data.modalities)} → {', '.join(cfg.data.labels)}"
+    log.info("network: %s, %.2f M parameters, %s", cfg.model._target_, count, channels)
+    hardware = describe_device(trainer.strategy.root_device)
+    log.info("hardware: %d × %s, %s", trainer.world_size, hardware, trainer.precision)
+    limits = {"steps": trainer.max_steps, "epochs": trainer.max_epochs or -1}
+    ends = [f"{number:.0f} {name}" for name, number in limits.items() if number > 0]
+    ends += [f"a time of {cfg.trainer.max_time} (DD:HH:MM:SS)"] if cfg.trainer.get("max_time") else []
+    log.info(
+        "training: until %s; then the %s", " or ".join(ends) or "you stop it", cfg.test_on or "end, without a test"
+    )
 
 
 def _prepared_data(cfg: DictConfig, saved: Mapping[str, Any] | None, first: bool) -> "CaseData":
@@ -200,7 +216,13 @@ def _report(results: dict[str, float], cfg: DictConfig, trainer: "pl.Trainer") -
     for name in printed:
         cases = "" if name.startswith("best/") else f"{cfg.test_on} cases, "
         log.info("%-36s %.4f   (%sbest.ckpt)", name, results[name], cases)
-    log.info("all scores: %s · curves: tensorboard --logdir %s", run_dir / "metrics.json", run_dir)
+    log.info("all scores: %s", run_dir / "metrics.json")
+    reached, threshold = (results.get(f"test/{name}") for name in ("dice_mean", "t1c_threshold_dice_mean"))
+    if reached is not None and threshold is not None and not reached >= threshold:
+        log.warning(
+            "the network is worse than the best single threshold on T1c, which needs no training: mean Dice %.4f, not"
+            " %.4f. Train longer, or look at the pictures in TensorBoard", reached, threshold,
+        )  # fmt: skip
 
 
 def _columns(cfg: DictConfig) -> dict[str, Any]:
@@ -235,13 +257,24 @@ def _run(cfg: DictConfig) -> float | None:
         remove_leftovers(folder / "checkpoints", older_than=0)  # of a killed process: no other one is running
         forget_outcome(folder)
         try:
-            return objective_value(cfg, train(cfg))
+            results = train(cfg)
+            if HydraConfig.get().mode != RunMode.MULTIRUN:
+                _say_what_is_next(cfg)
+            return objective_value(cfg, results)
         except NotFinite as error:
             if HydraConfig.get().mode != RunMode.MULTIRUN:
                 raise
             log.error("%s", error)
             record_failure(folder, str(error), diverged=True)
             return _worst(cfg)
+
+
+def _say_what_is_next(cfg: DictConfig) -> None:
+    from brats_lightning.config.next_commands import next_commands
+
+    print("\nNext:")  # by itself, to be copied
+    for purpose, command in next_commands(cfg):
+        print(f"  # {purpose}\n  {command}")
 
 
 def join(config: str) -> None:

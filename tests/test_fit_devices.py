@@ -49,7 +49,7 @@ def fit(cfg, device, *callbacks, steps=STEPS, ckpt_path=None):
     module = build_segmentation(cfg, data)
     trainer = pl.Trainer(
         strategy=SingleDeviceStrategy(device, Anywhere()),
-        callbacks=[AveragedWeights(), Progress(STEPS), *callbacks],
+        callbacks=[AveragedWeights(), Progress(60, "val/dice_mean", None), *callbacks],
         max_steps=steps,
         val_check_interval=STEPS,
         check_val_every_n_epoch=None,

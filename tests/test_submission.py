@@ -185,4 +185,6 @@ def test_a_folder_without_its_key_is_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 1
-    assert capsys.readouterr().err == f"{tmp_path}: options are key=value; did you mean predictions={tmp_path}?\n"
+    assert (
+        capsys.readouterr().err == f"error: {tmp_path}: options are key=value; did you mean predictions={tmp_path}?\n"
+    )

@@ -1,5 +1,7 @@
 import json
+import logging
 import math
+import re
 
 import pytest
 import pytorch_lightning as pl
@@ -22,9 +24,31 @@ def points(events, tag):
     return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
+class CaughtLines(logging.Handler):
+    """What is logged within its block."""
+
+    def __init__(self):
+        super().__init__()
+        self.messages = []
+
+    def emit(self, record):
+        self.messages.append(record.getMessage())
+
+    def __enter__(self):
+        logger = logging.getLogger("brats_lightning")
+        self._level = logger.level
+        logger.setLevel(logging.INFO)
+        logger.addHandler(self)
+        return self.messages
+
+    def __exit__(self, *_):
+        logging.getLogger("brats_lightning").removeHandler(self)
+        logging.getLogger("brats_lightning").setLevel(self._level)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, request):
-    """One short run that several tests look at: (results, run folder)."""
+    """One short run that several tests look at: (results, run folder, config, lines of its log)."""
     from hydra import compose, initialize_config_dir
 
     from brats_lightning.config.resolvers import config_dir, register_resolvers, resolved
@@ -37,11 +61,12 @@ def trained(tmp_path_factory, request):
     ]  # fmt: skip
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         cfg = resolved(compose("train", overrides))
-    return train(cfg), out / "run", cfg
+    with CaughtLines() as lines:
+        return train(cfg), out / "run", cfg, lines
 
 
 def test_a_run_leaves_what_its_contract_says(trained):
-    results, run, cfg = trained
+    results, run, cfg, _ = trained
     assert (run / "checkpoints/best.ckpt").is_file()
     assert (run / "checkpoints/last.ckpt").is_file()
     written = json.loads((run / "metrics.json").read_text())
@@ -52,7 +77,7 @@ def test_a_run_leaves_what_its_contract_says(trained):
 
 
 def test_scores_have_their_names_and_counts(trained):
-    results, run, _ = trained
+    results, run, *_ = trained
     split = json.loads((run / "split.json").read_text())
     for stage in ("val", "test"):
         for kind in ("dice", "iou"):
@@ -66,7 +91,7 @@ def test_scores_have_their_names_and_counts(trained):
 
 
 def test_curves_stand_at_the_optimisers_steps(trained):
-    _, run, _ = trained
+    _, run, *_ = trained
     events = curves(run)
     steps = list(range(7))
     for tag in ("train/loss", "train/loss_dice", "train/loss_focal", "lr-AdamW"):
@@ -82,7 +107,7 @@ def test_curves_stand_at_the_optimisers_steps(trained):
 
 
 def test_each_validation_has_pictures_and_curves_of_precision_and_recall(trained):
-    _, run, _ = trained
+    _, run, *_ = trained
     events = curves(run)
     assert {tag: len(events.Images(tag)) for tag in events.Tags()["images"]} == {"validation/worst": 2} | (
         {"validation/best": 2} if len(json.loads((run / "split.json").read_text())["val"]) > 1 else {}
@@ -91,7 +116,7 @@ def test_each_validation_has_pictures_and_curves_of_precision_and_recall(trained
 
 
 def test_the_table_of_runs_refers_to_final_scores_that_are_logged_once(trained):
-    results, run, _ = trained
+    results, run, cfg, _ = trained
     events = curves(run)
     content = events.PluginTagToContent("hparams")
     metrics = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment.metric_infos
@@ -101,7 +126,7 @@ def test_the_table_of_runs_refers_to_final_scores_that_are_logged_once(trained):
         assert points(events, name) == [(7, pytest.approx(results[name]))]
     columns = HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info.hparams
     assert columns["seed"].number_value == 0
-    assert columns["lr"].number_value == pytest.approx(trained[2].optimizer.lr)
+    assert columns["lr"].number_value == pytest.approx(cfg.optimizer.lr)
 
 
 def test_columns_of_the_table_of_runs(composed):
@@ -115,8 +140,29 @@ def test_columns_of_the_table_of_runs(composed):
     assert not [name for name in columns if name.startswith("paths.")]
 
 
+def test_the_first_and_last_lines_say_what_trains_and_how_good_it_is(trained):
+    results, run, _, lines = trained
+    for said in (
+        f"run folder: {run} · seed 0",
+        r"network: brats_lightning.models.UNet, 0.\d+ M parameters, t1n, t1c, t2w, t2f → netc, snfh, et",
+        r"hardware: 1 × CPU \(1 thread\), \S+",
+        "training: until 7 steps; then the test",
+        r"step 4 of 7 · .* steps/s · .* patches/s · loss \S+ · val/dice_mean 0\.\d+ · \d+% done · 0:00:\d\d left",
+    ):
+        assert sum(re.fullmatch(said, line) is not None for line in lines) == 1, said
+    worse = results["test/dice_mean"] < results["test/t1c_threshold_dice_mean"]
+    assert any("worse than the best single threshold on T1c" in line for line in lines) == worse
+
+
+def test_hparams_hold_the_final_scores(trained):
+    _, run, *_ = trained
+    tags = curves(run).Tags()["scalars"]
+    assert "hparam/test/dice_mean" in tags
+    assert "hparam/best/val/dice_mean" in tags
+
+
 def test_checkpoint_is_plain_data_and_carries_the_config(trained):
-    _, run, cfg = trained
+    _, run, cfg, _ = trained
     checkpoint = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
     assert checkpoint["config"] == OmegaConf.to_container(cfg)
     assert checkpoint["format"] == 1
@@ -124,8 +170,7 @@ def test_checkpoint_is_plain_data_and_carries_the_config(trained):
 
 
 def test_the_seed_fixes_everything(composed):
-    short = ["trainer.max_steps=3", "test_on=null", "logger=none", "+trainer.enable_progress_bar=false"]
-    short += ["~callbacks.progress"]
+    short = ["trainer.max_steps=3", "test_on=null", "logger=none", "~callbacks.progress"]
     first = train(composed(*short, run="a"))
     second = train(composed(*short, run="b"))
     other = train(composed(*short, "seed=1", run="c"))

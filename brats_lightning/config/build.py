@@ -6,6 +6,7 @@ Nothing heavy is imported before a config is complete, so that ``--help`` and a 
 import json
 import logging
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,12 @@ import hydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+from brats_lightning.config.command_line import typed
+from brats_lightning.config.resolvers import leaves, within
+
 if TYPE_CHECKING:
     import pytorch_lightning as pl
+    from torch import nn
 
     from brats_lightning.data.cases import Case
     from brats_lightning.data.datamodule import CaseData
@@ -167,7 +172,6 @@ def _source_identity(data: DictConfig) -> str:
 
 def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
     """Network, loss, optimiser and schedule of a config, for the classes or regions of ``data``."""
-    from brats_lightning.config.checkpoint import load_weights, read_checkpoint
     from brats_lightning.core.targets import make_target
     from brats_lightning.losses import DeepSupervision, KnownVoxels
     from brats_lightning.training.module import Segmentation
@@ -180,20 +184,13 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
             return {name: weighted(value) for name, value in node.items()}
         return target.weights(data.balanced_class_weights()) if node == "balanced" else node
 
-    settings = cfg.optimizer.copy()
-    if str(_precision(cfg)) in ("16", "16-mixed") and cfg.trainer.gradient_clip_val and settings.get("fused"):
-        settings.fused = False  # a fused step unscales the gradients itself, too late for clipping
-    optimizer, scheduler = build_part("optimizer", settings), build_part("scheduler", cfg.scheduler)
-    _rehearse(optimizer, scheduler)
+    optimizer, scheduler = build_optimizer(cfg)
     loss = build_part("loss", weighted(OmegaConf.to_container(cfg.loss)))
     loss = loss if isinstance(loss, DeepSupervision) else DeepSupervision(loss)
     if data.partly_labelled:
         loss.loss = KnownVoxels(loss.loss, target.background)
-    network = build_part("model", cfg.model)
-    if empty := [name for name, weight in network.named_parameters() if not weight.numel()]:
-        raise ValueError(f"model: {empty[0]} has no weights; is a number of channels 0?")
-    module = Segmentation(
-        network=network,
+    return Segmentation(
+        network=build_network(cfg),
         loss=loss,
         optimizer=optimizer,
         scheduler=scheduler,
@@ -203,10 +200,51 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
         protocols=cfg.protocols,
         config=OmegaConf.to_container(cfg),  # type: ignore[arg-type]
     )
+
+
+def build_network(cfg: DictConfig) -> "nn.Module":
+    """The network of a config, with the weights of its checkpoint ``weights`` if it names one.
+
+    Raises:
+        CheckpointError: these weights are of another network.
+    """
+    from brats_lightning.config.checkpoint import CheckpointError, load_weights, read_checkpoint
+
+    network = build_part("model", cfg.model)
+    if empty := [name for name, weight in network.named_parameters() if not weight.numel()]:
+        raise ValueError(f"model: {empty[0]} has no weights; is a number of channels 0?")
     if cfg.weights is not None:
         saved = read_checkpoint(cfg.weights, "weights")
-        load_weights(module.network, saved, f"weights={cfg.weights} are of another network than model")
-    return module
+        try:
+            load_weights(network, saved, f"weights={cfg.weights} are of another network")
+        except CheckpointError as error:
+            if settings := _settings_of_weights(saved["config"], cfg):
+                raise CheckpointError(f"{str(error).partition(': ')[0]}; they fit one with {settings}") from error
+            raise
+    return network
+
+
+def _settings_of_weights(saved: Mapping[str, Any], cfg: DictConfig) -> str:
+    """The settings that a config's network would need for the weights of a checkpoint, as they are typed."""
+    deciding = ("model", "target", "data.modalities", "data.labels")
+    follow = ("model.in_channels", "model.out_channels")
+    here = dict(leaves(OmegaConf.to_container(cfg)))
+    differ = {
+        key: typed(value)
+        for key, value in leaves(saved)
+        if within(key, deciding) and not within(key, follow) and key in here and here[key] != value
+    }
+    return " ".join(shlex.quote(f"{key}={value}") for key, value in differ.items())
+
+
+def build_optimizer(cfg: DictConfig) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """What makes the optimiser and the schedule of a config, tried on a single weight."""
+    settings = cfg.optimizer.copy()
+    if str(_precision(cfg)) in ("16", "16-mixed") and cfg.trainer.gradient_clip_val and settings.get("fused"):
+        settings.fused = False  # a fused step unscales the gradients itself, too late for clipping
+    optimizer, scheduler = build_part("optimizer", settings), build_part("scheduler", cfg.scheduler)
+    _rehearse(optimizer, scheduler)
+    return optimizer, scheduler
 
 
 def _rehearse(make_optimizer: Callable[..., Any], make_scheduler: Callable[..., Any]) -> None:
@@ -242,6 +280,7 @@ def build_trainer(cfg: DictConfig) -> "pl.Trainer":
     for name, least in _LEAST.items():
         if isinstance(value := settings.get(name), int | float) and value < least:
             raise ValueError(f"trainer.{name} must be {least} or more, got {value}")
+    settings.setdefault("enable_progress_bar", False)  # Lightning's; ours is callbacks.progress
     callbacks = [build_part(f"callbacks.{name}", node) for name, node in (cfg.callbacks or {}).items() if node]
     logger = build_part("logger", cfg.logger) if cfg.logger else False
     plugins = [build_part("trainer.plugins", node) for node in settings.pop("plugins", None) or ()]

@@ -65,8 +65,10 @@ def load_weights(network: nn.Module, checkpoint: Mapping[str, Any], mismatch: st
     saved = {k.removeprefix("network."): v for k, v in checkpoint["state_dict"].items() if k.startswith("network.")}
     try:
         network.load_state_dict(saved)
-    except RuntimeError as error:
-        raise CheckpointError(f"{mismatch}: {error}") from error
+    except RuntimeError as error:  # whose message has a line for each weight
+        lines = [line.strip() for line in str(error).splitlines()]
+        more = f" and {len(lines) - 2} more" if len(lines) > 2 else ""
+        raise CheckpointError(f"{mismatch}: {lines[min(1, len(lines) - 1)][:200]}{more}") from error
 
 
 def load_ensemble(cfg: DictConfig) -> Ensemble:
@@ -112,7 +114,9 @@ def read_checkpoint(path: Path | str, key: str = "ckpt") -> dict[str, Any]:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise CheckpointError(f"{key}: there is no checkpoint {path}; set {key}=<run folder>/checkpoints/best.ckpt")
+        inside = path / "checkpoints/best.ckpt"
+        found = inside if inside.is_file() else "<run folder>/checkpoints/best.ckpt"
+        raise CheckpointError(f"{key}: there is no checkpoint {path}; set {key}={found}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, about kinds of archives that are refused below

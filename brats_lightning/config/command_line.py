@@ -1,13 +1,21 @@
-"""Paths on the command line: Hydra's grammar refuses many valid file names and doesn't know the home folder."""
+"""The command line before Hydra reads it: what the shell made of it, and paths, which Hydra's grammar often refuses."""
 
+import itertools
 import os
 import re
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+# The flags of Hydra's command line; all other options of a command are key=value.
+_FLAGS = (
+    *("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "--resolve", "-p", "--package", "-r", "--run"),
+    *("-m", "--multirun", "-sc", "--shell-completion", "-cp", "--config-path", "-cn", "--config-name"),
+    *("-cd", "--config-dir", "--experimental-rerun", "-i", "--info"),
+)
 _BROKEN = re.compile(r"[\"'\[{(]|\w+\(")  # the start of a list, a mapping, a function call or a quoted text
 
 
@@ -44,6 +52,53 @@ def bare_words(arguments: Sequence[str]) -> list[str]:
     return [word for before, word in pairs if re.fullmatch("(?![-~])[^=]*|~/[^=]*", word) and not takes_value(before)]
 
 
+def shell_faults(arguments: Sequence[str]) -> list[str]:
+    """What the shell split or expanded because it lacks quotes, each with the form to type."""
+    faults = []
+    if any("\r" in argument for argument in arguments):
+        faults.append("the command has carriage returns: its script has line ends of Windows; dos2unix removes them")
+    for number, argument in enumerate(arguments):
+        key, sign, value = argument.partition("=")
+        before, after = arguments[number - 1 : number], arguments[number + 1 : number + 2]
+        if argument.startswith("=") or (sign and not value and bare_words(after)):
+            words = [*(before if not key else []), argument, *(after if not value else [])]
+            faults.append(f"{' '.join(words)}: no spaces around =: {''.join(words)}")
+        elif argument.endswith(":") and not sign and bare_words(after):
+            faults.append(f"{argument} {after[0]}: options are key=value: {argument[:-1]}={after[0]}")
+        elif sign and not key.startswith("-") and value.startswith(("[", "{")) and not _closed(value):
+            joined = (" ".join(arguments[number:end]) for end in range(number + 2, len(arguments) + 1))
+            whole = next((text for text in joined if _closed(text.partition("=")[2])), None)
+            split = f"the shell split {whole} at its spaces; quote it: {shlex.quote(whole)}" if whole else None
+            faults.append(split or f"{argument}: a bracket is not closed")
+    for key, group in itertools.groupby(arguments, lambda argument: argument.partition("=")[0]):
+        values = [argument.partition("=")[2] for argument in group]
+        if len(values) > 1 and all(re.fullmatch(r"[^:/]+:[^:/]+", value) for value in values):
+            whole = shlex.quote(f"{key}={{{','.join(values)}}}")
+            faults.append(f"the shell made {len(values)} arguments of {key}={{…}}; quote it: {whole}")
+    return faults
+
+
+def _closed(value: str) -> bool:
+    """Whether all brackets are closed; those inside quotes count too, which a value of a setting hardly has."""
+    return all(value.count(opening) <= value.count(closing) for opening, closing in ("[]", "{}"))
+
+
+def unknown_flags(arguments: Sequence[str]) -> dict[str, str]:
+    """Arguments with dashes that Hydra does not know, each as it stands and as key=value: ``--lr 1`` and ``lr=1``."""
+    found = {}
+    for argument, after in zip(arguments, (*arguments[1:], ""), strict=True):
+        flag, sign, value = argument.partition("=")
+        name = flag.lstrip("-")
+        long = flag.startswith("--")  # which may be shortened
+        known = not re.match("--?[A-Za-z]", flag) or any(f == flag or (long and f.startswith(flag)) for f in _FLAGS)
+        if not known and sign:
+            found[argument] = f"{name}={value}"
+        elif not known:
+            follows = after and "=" not in after and not after.startswith("-")
+            found[f"{flag} {after}" if follows else flag] = f"{name}={after if follows else '…'}"
+    return found
+
+
 def needs_quotes(argument: str) -> str | None:
     """The override with quotes that make Hydra accept it, to be pasted into a shell; None if quotes don't help."""
     quoted = _quoted(argument)
@@ -55,6 +110,16 @@ def quote(text: str) -> str:
     """A value in quotes, which Hydra accepts whatever its content."""
     # Inside quotes Hydra takes backslashes literally, except before a quote and at the end.
     return '"' + text.replace('"', '\\"') + '"'
+
+
+def typed(value: Any) -> str:
+    """A plain value of a config, without spaces or quotes in it, as it is typed: ``[t1c,t2f]``, ``{4:3}``, ``null``."""
+    return "null" if value is None else re.sub("[' ]", "", str(value))
+
+
+def unquoted(value: str) -> str:
+    """A value without the quotes around it, as Hydra reads it."""
+    return value[1:-1].replace('\\"', '"') if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'" else value
 
 
 def _quoted_if_path(argument: str) -> str:

@@ -1,12 +1,8 @@
 """Configs: where the YAML files are, and the values in them that follow from other values."""
 
-import itertools
 import math
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from brats_lightning.config.command_line import expanded
-from brats_lightning.runtime.files import make_folder
+from brats_lightning.config.run_folder import new_folder
 from brats_lightning.runtime.workers import cpu_count
 
 
@@ -32,31 +28,12 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("expanded", expanded, replace=True)
     OmegaConf.register_new_resolver("equal", lambda one, other: one == other, replace=True)
     OmegaConf.register_new_resolver("cpu_count", cpu_count, replace=True)
-    OmegaConf.register_new_resolver("new_folder", _new_folder, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("new_folder", new_folder, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("patch_size", _patch_size, replace=True)
     OmegaConf.register_new_resolver("volume_scaled", _volume_scaled, replace=True)
     OmegaConf.register_new_resolver("direction", {"max": "maximize", "min": "minimize"}.__getitem__, replace=True)
     OmegaConf.register_new_resolver("nnunet_label_map", _nnunet_label_map, replace=True)
     OmegaConf.register_new_resolver("datalist_label_map", _datalist_label_map, replace=True)
-
-
-@cache
-def _new_folder(path: str) -> str:
-    """Make a new folder ``path``, with a number appended if it exists; the same one whenever this process asks again.
-
-    So two runs that start within the same second each get their own.
-    """
-    for number in itertools.count(1):
-        folder = Path(path if number == 1 else f"{path}-{number}").expanduser()
-        try:
-            make_folder(folder.parent)
-            with suppress(FileExistsError):
-                folder.mkdir()
-                break
-        except OSError as error:  # Hydra would print a traceback
-            print(f"error: the run folder: {error}; or set paths.outputs=DIR", file=sys.stderr)
-            raise SystemExit(1) from None
-    return str(folder)
 
 
 def _volume_scaled(value: float, side: int, size: Sequence[int]) -> float:

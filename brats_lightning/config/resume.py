@@ -10,8 +10,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from brats_lightning.config.command_line import quote
+from brats_lightning.config.command_line import quote, unquoted
 from brats_lightning.config.resolvers import leaves, within
+from brats_lightning.config.run_folder import named_folder
 from brats_lightning.runtime.files import write_text
 
 log = logging.getLogger(__name__)
@@ -40,10 +41,9 @@ def refuse_used_folder(arguments: Sequence[str]) -> None:
     Raises:
         ResumeError: ``hydra.run.dir`` holds checkpoints.
     """
-    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    folder = Path(_unquoted(given.get("hydra.run.dir", ""))).expanduser()
-    resumes = {"resume", "ckpt_path"} & given.keys() or {"-m", "--multirun"} & set(arguments)
-    if "hydra.run.dir" in given and not resumes and any((folder / "checkpoints").glob("*.ckpt")):
+    folder = named_folder(arguments)
+    resumes = {"resume", "ckpt_path", "-m", "--multirun"} & {argument.split("=", 1)[0] for argument in arguments}
+    if folder is not None and not resumes and any((folder / "checkpoints").glob("*.ckpt")):
         raise ResumeError(f"{folder} holds a run: continue it with resume={folder}, or choose another hydra.run.dir")
 
 
@@ -61,8 +61,10 @@ def expand(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     if {"-m", "--multirun"} & set(arguments):
         raise ResumeError(f"{asked[-1]} resumes a single run; it cannot be part of a multirun")
-    run = Path(_unquoted(asked[-1].removeprefix(_WORD))).expanduser().absolute()
+    run = Path(unquoted(asked[-1].removeprefix(_WORD))).expanduser().absolute()
     if not (run / ".hydra/overrides.yaml").is_file():
+        if run.suffix == ".ckpt" and (run.parents[1] / ".hydra").is_dir():
+            raise ResumeError(f"{asked[-1]} is a file of a run; give the folder of the run: resume={run.parents[1]}")
         what = "is not a run folder" if run.is_dir() else "does not exist" if not run.exists() else "is a file"
         raise ResumeError(f"{asked[-1]}: {run} {what}; give the folder that holds checkpoints/ and .hydra/")
     checkpoint = newest_checkpoint(run)
@@ -166,7 +168,3 @@ def _loaded(path: Path) -> Any:
 
 def _key(override: str) -> str:
     return override.lstrip("+~").split("=", 1)[0]
-
-
-def _unquoted(value: str) -> str:
-    return value[1:-1].replace('\\"', '"') if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'" else value

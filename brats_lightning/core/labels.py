@@ -158,9 +158,11 @@ def parse_channel(channel: str) -> tuple[str, str | None]:
     minuend, _, subtrahend = channel.partition("-")
     for name in (minuend, subtrahend) if subtrahend else (minuend,):
         if name not in MODALITIES:
+            same = name.lower() if name.lower() in MODALITIES else OLDER_NAMES.get(name.lower())
             raise ValueError(
-                f"data.modalities: {channel!r} is not a channel; choose from {', '.join(MODALITIES)} "
-                "differences like t1c-t1n, and has-t2w for whether a case has that modality"
+                f"data.modalities: {channel!r} is not a channel; "
+                + (f"{name} is called {same} here" if same else f"choose from {', '.join(MODALITIES)}")
+                + ", differences like t1c-t1n, and has-t2w for whether a case has that modality" * (not same)
             )
     return minuend, subtrahend or None
 

@@ -1,12 +1,27 @@
 """What a command shows on the terminal: tables, and progress bars for long work."""
 
+import logging
+import time
 from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column, Table
 
+log = logging.getLogger(__name__)
+
+_INTERVAL = 30.0  # seconds between two lines of progress in a log
 _WIDTH = 160  # columns of output to a file or a pipe
 
 
@@ -33,8 +48,26 @@ def as_text(content: RenderableType) -> str:
 
 
 def progress_bar() -> Progress:
-    """A progress bar of cases with the remaining time, on stderr if that is a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("cases"))
-    time = TimeElapsedColumn(), TimeRemainingColumn()
-    return Progress(*columns, *time, console=console, disable=not console.is_terminal)
+    """A progress bar of cases with the remaining time, on stderr; where that is no terminal, lines in the log."""
+    return _CaseProgress()
+
+
+class _CaseProgress(Progress):
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("cases"))
+        times = TimeElapsedColumn(), TimeRemainingColumn()
+        # The time left follows from the pace of ten minutes: a case may take longer than rich's half.
+        options: dict[str, Any] = {"speed_estimate_period": 600, "get_time": time.monotonic}
+        super().__init__(*columns, *times, console=console, disable=not console.is_terminal, **options)
+        self._next = time.monotonic() + _INTERVAL
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        """So many more cases of a task are done."""
+        super().advance(task_id, advance)
+        now = time.monotonic()
+        if self.disable and now >= self._next:
+            self._next = now + _INTERVAL
+            task = next(task for task in self.tasks if task.id == task_id)
+            left = "" if task.time_remaining is None else f", {timedelta(seconds=task.time_remaining)} left"
+            log.info("%s: %d of %d cases%s", task.description, task.completed, task.total, left)

@@ -79,11 +79,20 @@ def choose_device(name: str) -> torch.device:
     """
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name != "auto" and name not in available:
-        raise ValueError(f"device must be auto, {', '.join(available)}, got {name!r}")
+        raise ValueError(f"device must be auto, {', '.join(available)} (cuda is a GPU), got {name!r}")
     chosen = name if name != "auto" else "cuda" if available["cuda"] else "cpu"
     if not available[chosen]:
         raise ValueError(f"device={name}, but torch finds no GPU for it; device=cpu works everywhere")
     return torch.device(chosen)
+
+
+def describe_device(device: torch.device) -> str:
+    """The hardware in words: a GPU's name and memory, or how many cores of a CPU are used."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"{properties.name} ({properties.total_memory / 2**30:.0f} GiB)"
+    threads = torch.get_num_threads()
+    return f"CPU ({threads} thread{'s' * (threads > 1)})" if device.type == "cpu" else device.type.upper()
 
 
 def autocast_dtype(precision: str | int, device: torch.device) -> torch.dtype | None:

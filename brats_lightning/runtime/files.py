@@ -98,7 +98,7 @@ def write_bytes(path: Path | str, content: bytes) -> int:
     return replace_file(path, lambda temporary: temporary.write_bytes(content))
 
 
-def remove_leftovers(folder: Path, older_than: float = 3600) -> None:
+def remove_leftovers(folder: Path, older_than: float | int = 3600) -> None:
     """Remove what killed processes left in a folder; younger files (in seconds) may belong to a running one."""
     for leftover in folder.glob(f"*{_SUFFIX}"):
         try:

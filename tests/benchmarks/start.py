@@ -36,7 +36,7 @@ def rows(options: Options) -> Iterator[Row]:
         "s",
         {"ours": _command(mistyped, options, code=1), **limits},
         goals=[Goal(at_most=2)],
-        check=lambda: _said(mistyped, options, 1, "Could not find 'model/unett'"),
+        check=lambda: _said(mistyped, options, 1, "did you mean model=unet?"),
     )
     root = tiny_cases(options.scratch, 10)
     probed_training(options, root)  # fills the cache

@@ -138,7 +138,7 @@ def test_a_refused_value_is_printed_with_its_quotes(tmp_path):
         [sys.executable, "-c", code, "name=Köln"], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 1
-    assert re.search(r"^name=Köln: quote the value, .*'name=\"Köln\"'$", done.stderr, re.M)
+    assert re.search(r"^error: name=Köln: quote the value, .*'name=\"Köln\"'$", done.stderr, re.M)
 
 
 def test_values_longer_than_a_name_may_be_pass():

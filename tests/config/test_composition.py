@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from brats_lightning.config import entry_point, resolvers
+from brats_lightning.config import errors, resolvers
 from brats_lightning.config.build import build_data, build_segmentation
-from brats_lightning.config.hints import near_misses, print_hints
-from brats_lightning.config.resolvers import _new_folder, config_dir, register_resolvers, resolved
+from brats_lightning.config.hints import of_options, of_words
+from brats_lightning.config.resolvers import config_dir, register_resolvers, resolved
+from brats_lightning.config.run_folder import new_folder
 from brats_lightning.runtime import device
 from brats_lightning.runtime.device import fastest_precision
 
@@ -42,9 +43,10 @@ def test_a_mistyped_choice_lists_the_choices(tmp_path):
 def test_mistyped_options_get_hints_of_the_chosen_groups(tmp_path):
     done = command("modle=unet", "sampling=slices", "sampling.in_plan=[8,8]", "seed=1", folder=tmp_path)
     assert done.returncode == 1
-    assert "modle: did you mean model?" in done.stderr
-    assert "sampling.in_plan: did you mean sampling.in_plane?" in done.stderr
-    assert done.stderr.count("did you mean") == 2
+    assert done.stderr.splitlines() == [
+        "error: modle: there is no such setting; did you mean model=unet?",
+        "sampling.in_plan: there is no such setting; did you mean 'sampling.in_plane=[8,8]'?",
+    ]
     assert not list(tmp_path.iterdir())
 
 
@@ -52,27 +54,45 @@ def test_mistyped_options_get_hints_of_the_chosen_groups(tmp_path):
     ("name", "line", "said"),
     [
         ("submission", ["masks"], "masks: options are key=value; did you mean predictions=masks?"),
-        ("submission", ["masks", "predictions=x"], "masks: options are key=value"),
+        ("submission", ["masks", "predictions=x"], "masks: options are key=value; --help lists them"),
         ("predict", ["ckpt=a", "in"], "in: options are key=value; did you mean input=in or output=in?"),
         ("train", ["data=brats_mets", "cases"], "cases: options are key=value; did you mean data.root=cases?"),
     ],
 )
-def test_a_word_without_key_is_told_which_keys_are_wanted(name, line, said, capsys):
-    print_hints(CONF, name, line)
-    assert capsys.readouterr().err == f"{said}\n"
+def test_a_word_without_key_is_told_which_keys_are_wanted(name, line, said):
+    assert of_words(name, line) == [said]
+
+
+def test_a_path_that_the_shell_split(tmp_path):
+    (tmp_path / "my cases").mkdir()
+    line = [f"data.root={tmp_path}/my", "cases"]
+    whole = f"data.root={tmp_path}/my cases"
+    assert of_words("train", line) == [f"the shell split {whole} at its space; quote it: '{whole}'"]
 
 
 def test_no_hint_where_nothing_is_near_or_hydra_lists_the_choices():
-    assert near_misses(CONF, "predict", ["ckp=a", "qqqqqqqq=1", "+new=1", "--cfg=job"]) == [("ckp", "ckpt")]
-    assert near_misses(CONF, "train", ["model=unett", "modle=unet"]) == []
+    assert of_options("predict", ["ckp=a", "qqqqqqqq=1", "+new=1", "--cfg=job"]) == [
+        "ckp: there is no such setting; did you mean ckpt=a?",
+        "qqqqqqqq: there is no such setting; --help lists all of them",
+    ]
+    assert of_options("train", ["model=unett", "modle=unet"]) == []
+
+
+@pytest.mark.parametrize("flag", [["--config-dir={}"], ["--config-dir", "{}"], ["-cd", "{}"]])
+def test_options_of_the_users_own_configs(tmp_path, flag):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/mine.yaml").write_text("_target_: torch.nn.Identity\ndepth: 3\n")
+    line = [*(part.format(tmp_path) for part in flag), "model=mine", "model.dept=4"]
+    assert of_options("train", line) == ["model.dept: there is no such setting; did you mean model.depth=4?"]
 
 
 def test_an_option_of_another_choice():
     option = "postprocessing.steps.hysteresis.low"
     for command in ("train", "predict"):
-        found = near_misses(CONF, command, [f"{option}=0.3"])
-        assert found == [(option, "it with postprocessing=confident or hysteresis or strict")]
-    assert near_misses(CONF, "train", ["optimizer.momentum=0.5"]) == [("optimizer.momentum", "it with optimizer=sgd")]
+        found = of_options(command, [f"{option}=0.3"])
+        assert found == [f"{option}: did you mean it with postprocessing=confident or hysteresis or strict?"]
+    found = of_options("train", ["optimizer.momentum=0.5"])
+    assert found == ["optimizer.momentum: did you mean it with optimizer=sgd?"]
 
 
 @pytest.mark.parametrize("model", ["unet", "attention_unet", "resunet"])
@@ -223,26 +243,26 @@ def test_only_our_own_errors_are_shortened():
 
     with pytest.raises(ValueError, match="library") as caught:
         foreign()
-    assert not entry_point._raised_here(caught.value)
+    assert not errors.raised_here(caught.value)
     with pytest.raises(ValueError, match="must be given") as caught:
         resolved(OmegaConf.create({"a": {"b": "???"}}))
-    assert entry_point._raised_here(caught.value)
+    assert errors.raised_here(caught.value)
 
 
 def test_runs_of_one_second_get_folders_of_their_own(tmp_path):
     asked = str(tmp_path / "train/2026-01-01_00-00-00_unet")
-    assert _new_folder(asked) == asked
-    assert _new_folder(asked) == asked  # the same run
+    assert new_folder(asked) == asked
+    assert new_folder(asked) == asked  # the same run
     for number in (2, 3):
-        _new_folder.cache_clear()  # another process
-        assert _new_folder(asked) == f"{asked}-{number}"
+        new_folder.cache_clear()  # another process
+        assert new_folder(asked) == f"{asked}-{number}"
     assert len(list((tmp_path / "train").iterdir())) == 3
 
 
 def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit):
-        _new_folder(str(tmp_path / "file/run"))
+        new_folder(str(tmp_path / "file/run"))
     assert re.fullmatch(
         r"error: the run folder: cannot write \S+/file: .*; or set paths.outputs=DIR\n", capsys.readouterr().err
     )

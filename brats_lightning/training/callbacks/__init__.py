@@ -7,6 +7,5 @@ from brats_lightning.training.callbacks.finite import FiniteLoss as FiniteLoss
 from brats_lightning.training.callbacks.interruption import Interruption as Interruption
 from brats_lightning.training.callbacks.precision_recall import PrecisionRecall as PrecisionRecall
 from brats_lightning.training.callbacks.progress import Progress as Progress
-from brats_lightning.training.callbacks.progress import ProgressLog as ProgressLog
 from brats_lightning.training.callbacks.resumed_steps import ResumedSteps as ResumedSteps
 from brats_lightning.training.callbacks.validate_last import ValidateLast as ValidateLast

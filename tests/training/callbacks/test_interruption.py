@@ -24,7 +24,7 @@ def test_a_stopped_training_is_saved_and_says_how_to_resume(shared_outputs, tmp_
         "seed=0",
         "trainer.max_steps=100000",
     ]
-    command += ["callbacks.progress_log.interval=0.1", "trainer.val_check_interval=100000", "callbacks=averaged"]
+    command += ["callbacks.progress.interval=0.1", "trainer.val_check_interval=100000", "callbacks=averaged"]
     command += [f"paths.cache_dir={shared_outputs}/cache", f"paths.phantom_dir={shared_outputs}/phantoms"]
     command += [f"hydra.run.dir={tmp_path}/run", "logger=none"]
     with subprocess.Popen(
@@ -40,7 +40,7 @@ def test_a_stopped_training_is_saved_and_says_how_to_resume(shared_outputs, tmp_
             seen = []
             for line in training.stdout:
                 seen.append(line)
-                if re.search(r"step (\d\d+) of 100000 · .*s a step · .* left", line):  # the pace is known
+                if re.search(r"step (\d\d+) of 100000 · .* steps/s · .* left", line):  # the pace is known
                     training.send_signal(sent)
                     break
             rest, _ = training.communicate(timeout=120)
