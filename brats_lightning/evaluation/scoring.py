@@ -9,7 +9,7 @@ from functools import cached_property
 from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -266,13 +266,17 @@ def case_workers(processes: int) -> AbstractContextManager[ProcessPoolExecutor |
 
 
 def over_cases(
-    task: Callable[[Pair], Result], pairs: Sequence[Pair], pool: ProcessPoolExecutor | None, what: str
+    task: Callable[..., Result], pairs: Sequence[Pair], pool: ProcessPoolExecutor | None, what: str, *more: Sequence[Any]
 ) -> list[Result]:
-    """The results of ``task`` in the order of the pairs, with a bar on a terminal."""
+    """The results of ``task`` in the order of the pairs, with a bar on a terminal.
+
+    The task is called with a pair and its item of each of the sequences ``more``.
+    """
     results = {}
+    jobs = {pair.case: (pair, *others) for pair, *others in zip(pairs, *more, strict=True)}
     with progress_bar() as bar:
         shown = bar.add_task(what, total=len(pairs))
-        for case, result in each_result(pool, task, {pair.case: (pair,) for pair in pairs}, "processes=1"):
+        for case, result in each_result(pool, task, jobs, "processes=1"):
             results[case] = result
             bar.advance(shown)
     return [results[pair.case] for pair in pairs]
