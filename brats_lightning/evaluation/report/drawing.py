@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -97,4 +97,4 @@ def as_svg(figure: Figure, title: str) -> Markup:
     text = re.sub(r' id="[^"]*_\d+"', "", text)  # matplotlib's names, equal in all figures and never used
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, variable)
-    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1))
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1))

@@ -105,10 +105,10 @@ def detection_chart(lesions: Mapping[str, Any], labelled: str) -> Chart:
                 far = all(abs(a - c) > 0.12 * span or abs(b - d) > 0.08 for c, d in placed)
                 if region == labelled and not np.isnan(b) and far:
                     shown = "all" if not point["smallest_mm3"] else f"≥ {point['smallest_mm3']:g}"
-                    axes.annotate(shown, (a, b), (-4, 6), textcoords="offset points", fontsize=8, ha="right")
+                    axes.annotate(shown, (a, b), (5, -10), textcoords="offset points", fontsize=8)
                     placed.append((a, b))
         axes.set(xlabel="false positives per case", ylabel="fraction of lesions detected", ylim=(0, 1.0))
-        axes.set_xlim(left=-0.1 * axes.get_xlim()[1])  # room for the labels
+        axes.set_xlim(0, 1.12 * axes.get_xlim()[1])  # room for the labels
         axes.grid()
         figure.legend(loc="outside upper right", ncols=len(lesions), reverse=True)
 

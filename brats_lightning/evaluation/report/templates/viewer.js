@@ -7,7 +7,7 @@ const find = selector => root.querySelector(selector);
 const text = name => find(`[data-text=${name}]`);
 const setting = name => find(`[data-set=${name}]`);
 const WORDS = { missed: 'Missed', 'false positive': 'False positive', poor: 'Poor', found: 'Found' };
-const CLOSE = 3; // zoom at which a lesion is shown
+const CLOSE = 2.5; // zoom at which a lesion is shown
 const view = { case: -1, region: about.region, sequence: '', zoom: 1, opacity: 0.45, lesion: null,
   show: { reference: true, prediction: true, errors: true, cross: true } };
 const planes = [...root.querySelectorAll('.plane')].map(box => ({
