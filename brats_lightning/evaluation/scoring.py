@@ -266,7 +266,11 @@ def case_workers(processes: int) -> AbstractContextManager[ProcessPoolExecutor |
 
 
 def over_cases(
-    task: Callable[..., Result], pairs: Sequence[Pair], pool: ProcessPoolExecutor | None, what: str, *more: Sequence[Any]
+    task: Callable[..., Result],
+    pairs: Sequence[Pair],
+    pool: ProcessPoolExecutor | None,
+    what: str,
+    *more: Sequence[Any],
 ) -> list[Result]:
     """The results of ``task`` in the order of the pairs, with a bar on a terminal.
 

@@ -15,7 +15,16 @@ import pytest
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(PROGRAM is None, reason="no Chromium here")
 _WAIT = 60.0  # seconds for an answer or an event; never reached unless something is wrong
-_KEYS = {"Tab": 9, "Enter": 13, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+_KEYS = {
+    "Tab": 9,
+    "Enter": 13,
+    "End": 35,
+    "Home": 36,
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowRight": 39,
+    "ArrowDown": 40,
+}
 
 
 class Browser:
@@ -74,15 +83,16 @@ class Browser:
             self.faults.append(about["entry"]["text"])
         return message
 
-    def open(self, page: Path, width: int = 1200, height: int = 900, dark: bool = False, mobile: bool = False) -> None:
+    def open(self, page: Path, fragment: str = "", dark: bool = False, phone: bool = False) -> None:
         """Load a file and wait until it is ready."""
-        shape = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
+        width, height = (390, 844) if phone else (1200, 900)
+        shape = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone}
         self.call("Emulation.setDeviceMetricsOverride", **shape)
-        self.call("Emulation.setTouchEmulationEnabled", enabled=mobile)
+        self.call("Emulation.setTouchEmulationEnabled", enabled=phone)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.call("Page.navigate", url="about:blank")  # else another fragment would not load the page again
-        self.call("Page.navigate", url=page.as_uri() if isinstance(page, Path) else page)
+        self.call("Page.navigate", url=page.as_uri() + fragment)
         self.until("document.readyState === 'complete' && location.protocol === 'file:'")
 
     def value(self, expression: str) -> Any:
@@ -136,12 +146,12 @@ class Browser:
 
     def picture(self, path: Path, whole: bool = False) -> Path:
         """A PNG of what is seen, or of the whole page."""
-        data = self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"] if not whole else None
-        if data is None:
+        told: dict[str, Any] = {}
+        if whole:
             size = self.call("Page.getLayoutMetrics")["cssContentSize"]
             clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
-            data = self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)["data"]
-        path.write_bytes(base64.b64decode(data))
+            told = {"captureBeyondViewport": True, "clip": clip}
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", **told)["data"]))
         return path
 
     def close(self) -> None:

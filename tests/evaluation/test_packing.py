@@ -24,7 +24,11 @@ TURNED = np.array([[0, 0, -1.5, 0], [3.0, 0, 0, 0], [0, 0.5, 0, 0], [0, 0, 0, 1]
 def packed(tmp_path, reference, prediction, affine=LPS, scoring=None, images=("t1c", "t2f")):
     """A pair as the viewer gets it, with images of 100 everywhere but in a margin of one voxel."""
     for name in images:
-        save(tmp_path / f"ref/00001-000-{name}.nii", np.pad(np.full(np.subtract(reference.shape, 2), 100, np.int16), 1), affine)
+        save(
+            tmp_path / f"ref/00001-000-{name}.nii",
+            np.pad(np.full(np.subtract(reference.shape, 2), 100, np.int16), 1),
+            affine,
+        )
     paths = save(tmp_path / "ref/00001-000-seg.nii", reference, affine), save(tmp_path / "p.nii", prediction, affine)
     pair, scoring = Pair("00001-000", *paths), scoring or Scoring()
     return pack_case(pair, scoring.score(pair), scoring, 60)

@@ -169,6 +169,7 @@ def difference_chart(differences: Sequence[Mapping[str, Any]], distances: bool) 
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.set(title=title, xlabel=f"← {second} better" if distances else f"{second} better →")
+        axes.locator_params(axis="x", nbins=5)
         axes.grid(axis="x")
 
     return Chart(title, (3.6, max(2.4, 0.8 + 0.25 * len(rows))), draw, table)

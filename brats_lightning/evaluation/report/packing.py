@@ -24,7 +24,7 @@ from brats_lightning.evaluation.scoring import Evaluation, ScoredCase, Scoring, 
 from brats_lightning.runtime.files import make_folder, write_text
 
 _ORDER = ("t1c", "t2f", "t1n", "t2w")  # of the sequences; the first is shown first
-# Of WebP, lossy: 20 cases of 240 × 240 × 155 voxels with four sequences take 24 MB in one page. Losslessly they would
+# Of WebP, lossy: 20 cases of 240 × 240 × 155 voxels with four sequences take 23 MB in one page. Losslessly they would
 # take 130 MB, and as JPEG of equal error 33 MB.
 QUALITY = {"file": 70, "folder": 80}
 _ROWS = 4096  # of a picture: more pixels than 4096² are too many for the canvas of a phone
