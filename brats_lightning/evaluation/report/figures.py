@@ -115,6 +115,28 @@ def detection_chart(lesions: Mapping[str, Any], labelled: str) -> Chart:
     return Chart("Detection against false positives", (_WIDTH, 3.6), draw, table)
 
 
+def reliability_chart(lesions: Mapping[str, Any]) -> Chart:
+    """The fraction of voxels that have a region, against its predicted probability."""
+    keys = "probability", "fraction", "low", "high", "voxels"
+    table = [["region", *keys]]
+    for region, entry in lesions.items():
+        table += [[region, *(point[key] for key in keys)] for point in entry["reliability"]]
+
+    def draw(figure: Figure, look: Look) -> None:
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color=look.faint, lw=1.2)
+        for i, (region, entry) in enumerate(lesions.items()):
+            x, y, low, high = (np.array([point[key] for point in entry["reliability"]], float) for key in keys[:4])
+            axes.plot(x, y, "o-", color=look.colour(i), ms=4, lw=1.4, label=region.upper(), clip_on=False)
+            axes.fill_between(x, low, high, color=look.colour(i), alpha=0.15, lw=0)
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        axes.set(xlabel="predicted probability", ylabel="fraction of voxels with the region")
+        axes.grid()
+        figure.legend(loc="outside upper right", ncols=len(lesions))
+
+    return Chart("Reliability of the probabilities", (3.9, 4.2), draw, table)
+
+
 def agreement_chart(
     differences: Sequence[Mapping[str, Any]],
     scores: Mapping[tuple[str, str], np.ndarray],

@@ -37,12 +37,15 @@ def evaluation_charts(evaluation: Evaluation, summary: Mapping[str, Any]) -> dic
     """The figures of the report on one method, by the name of their files."""
     leading, lesions = evaluation.scoring.protocols[0], summary["lesions"]
     official = {case.case: case.official[leading] for case in evaluation.cases}
-    return {
+    charts = {
         "scores": figures.score_chart(official, summary["scores"][leading], leading),
         "detected_by_volume": figures.size_chart(lesions, "sensitivity"),
         "dice_by_volume": figures.size_chart(lesions, "dice"),
         "detection": figures.detection_chart(lesions, evaluation.scoring.lesion_region),
     }
+    if any(entry["reliability"] for entry in lesions.values()):
+        charts["reliability"] = figures.reliability_chart(lesions)
+    return charts
 
 
 def evaluation_page(
