@@ -33,7 +33,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     from brats_lightning.evaluation.pairing import EvaluationError, method_names
     from brats_lightning.evaluation.scoring import Scoring, case_workers, prepare_evaluation, score_pairs
 
-    for name, known in (("missing", ("score", "error")), ("on_bad_case", ("error", "skip"))):
+    known_values = {"missing": ("score", "error"), "on_bad_case": ("error", "skip"), "report": ("file", "folder")}
+    for name, known in known_values.items():
         if cfg[name] not in known:
             raise EvaluationError(f"{name} must be {' or '.join(known)}, got {cfg[name]!r}")
     check_not_negative(cfg, "resamples", "seed", "pictures")
@@ -63,14 +64,16 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         if empty := [evaluation.name for evaluation in prepared if not evaluation.pairs]:
             raise EvaluationError(f"no case of {', '.join(empty)} is left to score\n{CaseError(problems)}")
         evaluations = [score_pairs(evaluation, pool) for evaluation in prepared]
-    if problems:
-        log.warning("left out: %s", CaseError(problems))
-    # Imported here because the pages need Matplotlib and Jinja, which errors should not wait for.
-    from brats_lightning.evaluation.results import write_results
+        if problems:
+            log.warning("left out: %s", CaseError(problems))
+        # Imported here because the pages need Matplotlib and Jinja, which errors should not wait for.
+        from brats_lightning.evaluation.results import ReportSettings, write_results
 
-    output = Path(cfg.output).expanduser()
-    chosen_by = {} if cfg.split is None else {"split": str(cfg.split), "part": cfg.part}
-    result = write_results(evaluations, output, cfg.resamples, cfg.seed, cfg.pictures, chosen_by)
+        output = Path(cfg.output).expanduser()
+        figures = None if cfg.figures is None else Path(cfg.figures).expanduser()
+        chosen_by = {} if cfg.split is None else {"split": str(cfg.split), "part": cfg.part}
+        settings = ReportSettings(cfg.resamples, cfg.seed, cfg.report, cfg.pictures, figures, chosen_by)
+        result = write_results(evaluations, output, settings, pool)
     log.info("report: %s", output / "report.html")
     return result
 

@@ -30,9 +30,9 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
         cfg: a resolved config as ``conf/predict.yaml`` composes it.
 
     Returns:
-        ``cases``: by id, for each region its ``lesions`` (26-connected components) and ``volume_ml``, and the
-        ``seconds`` it took; ``existing``: ids of cases that the same models and post-processing predicted earlier;
-        ``problems``: of the cases left out.
+        ``cases``: by id, for each region its ``lesions`` (26-connected components), ``volume_ml`` and, for each lesion,
+        ``confidence``, and the ``seconds`` it took; ``existing``: ids of cases that the same models and
+        post-processing predicted earlier; ``problems``: of the cases left out.
 
     Raises:
         CaseError: there are faulty cases, and ``on_bad_case`` is ``error``. The others are still predicted.
@@ -47,7 +47,7 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
     from brats_lightning.data.cases import CaseError, check_files, used_modalities
     from brats_lightning.data.nifti import read_header
     from brats_lightning.inference.plausibility import ADVICE, implausible
-    from brats_lightning.inference.prediction import infer, region_sizes, write_mask, write_probabilities
+    from brats_lightning.inference.prediction import infer, region_summary, write_mask, write_probabilities
     from brats_lightning.inference.provenance import check_existing, origin
     from brats_lightning.runtime.console import progress_bar
 
@@ -89,7 +89,7 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
                     for probability_file in probability_files:
                         write_probabilities(probability_file, found, header, made_by)
                     write_mask(mask_file, found.transform.restore(labels), header, made_by)
-                    regions = region_sizes(labels, found.transform.spacing, ensemble.scheme)
+                    regions = region_summary(labels, found.values, found.transform.spacing, ensemble.scheme)
                     shares[case.id] = np.count_nonzero(labels) / labels.size
                     seconds = round(time.monotonic() - started, 1)
                     summary["cases"][case.id] = {"regions": regions, "seconds": seconds}

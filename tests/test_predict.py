@@ -83,7 +83,9 @@ def test_every_voxel_comes_back_to_its_place(run, tmp_path, affine, preprocessin
     assert np.array_equal(np.asanyarray(out.dataobj), truth)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     et = result["cases"]["BraTS-MET-00001-000"]["regions"]["et"]
+    confidence = et.pop("confidence")
     assert et == {"lesions": 4, "volume_ml": pytest.approx(4 * spacing.prod() / 1000, abs=1e-4)}
+    assert [lesion["volume_mm3"] for lesion in confidence] == pytest.approx([spacing.prod()] * 4, abs=1e-3)
 
 
 def test_a_case_is_predicted_by_the_sequences_it_has(run, tmp_path):

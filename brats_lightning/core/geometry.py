@@ -130,6 +130,13 @@ class GridTransform:
         origin = _floats(o + (n_old * old - n_new * new) / 2 for o, n_old, old, n_new, new in parts)
         return replace(self, origin=origin, step=step, shape=shape)
 
+    def place(self, voxel: Ints) -> Ints:
+        """The working voxel (z, y, x) with the centre of a voxel of the original grid; it may lie beyond the array."""
+        lengths = self.original.shape
+        parts = zip(self.axes, self.flips, self.origin, self.step, strict=True)
+        oriented = ((lengths[a] - 1 - voxel[a] if flip else voxel[a], origin, step) for a, flip, origin, step in parts)
+        return _ints(math.floor((at + 0.5 - origin) / step + 1e-9) for at, origin, step in oriented)
+
     def orient(self, array: Shaped[np.ndarray, "i j k"]) -> Shaped[np.ndarray, "z y x"]:
         """View of an array on the original grid with its axes in (z, y, x) LPS order."""
         if array.shape != self.original.shape:

@@ -34,6 +34,14 @@ class Pair:
     prediction: Path | None
     images: Mapping[str, Path] | None = None
 
+    @property
+    def probabilities(self) -> Path | None:
+        """The class probabilities that `predict` wrote beside the prediction, if it did."""
+        if self.prediction is None:
+            return None
+        path = self.prediction.with_name(f"{stem(self.prediction.name)}_probabilities.nii.gz")
+        return path if path.is_file() else None
+
 
 def method_names(folders: Sequence[Path], given: Sequence[str] | None) -> list[str]:
     """A folder name for each method: the given one, or as many last parts of its path as make the names distinct.

@@ -4,12 +4,12 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -19,6 +19,7 @@ from brats_lightning.core.geometry import Triple, bounding_box
 from brats_lightning.core.labels import BRATS_METS, IGNORE, LabelScheme, as_label_map, in_classes, known_part
 from brats_lightning.data.cases import Case, CaseError, Problem, read_mask
 from brats_lightning.data.nifti import UnreadableFile, Volume
+from brats_lightning.evaluation.calibration import Counts, check_probabilities, reliability
 from brats_lightning.evaluation.pairing import EvaluationError, Pair, case_and_kind, pair_masks
 from brats_lightning.metrics.brats2026 import THRESHOLDS
 from brats_lightning.metrics.lesions import LesionRow, lesion_sizes, lesion_table, match_one_to_one
@@ -46,6 +47,7 @@ class ScoredCase:
             accuracy over all voxels of known class, the mean Dice of the regions and the mean IoU of the classes.
         lesions: region → the reference's lesions, then the false positives.
         operating: region → (lesions detected, false positives) for each of `SIZE_FILTERS`.
+        reliability: region → `calibration.Counts`, empty without probabilities.
     """
 
     case: str
@@ -54,6 +56,7 @@ class ScoredCase:
     voxelwise: dict[str, dict[str, float]]
     lesions: dict[str, list[LesionRow]]
     operating: dict[str, list[tuple[int, int]]]
+    reliability: dict[str, Counts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,7 @@ class Scoring:
         }
         matrix = confusion_matrix(torch.from_numpy(reference), torch.from_numpy(prediction), self.scheme.num_classes)
         voxels = voxel_scores(matrix, self.scheme)
+        calibration = reliability(pair.probabilities, reference, self.scheme) if pair.probabilities else {}
         reference, prediction = known_part(reference, prediction)
         box = bounding_box(reference, prediction)
         surfaces = surface_scores(reference, prediction, spacing, self.scheme)
@@ -147,7 +151,7 @@ class Scoring:
         for region, classes in self.scheme.regions.items():
             lesions[region] = lesion_table(reference, prediction, spacing, classes, self.overlap)
             operating[region] = operating_points(reference[box], prediction[box], spacing, classes, self.overlap)
-        return ScoredCase(pair.case, given is None, official, voxelwise, lesions, operating)
+        return ScoredCase(pair.case, given is None, official, voxelwise, lesions, operating, calibration)
 
     def read_mask(self, path: Path, predicted: bool) -> tuple[Volume | None, list[Problem]]:
         """A mask as class indices, or what is wrong with it."""
@@ -170,6 +174,10 @@ class Scoring:
         if difference := prediction.grid.mismatch(reference.grid, self.tolerance, "its reference"):
             remedy = "write it in the geometry of its input, or raise data.affine_tolerance if the voxels match"
             problems.append(Problem(pair.case, f"prediction {pair.prediction.name}", *difference, remedy))
+        if (path := pair.probabilities) and (
+            error := check_probabilities(path, self.scheme, reference.grid, self.tolerance)
+        ):
+            problems.append(Problem(pair.case, path.name, error.found, error.expected, error.remedy))
         return reference, prediction, problems
 
 
@@ -266,13 +274,21 @@ def case_workers(processes: int) -> AbstractContextManager[ProcessPoolExecutor |
 
 
 def over_cases(
-    task: Callable[[Pair], Result], pairs: Sequence[Pair], pool: ProcessPoolExecutor | None, what: str
+    task: Callable[..., Result],
+    pairs: Sequence[Pair],
+    pool: ProcessPoolExecutor | None,
+    what: str,
+    *more: Sequence[Any],
 ) -> list[Result]:
-    """The results of ``task`` in the order of the pairs, with a bar on a terminal."""
+    """The results of ``task`` in the order of the pairs, with a bar on a terminal.
+
+    The task is called with a pair and its item of each of the sequences ``more``.
+    """
     results = {}
+    jobs = {pair.case: (pair, *others) for pair, *others in zip(pairs, *more, strict=True)}
     with progress_bar() as bar:
         shown = bar.add_task(what, total=len(pairs))
-        for case, result in each_result(pool, task, {pair.case: (pair,) for pair in pairs}, "processes=1"):
+        for case, result in each_result(pool, task, jobs, "processes=1"):
             results[case] = result
             bar.advance(shown)
     return [results[pair.case] for pair in pairs]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from brats_lightning.evaluation.calibration import Counts
 from brats_lightning.evaluation.scoring import SIZE_FILTERS, Evaluation, ScoredCase
 from brats_lightning.metrics.brats2026 import THRESHOLDS
 
@@ -117,6 +118,27 @@ def detection_curve(cases: Sequence[ScoredCase], region: str) -> list[dict[str, 
     return curve
 
 
+def reliability_curve(counts: Sequence[Counts], resamples: int, seed: int) -> list[dict[str, Any]]:
+    """For each bin the ``voxels``, mean ``probability`` and ``fraction`` with the region, with an interval over cases.
+
+    ``counts`` are those of one region, by case. Bins without voxels are left out.
+    """
+    if not counts:
+        return []
+    voxels, sums, there = np.moveaxis(np.array(counts, dtype=np.float64), 2, 0)
+    low, high = bootstrap_interval(there, voxels, resamples, seed)
+    return [
+        {
+            "voxels": int(voxels[:, i].sum()),
+            "probability": float(sums[:, i].sum() / voxels[:, i].sum()),
+            "fraction": float(there[:, i].sum() / voxels[:, i].sum()),
+            "low": float(low[i]),
+            "high": float(high[i]),
+        }
+        for i in np.flatnonzero(voxels.sum(axis=0)).tolist()
+    ]
+
+
 def summary(evaluation: Evaluation, resamples: int, seed: int) -> dict[str, Any]:
     """The content of ``summary.json``: settings, cases, scores and lesions."""
     scoring, cases = evaluation.scoring, evaluation.cases
@@ -129,6 +151,9 @@ def summary(evaluation: Evaluation, resamples: int, seed: int) -> dict[str, Any]
             "false_positives": sum(row.false_positive for row in rows),
             "size_bands": size_bands(cases, region, resamples, seed),
             "detection_curve": detection_curve(cases, region),
+            "reliability": reliability_curve(
+                [case.reliability[region] for case in cases if case.reliability], resamples, seed
+            ),
         }
     return {
         "settings": {

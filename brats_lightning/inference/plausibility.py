@@ -19,7 +19,7 @@ def implausible(regions: Mapping[str, Mapping[str, Any]], shares: Mapping[str, f
     """What is implausible about a set of masks, a sentence each; none if nothing is.
 
     Args:
-        regions: case → region → its ``lesions`` and ``volume_ml``, as `region_sizes` gives them.
+        regions: case → region → its ``lesions`` and ``volume_ml``, as `region_summary` gives them.
         shares: case → labelled fraction of the box around its brain.
     """
     if regions and not any(region["lesions"] for sizes in regions.values() for region in sizes.values()):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32, UInt8
 
 from brats_lightning.core.components import label_components
 from brats_lightning.core.geometry import nonzero_box
@@ -53,12 +54,43 @@ def write_probabilities(path: Path, probabilities: Probabilities, header: Header
     write_nifti(path, image)
 
 
-def region_sizes(labels: np.ndarray, spacing: Sequence[float], scheme: LabelScheme) -> dict[str, Any]:
-    """Region → number of its 26-connected components and its volume."""
-    sizes = {}
-    part = labels[nonzero_box(labels)]
+def region_summary(
+    labels: UInt8[np.ndarray, "z y x"],
+    probabilities: Float32[np.ndarray, "k z y x"],
+    spacing: Sequence[float],
+    scheme: LabelScheme,
+) -> dict[str, Any]:
+    """Region → number of its lesions (26-connected components), its volume, and how sure of each lesion the network is.
+
+    Under ``confidence``, the largest lesion first: its ``volume_mm3``, and the ``peak`` and ``mean`` over its voxels of
+    the region's probability, which is the sum over the region's classes.
+
+    Args:
+        labels: class indices, after post-processing.
+        probabilities: of the classes.
+        spacing: of the axes in mm.
+        scheme: the classes.
+    """
+    found = {}
+    box = nonzero_box(labels)
+    part, voxel = labels[box], math.prod(spacing)
     for region, classes in scheme.regions.items():
-        mask = in_classes(part, classes)
-        volume = int(np.count_nonzero(mask)) * math.prod(spacing) / 1000
-        sizes[region] = {"lesions": label_components(mask)[1], "volume_ml": round(volume, 4)}
-    return sizes
+        lesions, n = label_components(in_classes(part, classes))
+        within = lesions > 0
+        number = lesions[within] - 1
+        probability = probabilities[(list(classes), *box)].sum(axis=0)[within]
+        voxels = np.bincount(number, minlength=n)
+        mean = np.bincount(number, probability, minlength=n) / voxels
+        peak = np.zeros(n, np.float32)
+        np.maximum.at(peak, number, probability)
+        confidence = [
+            {
+                "volume_mm3": round(int(voxels[i]) * voxel, 3),
+                "peak": round(float(peak[i]), 4),
+                "mean": round(float(mean[i]), 4),
+            }
+            for i in np.argsort(-voxels, kind="stable").tolist()
+        ]
+        volume = round(len(number) * voxel / 1000, 4)
+        found[region] = {"lesions": n, "volume_ml": volume, "confidence": confidence}
+    return found

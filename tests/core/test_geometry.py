@@ -79,6 +79,19 @@ def test_crop_and_pad_restore_exactly_what_they_kept(affine, start, shape):
     np.testing.assert_array_equal(restored[1], (array.astype(float) + 1) * kept)
 
 
+@pytest.mark.parametrize("affine", [*AFFINES.values(), oblique(20)])
+def test_a_voxel_is_placed_where_its_value_goes(affine):
+    array = np.zeros((5, 6, 7), np.uint8)
+    array[3, 1, 5] = 9
+    transform = GridTransform.whole(Grid((5, 6, 7), affine)).crop((-1, 1, 0), (9, 4, 6))
+    assert np.argwhere(transform.apply(array)).tolist() == [list(transform.place((3, 1, 5)))]
+
+
+def test_a_voxel_is_placed_in_the_coarser_one_that_holds_it():
+    transform = GridTransform.whole(Grid((5, 6, 7), LPS)).resize((7, 3, 5))
+    assert [transform.place((0, y, 0))[1] for y in range(6)] == [0, 0, 1, 1, 2, 2]
+
+
 def test_centred_crops_and_pads_evenly():
     line = np.arange(1, 8, dtype=np.int16).reshape(7, 1, 1)
     whole = GridTransform.whole(Grid((7, 1, 1), np.diag([-1.0, -1, 1, 1])))

@@ -8,6 +8,10 @@ from hydra import compose, initialize_config_dir
 
 from brats_lightning.config.resolvers import config_dir, register_resolvers, resolved
 from brats_lightning.evaluate import evaluate
+from brats_lightning.evaluation.scoring import ScoredCase
+from brats_lightning.metrics.lesions import LesionRow
+
+NAN = float("nan")
 
 
 def run(predictions: Path | str, references: Path, output: Path, *overrides: str) -> dict[str, Any]:
@@ -17,6 +21,15 @@ def run(predictions: Path | str, references: Path, output: Path, *overrides: str
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         cfg = compose("evaluate", [*told, "resamples=50", *overrides])
     return evaluate(resolved(cfg))
+
+
+def lesion(number=1, volume=10.0, dice=0.0, false_positive=False, centre=(1, 2, 3)):
+    return LesionRow(number, false_positive, volume, dice >= 0.1, dice, centre)
+
+
+def scored(name, *rows, dice=NAN, voxel=NAN, missing=False):
+    official = {"brats2024": {"et": {"LesionWise_Score_Dice": dice}}}
+    return ScoredCase(name, missing, official, {"et": {"dice": voxel}}, {"et": list(rows)}, {})
 
 
 VOID = {"meta", "img", "br", "input", "link", "hr"}

@@ -13,6 +13,7 @@ from brats_lightning.data.survey import survey
 from brats_lightning.data.suspicions import Suspicion
 from brats_lightning.evaluation.report.contact_sheet import (
     case_picture,
+    grey,
     resized,
     resized_mask,
     ring,
@@ -164,3 +165,13 @@ def test_what_a_plan_predicts_in_words():
     lines = dict(plan_lines(measured))
     assert lines["memory"] == "7.30 GB predicted, 7.00 GB measured, of 24.00 GB"
     assert lines["steps per second"] == "4 predicted, 2 measured"
+
+
+def test_grey():
+    image = np.array([[0, 10, 20, 30, 40]])
+    shown = grey(image)
+    assert shown[0, 0] == 0
+    assert (np.diff(shown[0, 1:]) > 0).all()
+    assert (shown.min(), shown.max()) == (0, 1)
+    assert (grey(np.zeros((2, 2))) == 0).all()
+    assert np.isfinite(grey(np.array([[np.nan, 1.0]]))).all()

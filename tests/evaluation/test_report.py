@@ -1,28 +1,12 @@
-import base64
 import re
 
 import numpy as np
 import pytest
 
-from brats_lightning.data.nifti import read_volume
 from brats_lightning.evaluation.report.pages import environment
-from brats_lightning.evaluation.report.pictures import axial_slice, grey, outline, worst_lesions
-from brats_lightning.evaluation.report.wording import number, p_value, what_went_wrong, worst_first
-from brats_lightning.evaluation.scoring import ScoredCase
-from brats_lightning.metrics.lesions import LesionRow
-from tests.data.tiny_cases import LPS, RAS, lesions, save, write_case
-from tests.evaluation.evaluating import Page, run
-
-NAN = float("nan")
-
-
-def lesion(number=1, volume=10.0, dice=0.0, false_positive=False, centre=(1, 2, 3)):
-    return LesionRow(number, false_positive, volume, dice >= 0.1, dice, centre)
-
-
-def scored(name, *rows, dice=NAN, voxel=NAN, missing=False):
-    official = {"brats2024": {"et": {"LesionWise_Score_Dice": dice}}}
-    return ScoredCase(name, missing, official, {"et": {"dice": voxel}}, {"et": list(rows)}, {})
+from brats_lightning.evaluation.report.wording import case_facts, number, p_value, what_went_wrong
+from tests.data.tiny_cases import lesions, save, write_case
+from tests.evaluation.evaluating import NAN, Page, lesion, run, scored
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +27,16 @@ def report(tmp_path_factory):
 def test_the_page_is_sound_and_needs_nothing_else(report):
     found = Page(report)
     assert "link" not in found.tags
-    assert found.tags.count("script") == found.tags.count("h1") == 1
+    assert found.tags.count("main") == found.tags.count("h1") == 1
+    kinds = [value for name, value in found.attributes if name == "type" and value.startswith("application/")]
+    assert found.tags.count("script") == len(kinds) + 2  # data: of the viewer, and of each case
+    assert len(kinds) == 1 + 2
     for name, value in found.attributes:
         if name in ("src", "href", "xlink:href", "action", "srcset", "data"):
-            assert value.startswith(("data:image/png;base64,", "#")), (name, value[:80])
+            assert value.startswith("#"), (name, value[:80])
         assert "url(" not in (value or "") or "url(#" in value
-    assert found.tags.count("svg") == 3
-    assert found.tags.count("img") == 5
+    assert found.tags.count("svg") == 4
+    assert found.tags.count("canvas") == 3
     text = " ".join(found.texts)
     assert "p&q<i>$x$" in text  # escaped in the source, a plain dollar
     assert "a<script>alert(1)&" in text
@@ -58,13 +45,14 @@ def test_the_page_is_sound_and_needs_nothing_else(report):
 
 
 def test_no_external_address(report):
-    without_pictures = re.sub(r"data:image/png;base64,[^\"]*", "", report)
-    assert not re.search(r"https?:|ftp:|src=\"//|href=\"//|@import", without_pictures)
+    assert not re.search(r"https?:|ftp:|src=\"//|href=\"//|@import", report)
 
 
-def test_pictures_are_png(report):
-    for data in re.findall(r'src="data:image/png;base64,([^"]*)"', report):
-        assert base64.b64decode(data).startswith(b"\x89PNG")
+def test_lesions_link_to_the_viewer(report):
+    links = re.findall(r'href="#case-([^"]*)"', report)
+    # Each case has two lesions, and the shift takes both off.
+    own = ["", "-et-1", "-et-2", "-et-f1", "-et-f2"]
+    assert sorted(links) == [f"{case}{lesion}" for case in "01" for lesion in own]
 
 
 def test_figures_take_the_pages_colours(report):
@@ -74,7 +62,7 @@ def test_figures_take_the_pages_colours(report):
     assert all("var(--ink)" in figure and "var(--series2)" in figure for figure in figures)
     ids = re.findall(r'\bid="([^"]*)"', report)
     used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]*)", report))
-    assert used <= set(ids)
+    assert {name for name in used if not name.startswith("case-")} <= set(ids)
 
 
 def test_what_went_wrong():
@@ -88,34 +76,9 @@ def test_what_went_wrong():
     assert what_went_wrong(scored("a", lesion(), missing=True), "et") == "no prediction"
 
 
-def test_worst_first():
-    cases = [
-        scored("clean"),
-        scored("good", dice=0.9),
-        scored("bad", dice=0.1),
-        scored("missing", dice=0.5, missing=True),
-        scored("false alarm", lesion(false_positive=True), voxel=0.0),
-        scored("bad too", lesion(), dice=0.1),
-    ]
-    order = [case.case for case in worst_first(cases, "brats2024", "et")]
-    assert order == ["missing", "false alarm", "bad too", "bad", "good", "clean"]
-
-
-def test_worst_lesions_are_the_largest_of_both_kinds():
-    missed = [lesion(i, float(i)) for i in range(1, 5)]
-    found = [lesion(9, 1e6, dice=0.9)]
-    invented = [lesion(i, float(10 * i), false_positive=True) for i in range(1, 3)]
-    cases = [scored("a", *missed, *found, *invented), scored("b", lesion(1, 99.0), missing=True)]
-    chosen = worst_lesions(cases, "et", 4)
-    assert [(case, row.volume, row.false_positive) for case, row in chosen] == [
-        ("a", 4, False),
-        ("a", 3, False),
-        ("a", 20, True),
-        ("a", 10, True),
-    ]
-    assert [row.volume for _, row in worst_lesions(cases, "et", 6)] == [4, 3, 2, 1, 20, 10]
-    assert [row.volume for _, row in worst_lesions(cases[1:], "et", 6)] == []
-    assert worst_lesions(cases, "et", 0) == []
+def test_facts_of_a_case():
+    facts = case_facts(scored("a", lesion(1, 5.0, 0.8), dice=0.8), "brats2024", "et")
+    assert facts == "Lesion-wise Dice: ET 0.800. ET: all lesions found."
 
 
 def test_numbers():
@@ -135,34 +98,3 @@ def test_tables_are_sound():
     assert Page(html).tags.count("th") == 3
     assert Page(html).texts.count("x") == Page(html).texts.count("<a>") == 1
     assert "<h1>&lt;x&gt;</h1>" in environment().get_template("page.html").render(title="<x>")
-
-
-def test_outline_of_one_pixel_is_its_square():
-    mask = np.zeros((3, 4), bool)
-    mask[1, 2] = True
-    segments = {tuple(sorted(map(tuple, segment.tolist()))) for segment in outline(mask)}
-    corners = [(1.5, 0.5), (2.5, 0.5), (2.5, 1.5), (1.5, 1.5)]
-    assert segments == {tuple(sorted((corners[i - 1], corners[i]))) for i in range(4)}
-    assert len(outline(np.ones((2, 2), bool))) == 8
-
-
-@pytest.mark.parametrize("affine", [LPS, RAS])
-def test_slices_show_the_patients_right_on_the_left(tmp_path, affine):
-    mask = np.zeros((5, 6, 7), np.uint8)
-    mask[1, 2, 3] = 1
-    volume = read_volume(save(tmp_path / "m.nii", mask, affine))
-    row, column = (2, 1) if affine is LPS else (3, 3)
-    shown = axial_slice(volume, 3)
-    assert shown.shape == (6, 5)
-    assert np.argwhere(shown).tolist() == [[row, column]]
-    assert not axial_slice(volume, 4).any()
-
-
-def test_grey():
-    image = np.array([[0, 10, 20, 30, 40]])
-    shown = grey(image)
-    assert shown[0, 0] == 0
-    assert (np.diff(shown[0, 1:]) > 0).all()
-    assert (shown.min(), shown.max()) == (0, 1)
-    assert (grey(np.zeros((2, 2))) == 0).all()
-    assert np.isfinite(grey(np.array([[np.nan, 1.0]]))).all()

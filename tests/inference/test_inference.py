@@ -4,7 +4,9 @@ import torch
 from torch import nn
 
 from brats_lightning.core.geometry import Grid, GridTransform
+from brats_lightning.core.labels import LabelScheme
 from brats_lightning.inference.ensemble import Ensemble, Probabilities
+from brats_lightning.inference.prediction import region_summary
 from brats_lightning.inference.windows import SlidingWindow, gaussian_importance, window_starts
 
 
@@ -165,3 +167,18 @@ def test_probabilities_lie_on_original_voxels():
 def test_an_ensemble_has_members():
     with pytest.raises(ValueError, match="at least one"):
         Ensemble([])
+
+
+def test_confidence_of_each_lesion_by_hand():
+    labels = np.zeros((5, 6, 7), np.uint8)
+    labels[1, 1, 1:3], labels[4, 5, 6] = (3, 1), 3
+    probabilities = np.zeros((4, 5, 6, 7), np.float32)
+    probabilities[1, 1, 1, 1:3], probabilities[3, 1, 1, 1:3] = (0.25, 0.5), (0.5, 0.25)
+    probabilities[3, 4, 5, 6] = 0.875
+    found = region_summary(labels, probabilities, (2.0, 1.0, 1.0), LabelScheme(("netc", "snfh", "et")))
+    small, large = {"volume_mm3": 2.0, "peak": 0.5, "mean": 0.5}, {"volume_mm3": 4.0, "peak": 0.75, "mean": 0.75}
+    sure = {"volume_mm3": 2.0, "peak": 0.875, "mean": 0.875}
+    assert found["et"] == {"lesions": 2, "volume_ml": 0.004, "confidence": [small, sure]}
+    assert found["tc"] == {"lesions": 2, "volume_ml": 0.006, "confidence": [large, sure]}
+    nothing = region_summary(np.zeros_like(labels), probabilities, (2.0, 1.0, 1.0), LabelScheme(("et",)))
+    assert nothing == {"et": {"lesions": 0, "volume_ml": 0.0, "confidence": []}}

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from brats_lightning.data.cache.entry import CachedCase
 from brats_lightning.data.fingerprint import BINS, histogram
-from brats_lightning.evaluation.report.drawing import as_svg, new_figure, series_colour
+from brats_lightning.evaluation.report.drawing import PAGE, as_svg, new_figure
 from brats_lightning.evaluation.report.figures import band_title
 from brats_lightning.evaluation.report.wording import sequence_title
 
@@ -26,7 +26,7 @@ def geometry_figure(cases: Sequence[CachedCase]) -> Markup:
         for panel, (title, values) in zip(panels, titles, strict=True):
             for axis in range(3):
                 jitter = rng.uniform(-0.25, 0.25, len(values))
-                panel.scatter(values[:, axis], axis + jitter, s=14, color=series_colour(axis), alpha=0.5, lw=0)
+                panel.scatter(values[:, axis], axis + jitter, s=14, color=PAGE.colour(axis), alpha=0.5, lw=0)
             panel.set(title=title, ylim=(2.6, -0.6), xlim=(0, 1.05 * values.max()))
             panel.set_yticks(range(3), _AXES)
             panel.tick_params(axis="y", length=0)
@@ -49,11 +49,11 @@ def intensity_figure(cases: Sequence[CachedCase], sequences: Sequence[str], susp
             own = [case for case in cases if name in case.intensities]
             if own:
                 low, middle, high = np.percentile([histogram(c.intensities[name]) for c in own], (10, 50, 90), axis=0)
-                panel.fill_between(centres, low, high, color=series_colour(i), alpha=0.25, lw=0)
-                panel.plot(centres, middle, color=series_colour(i), lw=1.6)
+                panel.fill_between(centres, low, high, color=PAGE.colour(i), alpha=0.25, lw=0)
+                panel.plot(centres, middle, color=PAGE.colour(i), lw=1.6)
             for case in own:
                 if name in suspects.get(case.id, ()):
-                    panel.plot(centres, histogram(case.intensities[name]), color=series_colour(5), lw=0.8, ls="--")
+                    panel.plot(centres, histogram(case.intensities[name]), color=PAGE.colour(5), lw=0.8, ls="--")
             panel.set(title=sequence_title(name), xlim=(BINS[0], BINS[-1]), yticks=[])
             panel.set_ylim(bottom=0)
         panels[0].set_ylabel("fraction of voxels")
@@ -74,7 +74,7 @@ def lesion_figure(lesions: Mapping[str, Any], counts: Mapping[str, Sequence[int]
     with new_figure(9.2, 2.6) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.6))
         for i, (region, row) in enumerate(lesions.items()):
-            colour, shift = series_colour(i), (i - (len(lesions) - 1) / 2) * width
+            colour, shift = PAGE.colour(i), (i - (len(lesions) - 1) / 2) * width
             by_band = [band["lesions"] for band in row["bands"]]
             left.bar(np.arange(len(by_band)) + shift, by_band, width, color=colour, label=region.upper())
             by_count = np.histogram(counts[region], [*edges, np.inf])[0]

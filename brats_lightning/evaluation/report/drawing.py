@@ -1,21 +1,44 @@
-"""Drawing for the pages: figures as inline SVG, with the fonts and colours of the page."""
+"""Drawing for the pages: figures as inline SVG, with the fonts and colours of the page, and as files for a paper."""
 
 import io
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
-from markupsafe import Markup
+from markupsafe import Markup, escape
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of each table of a font that a PDF does not need
+
+
+@dataclass(frozen=True)
+class Look:
+    """The colours of a figure: of its text, of thin lines, and of the series."""
+
+    ink: str
+    faint: str
+    series: tuple[str, ...]
+
+    def colour(self, index: int) -> str:
+        """The colour of the region, or of another series, at this place in its order."""
+        return self.series[index % len(self.series)]
+
+
 # Placeholders that `as_svg` replaces by the page's CSS variables, so that a figure suits the light and the dark theme.
-INK, FAINT = "#010203", "#010204"
-_SERIES = tuple(f"#0102{i + 5:02x}" for i in range(6))
-_VARIABLES = {INK: "var(--ink)", FAINT: "var(--line)"} | {c: f"var(--series{i})" for i, c in enumerate(_SERIES)}
+PAGE = Look("#010203", "#010204", tuple(f"#0102{i + 5:02x}" for i in range(6)))
+# The light theme's colours, as style.css has them.
+PAPER = Look("#1c2430", "#d9dee5", ("#c2410c", "#1d6fb8", "#0f8a63", "#7c4dbd", "#b0268f", "#6b7280"))
+_VARIABLES = {PAGE.ink: "var(--ink)", PAGE.faint: "var(--line)"}
+_VARIABLES |= {colour: f"var(--series{i})" for i, colour in enumerate(PAGE.series)}
 _STYLE = {
     "svg.fonttype": "none",
+    "pdf.fonttype": 42,  # text stays text in other programs
     "text.parse_math": False,  # names may hold a $
     "svg.hashsalt": "brats-lightning",  # makes the SVG reproducible
     "figure.facecolor": "none",
@@ -23,29 +46,43 @@ _STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
     "axes.titlesize": 10.5,
     "axes.titlelocation": "left",
     "axes.axisbelow": True,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "grid.color": FAINT,
     "legend.frameon": False,
 }
+_INKED = ("axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "text.color", "xtick.color", "ytick.color")
 
 
-def series_colour(index: int) -> str:
-    """The colour of the region, or of another series, at this place in its order."""
-    return _SERIES[index % len(_SERIES)]
+@dataclass(frozen=True)
+class Chart:
+    """A figure of a report, drawn when and as it is needed, and the numbers in it."""
+
+    title: str
+    size: tuple[float, float]  # inches
+    draw: Callable[[Figure, Look], None]
+    table: Sequence[Sequence[Any]]  # the names of the columns, then the rows
+
+    def svg(self) -> Markup:
+        """For a page."""
+        with new_figure(*self.size) as figure:
+            self.draw(figure, PAGE)
+            return as_svg(figure, self.title)
+
+    def files(self) -> dict[str, bytes]:
+        """For a paper: the content of an SVG and of a PDF file, by their endings."""
+        svg, pdf = io.BytesIO(), io.BytesIO()
+        with new_figure(*self.size, PAPER) as figure:
+            self.draw(figure, PAPER)
+            FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Title": self.title})
+            FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None, "Title": self.title})
+        return {"svg": svg.getvalue(), "pdf": pdf.getvalue()}
 
 
 @contextmanager
-def new_figure(width: float, height: float) -> Iterator[Figure]:
+def new_figure(width: float, height: float, look: Look = PAGE) -> Iterator[Figure]:
     """An empty figure of a size in inches, in the style of the pages."""
-    with mpl.rc_context(_STYLE):  # type: ignore[arg-type]  # stubs list every name
+    with mpl.rc_context(_STYLE | dict.fromkeys(_INKED, look.ink) | {"grid.color": look.faint}):  # type: ignore[arg-type]  # stubs list every name
         yield Figure(figsize=(width, height), layout="constrained")
 
 
@@ -60,4 +97,4 @@ def as_svg(figure: Figure, title: str) -> Markup:
     text = re.sub(r' id="[^"]*_\d+"', "", text)  # matplotlib's names, equal in all figures and never used
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, variable)
-    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1))
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1))

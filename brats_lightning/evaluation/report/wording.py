@@ -8,11 +8,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from brats_lightning.evaluation.report.figures import COLUMN_TITLES
+from brats_lightning.evaluation.report.selection import POOR
 from brats_lightning.evaluation.scoring import ScoredCase
 from brats_lightning.evaluation.summary import lower_is_better
-from brats_lightning.metrics.official import headline_columns, mean_without_nan
+from brats_lightning.metrics.official import headline_columns
 
-POOR = 0.5  # a detected lesion with a lower Dice is mentioned
 _REGION_TITLES = {"et": "enhancing tumour", "tc": "tumour core", "wt": "whole tumour", "rc": "resection cavity"}
 _SEQUENCE_TITLES = {"t1n": "T1", "t1c": "T1c", "t2w": "T2w", "t2f": "FLAIR"}
 
@@ -78,18 +78,11 @@ def what_went_wrong(case: ScoredCase, region: str) -> str:
     return "; ".join(parts)
 
 
-def worst_first(cases: Sequence[ScoredCase], protocol: str, region: str) -> list[ScoredCase]:
-    """Missing predictions first, then by the mean main score over regions, then by missed and false lesions."""
+def case_facts(case: ScoredCase, protocol: str, region: str) -> str:
+    """The main score of each region, and what went wrong."""
     main = headline_columns(protocol)[0]
-
-    def badness(case: ScoredCase) -> tuple[bool, float, int, str]:
-        official = mean_without_nan([columns[main] for columns in case.official[protocol].values()])
-        # Without a lesion to score, the voxel scores distinguish a false alarm from a clean case.
-        voxelwise = mean_without_nan([case.voxelwise[name]["dice"] for name in case.official[protocol]])
-        mean = next((mean for mean in (official, voxelwise) if not math.isnan(mean)), 1.0)
-        return not case.missing, mean, -sum(not row.detected for row in case.lesions[region]), case.case
-
-    return sorted(cases, key=badness)
+    scores = " · ".join(f"{name.upper()} {number(row[main])}" for name, row in case.official[protocol].items())
+    return f"{COLUMN_TITLES[main]}: {scores}. {region.upper()}: {what_went_wrong(case, region)}."
 
 
 def terminal_table(name: str, summary: Mapping[str, Any], protocol: str) -> Table:
