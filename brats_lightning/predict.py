@@ -31,7 +31,7 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
 
     Returns:
         ``cases``: by id, for each region its ``lesions`` (26-connected components), ``volume_ml`` and, for each lesion,
-        ``confidence``, and the ``seconds`` it took; ``existing``: ids of cases that the same models and
+        ``confidence``; the fraction of the box around its brain that is ``labelled``; and the ``seconds`` it took; ``existing``: ids of cases that the same models and
         post-processing predicted earlier; ``problems``: of the cases left out.
 
     Raises:
@@ -46,7 +46,6 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
     from brats_lightning.config.postprocessing import trained_postprocessing
     from brats_lightning.data.cases import CaseError, check_files, used_modalities
     from brats_lightning.data.nifti import read_header
-    from brats_lightning.inference.plausibility import ADVICE, implausible
     from brats_lightning.inference.prediction import infer, region_summary, write_mask, write_probabilities
     from brats_lightning.inference.provenance import check_existing, origin
     from brats_lightning.runtime.console import progress_bar
@@ -66,7 +65,6 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
         check_existing([file for files in wanted.values() for file in files], made_by)
 
     summary: dict[str, Any] = {"cases": {}, "existing": []}
-    shares: dict[str, float] = {}
     problems: list[Problem] = []
     with progress_bar() as bar:
         task = bar.add_task("predicting", total=len(cases))
@@ -90,17 +88,15 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
                         write_probabilities(probability_file, found, header, made_by)
                     write_mask(mask_file, found.transform.restore(labels), header, made_by)
                     regions = region_summary(labels, found.values, found.transform.spacing, ensemble.scheme)
-                    shares[case.id] = np.count_nonzero(labels) / labels.size
+                    labelled = round(np.count_nonzero(labels) / labels.size, 6)
                     seconds = round(time.monotonic() - started, 1)
-                    summary["cases"][case.id] = {"regions": regions, "seconds": seconds}
+                    summary["cases"][case.id] = {"regions": regions, "labelled": labelled, "seconds": seconds}
             bar.update(task, completed=number)
             if bar.disable:
                 log.info("%s: case %d of %d", case.id, number, len(cases))
 
     summary["problems"] = list(map(asdict, problems))
     _report(summary, problems, cfg, ensemble.scheme)
-    if doubts := implausible({case: found["regions"] for case, found in summary["cases"].items()}, shares):
-        log.warning("implausible masks: %s. Please %s", "; ".join(doubts), ADVICE)
     if problems and cfg.on_bad_case == "error":
         raise CaseError(problems)
     return summary
@@ -149,6 +145,7 @@ def _chosen(cases: Sequence["Case"], cfg: DictConfig) -> Sequence["Case"]:
 
 def _report(summary: dict[str, Any], problems: Sequence["Problem"], cfg: DictConfig, scheme: "LabelScheme") -> None:
     from brats_lightning.data.cases import problem_table
+    from brats_lightning.inference.plausibility import ADVICE, implausible
     from brats_lightning.runtime.console import show, table_of
 
     titles = [f"{region.upper()} {what}" for region in scheme.regions for what in ("lesions", "volume (ml)")]
@@ -162,6 +159,9 @@ def _report(summary: dict[str, Any], problems: Sequence["Problem"], cfg: DictCon
         show(problem_table(problems))
     counts = f"{len(summary['cases'])} predicted, {len(summary['existing'])} predicted earlier, "
     log.info("%s%d left out · %s", counts, len({problem.case for problem in problems}), cfg.output)
+    regions, shares = ({name: case[key] for name, case in summary["cases"].items()} for key in ("regions", "labelled"))
+    if doubts := implausible(regions, shares):
+        log.warning("implausible masks: %s. Please %s", "; ".join(doubts), ADVICE)
     if cfg.summary is not None:
         write_json(make_folder(Path(cfg.summary).parent) / Path(cfg.summary).name, summary)
 
