@@ -31,8 +31,9 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
 
     Returns:
         ``cases``: by id, for each region its ``lesions`` (26-connected components), ``volume_ml`` and, for each lesion,
-        ``confidence``; the fraction of the box around its brain that is ``labelled``; and the ``seconds`` it took; ``existing``: ids of cases that the same models and
-        post-processing predicted earlier; ``problems``: of the cases left out.
+        ``confidence``; the fraction of the box around its brain that is ``labelled``; and the ``seconds`` it took.
+        ``existing``: ids of cases that the same models and post-processing predicted earlier. ``problems``: of
+        the cases left out.
 
     Raises:
         CaseError: there are faulty cases, and ``on_bad_case`` is ``error``. The others are still predicted.
