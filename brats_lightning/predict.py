@@ -88,7 +88,7 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
                     for probability_file in probability_files:
                         write_probabilities(probability_file, found, header, made_by)
                     write_mask(mask_file, found.transform.restore(labels), header, made_by)
-                    regions = region_summary(labels, found.values, found.transform.spacing, ensemble.scheme)
+                    regions = region_summary(labels, found, ensemble.scheme)
                     labelled = round(np.count_nonzero(labels) / labels.size, 6)
                     seconds = round(time.monotonic() - started, 1)
                     summary["cases"][case.id] = {"regions": regions, "labelled": labelled, "seconds": seconds}

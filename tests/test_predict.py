@@ -242,6 +242,23 @@ def test_an_ensemble_averages_probabilities_not_logits(run, tmp_path):
     np.testing.assert_allclose(values, [0.65, 0, 0, 0.35], atol=1e-5)
 
 
+def test_members_that_disagree_about_a_lesion(run, tmp_path):
+    write_case(tmp_path / "in", seg=None)
+    for name, et in (("a", 0.6), ("b", 0.8)):
+        bias = [float(np.log(1 - et)), -99.0, -99.0, float(np.log(et))]
+        voxelwise(tmp_path / f"{name}.ckpt", [[0.0]] * 4, bias)
+    summary = run(ckpt=f"[{tmp_path}/a.ckpt,{tmp_path}/b.ckpt]")
+    (lesion,) = summary["cases"]["BraTS-MET-00001-000"]["regions"]["et"]["confidence"]
+    assert lesion["mean"] == lesion["peak"] == pytest.approx(0.7)
+    assert lesion["disagreement"] == pytest.approx(0.1)  # the standard deviation of 0.6 and 0.8
+    summary = run("overwrite=true", ckpt=f"{tmp_path}/a.ckpt")
+    assert set(summary["cases"]["BraTS-MET-00001-000"]["regions"]["et"]["confidence"][0]) == {
+        "volume_mm3",
+        "peak",
+        "mean",
+    }
+
+
 def test_members_of_both_targets(run, tmp_path):
     write_case(tmp_path / "in", seg=None)
 

@@ -52,10 +52,17 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class Probabilities:
-    """Class probabilities, which sum to 1 in each voxel, on a box of original voxels (an exact grid transform)."""
+    """Class probabilities, which sum to 1 in each voxel, on a box of original voxels (an exact grid transform).
+
+    Attributes:
+        values: means over the models.
+        transform: of the box.
+        spread: standard deviation over the models of the probability of any foreground class; None of a single model.
+    """
 
     values: Float32[np.ndarray, "k z y x"]
     transform: GridTransform
+    spread: Float32[np.ndarray, "z y x"] | None = None
 
     def __post_init__(self) -> None:
         if not self.transform.exact:
@@ -69,7 +76,7 @@ class Ensemble:
     classes. ``decode`` names the decoding of the mean: that of the first member's target.
 
     Memory: a case takes 2 bytes per voxel and modality, 4 per voxel and class for the running mean, the same again for
-    the member that is being computed, and 4 per voxel.
+    the member that is being computed, and 4 per voxel; with several models 4 more.
 
     Args:
         models: the members.
@@ -126,6 +133,7 @@ class Ensemble:
         places = [part.transform for part in prepared]
         target = places[0] if places[0].exact and all(place == places[0] for place in places) else prepared[0].brain
         mean: np.ndarray | None = None
+        squares = np.zeros(target.shape, np.float32) if len(self.models) > 1 else None
         for part, models in zip(prepared, self._groups.values(), strict=True):
             # torch supports few operations on uint16, none on Apple's GPUs; the normaliser reads these bits as uint16.
             quantised = torch.from_numpy(part.image).view(torch.int16).to(self.device)
@@ -133,10 +141,14 @@ class Ensemble:
                 step = None if advance is None else lambda fraction: advance(fraction / len(self.models))
                 values = self._predict(model, quantised, part, step)
                 values = values if part.transform == target else transfer(values, part.transform, target)
+                if squares is not None:
+                    squares += np.square(1 - values[0]) / len(self.models)
                 values /= len(self.models)
                 mean = values if mean is None else np.add(mean, values, out=mean)
         assert mean is not None  # there is a member
-        return Probabilities(mean, target)
+        if squares is not None:
+            squares = np.sqrt(np.maximum(squares - np.square(1 - mean[0]), 0))
+        return Probabilities(mean, target, squares)
 
     @torch.inference_mode()
     def _predict(

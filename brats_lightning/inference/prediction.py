@@ -2,13 +2,12 @@
 
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 
 from brats_lightning.core.components import label_components
 from brats_lightning.core.geometry import nonzero_box
@@ -55,39 +54,39 @@ def write_probabilities(path: Path, probabilities: Probabilities, header: Header
 
 
 def region_summary(
-    labels: UInt8[np.ndarray, "z y x"],
-    probabilities: Float32[np.ndarray, "k z y x"],
-    spacing: Sequence[float],
-    scheme: LabelScheme,
+    labels: UInt8[np.ndarray, "z y x"], probabilities: Probabilities, scheme: LabelScheme
 ) -> dict[str, Any]:
     """Region → number of its lesions (26-connected components), its volume, and how sure of each lesion the network is.
 
     Under ``confidence``, the largest lesion first: its ``volume_mm3``, and the ``peak`` and ``mean`` over its voxels of
-    the region's probability, which is the sum over the region's classes.
+    the region's probability, which is the sum over the region's classes. Of an ensemble also ``disagreement``, the mean
+    over its voxels of the standard deviation over the models of the probability of any tumour: 0 if all agree, 0.5 if
+    half of them are sure and the others see nothing.
 
     Args:
         labels: class indices, after post-processing.
         probabilities: of the classes.
-        spacing: of the axes in mm.
         scheme: the classes.
     """
     found = {}
     box = nonzero_box(labels)
-    part, voxel = labels[box], math.prod(spacing)
+    part, voxel = labels[box], math.prod(probabilities.transform.spacing)
     for region, classes in scheme.regions.items():
         lesions, n = label_components(in_classes(part, classes))
         within = lesions > 0
         number = lesions[within] - 1
-        probability = probabilities[(list(classes), *box)].sum(axis=0)[within]
+        probability = probabilities.values[(list(classes), *box)].sum(axis=0)[within]
         voxels = np.bincount(number, minlength=n)
-        mean = np.bincount(number, probability, minlength=n) / voxels
+        means = {"mean": np.bincount(number, probability, minlength=n) / voxels}
+        if probabilities.spread is not None:
+            means["disagreement"] = np.bincount(number, probabilities.spread[box][within], minlength=n) / voxels
         peak = np.zeros(n, np.float32)
         np.maximum.at(peak, number, probability)
         confidence = [
             {
                 "volume_mm3": round(int(voxels[i]) * voxel, 3),
                 "peak": round(float(peak[i]), 4),
-                "mean": round(float(mean[i]), 4),
+                **{name: round(float(values[i]), 4) for name, values in means.items()},
             }
             for i in np.argsort(-voxels, kind="stable").tolist()
         ]

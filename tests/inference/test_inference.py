@@ -175,10 +175,16 @@ def test_confidence_of_each_lesion_by_hand():
     probabilities = np.zeros((4, 5, 6, 7), np.float32)
     probabilities[1, 1, 1, 1:3], probabilities[3, 1, 1, 1:3] = (0.25, 0.5), (0.5, 0.25)
     probabilities[3, 4, 5, 6] = 0.875
-    found = region_summary(labels, probabilities, (2.0, 1.0, 1.0), LabelScheme(("netc", "snfh", "et")))
+    transform = GridTransform.whole(Grid((7, 6, 5), np.diag([-1.0, -1.0, 2.0, 1.0])))
+    single = Probabilities(probabilities, transform)
+    found = region_summary(labels, single, LabelScheme(("netc", "snfh", "et")))
     small, large = {"volume_mm3": 2.0, "peak": 0.5, "mean": 0.5}, {"volume_mm3": 4.0, "peak": 0.75, "mean": 0.75}
     sure = {"volume_mm3": 2.0, "peak": 0.875, "mean": 0.875}
     assert found["et"] == {"lesions": 2, "volume_ml": 0.004, "confidence": [small, sure]}
     assert found["tc"] == {"lesions": 2, "volume_ml": 0.006, "confidence": [large, sure]}
-    nothing = region_summary(np.zeros_like(labels), probabilities, (2.0, 1.0, 1.0), LabelScheme(("et",)))
+    nothing = region_summary(np.zeros_like(labels), single, LabelScheme(("et",)))
     assert nothing == {"et": {"lesions": 0, "volume_ml": 0.0, "confidence": []}}
+    spread = np.zeros((5, 6, 7), np.float32)
+    spread[1, 1, 1:3], spread[4, 5, 6] = (0.25, 0.5), 0.125
+    found = region_summary(labels, Probabilities(probabilities, transform, spread), LabelScheme(("netc", "snfh", "et")))
+    assert [lesion["disagreement"] for lesion in found["tc"]["confidence"]] == [0.375, 0.125]
