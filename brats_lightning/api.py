@@ -251,10 +251,11 @@ def _files(given: "Mapping[str, Scan]", affine: "np.ndarray | None") -> "Iterato
             if isinstance(item, np.ndarray):
                 if affine is None:
                     raise TypeError(f"{name} is an array: give its affine, too, nibabel's matrix from voxels to mm")
-                values = item.astype(np.uint8) if item.dtype == bool else item
-                item = nib.Nifti1Image(values.astype(np.int32) if values.dtype.kind in "iu" else values, affine)
+                # What NIfTI has, and other programs read.
+                item = nib.Nifti1Image(item.astype(np.float32 if item.dtype.kind == "f" else np.int32), affine)
             elif not isinstance(item, nib.Nifti1Image):
                 raise TypeError(f"{name} must be a path, a nibabel image or an array, got {type(item).__name__}")
             paths[name] = Path(folder, f"{name}.nii")
-            item.to_filename(paths[name])
+            # A copy: nibabel would let the image itself belong to the new file.
+            type(item)(item.dataobj, item.affine, item.header).to_filename(paths[name])
         yield paths

@@ -272,8 +272,13 @@ def _run(cfg: DictConfig) -> float | None:
 def _say_what_is_next(cfg: DictConfig) -> None:
     from brats_lightning.config.next_commands import next_commands
 
+    try:
+        commands = next_commands(cfg)
+    except (OSError, ValueError) as error:  # its data may have gone meanwhile, which does not undo the run
+        log.warning("next commands: %s", error)
+        return
     print("\nNext:")  # by itself, to be copied
-    for purpose, command in next_commands(cfg):
+    for purpose, command in commands:
         print(f"  # {purpose}\n  {command}")
 
 

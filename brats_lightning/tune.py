@@ -62,7 +62,7 @@ def tune(cfg: DictConfig) -> dict[str, Any]:
     validated = _validation_cases(models)
     cases = _find(cfg, models, sorted(set().union(*validated)))
     data = cfg.data if data_set(cfg) else models[0].config["data"]
-    label_map = with_ignored(data["label_map"], data.get("ignore_label"), scheme)
+    label_map = with_ignored(data["label_map"], data["ignore_label"], scheme)
     rules = _candidates(cfg, ensemble)
     log.info("%d combinations on %d validation cases, %s", len(rules), len(cases), cfg.protocol)
 

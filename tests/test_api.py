@@ -136,3 +136,10 @@ def test_the_package_is_imported_without_torch():
     code = "import sys, brats_lightning; print([name for name in ('torch', 'nibabel', 'hydra') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_callers_image_stays_what_it_was(run, model):
+    _, case = run
+    image = nib.load(case.images["t1c"])
+    model.predict(**case.images | {"t1c": image})
+    assert image.get_filename() == str(case.images["t1c"])

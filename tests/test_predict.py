@@ -251,6 +251,9 @@ def test_members_that_disagree_about_a_lesion(run, tmp_path):
     (lesion,) = summary["cases"]["BraTS-MET-00001-000"]["regions"]["et"]["confidence"]
     assert lesion["mean"] == lesion["peak"] == pytest.approx(0.7)
     assert lesion["disagreement"] == pytest.approx(0.1)  # the standard deviation of 0.6 and 0.8
+    summary = run("overwrite=true", ckpt=f"[{tmp_path}/a.ckpt,{tmp_path}/a.ckpt,{tmp_path}/a.ckpt]")
+    (lesion,) = summary["cases"]["BraTS-MET-00001-000"]["regions"]["et"]["confidence"]
+    assert lesion["disagreement"] == 0
     summary = run("overwrite=true", ckpt=f"{tmp_path}/a.ckpt")
     assert set(summary["cases"]["BraTS-MET-00001-000"]["regions"]["et"]["confidence"][0]) == {
         "volume_mm3",

@@ -165,7 +165,7 @@ def test_checkpoint_is_plain_data_and_carries_the_config(trained):
     _, run, cfg, _ = trained
     checkpoint = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
     assert checkpoint["config"] == OmegaConf.to_container(cfg)
-    assert checkpoint["format"] == 1
+    assert checkpoint["format"] == 2
     assert all(name.startswith("network.") for name in checkpoint["state_dict"])
 
 

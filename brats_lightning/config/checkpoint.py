@@ -50,7 +50,7 @@ def load_model(path: Path | str, trust: Sequence[str] = (), inference: Mapping[s
         return TrainedModel(
             path=path,
             network=network.eval().requires_grad_(False).to(memory_format=torch.channels_last_3d),  # type: ignore[call-overload]
-            normaliser=Normaliser(data["modalities"], optional=data.get("optional") or (), **data["normalisation"]),
+            normaliser=Normaliser(data["modalities"], optional=data["optional"], **data["normalisation"]),
             preprocessing=Preprocessing(**data["preprocessing"]),
             target=make_target(config["target"], LabelScheme(tuple(data["labels"]))),
             inference=sliding,

@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 
 from brats_lightning.config.command_line import unquoted
-from brats_lightning.runtime.files import make_folder
+from brats_lightning.runtime.files import UnwritableFile, make_folder
+from brats_lightning.runtime.locks import InUse, claimed
 
 # What every start writes: the settings, which the command line has, and lines that the terminal has shown.
 _RECORDS = ("*.log", ".hydra", ".lock", ".submitit", "config.yaml", "multirun.yaml", "split.json")
@@ -49,8 +50,12 @@ def named_folder(arguments: Sequence[str]) -> Path | None:
 
 
 def remove_unused() -> None:
-    """Remove the folders that this process made for a run, where there is nothing in them but `_RECORDS`."""
+    """Remove the folders that this process made for a run, where there is nothing in them but `_RECORDS`.
+
+    One that another process of the same run works in, or of the same command started at the same time, is left alone.
+    """
     for folder in _made:
         if folder.is_dir() and all(any(map(entry.match, _RECORDS)) for entry in folder.iterdir()):
-            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(InUse, UnwritableFile), claimed(folder / ".lock", f"the run folder {folder}"):
+                shutil.rmtree(folder, ignore_errors=True)
     _made.clear()

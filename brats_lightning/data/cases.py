@@ -163,9 +163,7 @@ def examine(case: Case, scheme: LabelScheme, label_map: Mapping[int, int] | None
         except UnreadableFile as error:
             problem(file, error.found, error.expected, error.remedy)
 
-    misplaced, result.distance = _misplaced(volumes, tolerance, problem)
-    for file in misplaced:
-        del volumes[file]
+    volumes, result.distance = _aligned(volumes, tolerance, problem)
     for file, volume in volumes.items():
         if file == "seg":
             result.mask = volume
@@ -191,12 +189,16 @@ def examples(paths: Sequence[Path]) -> str:
     return ", ".join(map(str, paths[:3])) + ", …" * (len(paths) > 3)
 
 
-def _misplaced(
+def _aligned(
     volumes: Mapping[str, Volume], tolerance: float, problem: Callable[[str, str, str, str], None]
-) -> tuple[list[str], float]:
-    """Report and name the files that lie elsewhere than most of the case; and the others' largest distance in mm."""
+) -> tuple[dict[str, Volume], float]:
+    """The files that lie where most of the case does, on one grid, and their largest distance in mm from it.
+
+    Within the tolerance, voxels are aligned by their indices, whatever the headers say of axes. Other files are
+    reported.
+    """
     if not volumes:
-        return [], 0.0
+        return {}, 0.0
 
     def agree(a: Volume, b: Volume) -> bool:
         return a.grid.shape == b.grid.shape and a.grid.distance(b.grid) <= tolerance
@@ -204,16 +206,16 @@ def _misplaced(
     # Most files decide, then the canonical order, so that one bad header doesn't condemn the others.
     common = max(volumes, key=lambda file: sum(agree(volumes[file], other) for other in volumes.values()))
     grid = volumes[common].grid
-    misplaced, furthest = [], 0.0
+    aligned, furthest = {}, 0.0
     for file, volume in volumes.items():
         if difference := volume.grid.mismatch(grid, tolerance, common):
             moved = volume.grid.shape == grid.shape
             remedy = "correct the header, or raise data.affine_tolerance if the voxels match"
             problem(file, *difference, remedy if moved else "register it to the others")
-            misplaced.append(file)
         else:
+            aligned[file] = volume.on(grid)
             furthest = max(furthest, volume.grid.distance(grid))
-    return misplaced, furthest
+    return aligned, furthest
 
 
 def read_mask(path: Path, scheme: LabelScheme, label_map: Mapping[int, int] | None) -> Volume:

@@ -246,4 +246,6 @@ class CaseData(pl.LightningDataModule):
         if self.augmentation is not None and self.trainer is not None and self.trainer.training:
             draws = torch.Generator().manual_seed(batch.seed_for(AUGMENTATION))
             image, mask = self.augmentation(image, mask, draws, batch.spacing)
+            for channel in self.normaliser.presences:  # which intensity changes have treated like a scan
+                image[:, channel] = image[:, channel] > 0
         return replace(batch, image=image, mask=mask)

@@ -1,6 +1,7 @@
 """Reading batches: in how many processes, in which order, and what happens when a reader dies or hangs."""
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +67,7 @@ class Loader(DataLoader):
         several: dict[str, Any] = {}
         if settings.workers:
             several = {"timeout": settings.timeout, "worker_init_fn": _begin_worker}
+        self.waited = 0.0  # seconds that training spent waiting for batches
         super().__init__(
             dataset, batch_size=None, num_workers=settings.workers, pin_memory=pin_memory, **several, **options
         )
@@ -73,6 +75,7 @@ class Loader(DataLoader):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         batches = super().__iter__()
         while True:
+            begin = time.perf_counter()
             try:
                 with signals.waiting():
                     batch = next(batches)
@@ -86,6 +89,7 @@ class Loader(DataLoader):
                 if failure is not None:
                     raise failure from error
                 raise
+            self.waited += time.perf_counter() - begin
             yield batch
 
 

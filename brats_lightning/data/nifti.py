@@ -68,6 +68,13 @@ class Volume:
         """The whole volume in its file's axis order, by which the official programs number lesions."""
         return GridTransform.whole(self.grid).crop(self.start, self.values.shape).restore(self.values)
 
+    def on(self, grid: Grid) -> "Volume":
+        """The voxels of this file's array, taken to lie on another grid of equal shape."""
+        own, other = GridTransform.whole(self.grid), GridTransform.whole(grid)
+        if (own.axes, own.flips) == (other.axes, other.flips):
+            return replace(self, grid=grid)
+        return Volume(grid, np.empty(0), (0, 0, 0), self.remark).trimmed(other.orient(self.whole()))
+
     def trimmed(self, values: Shaped[np.ndarray, "z y x"]) -> "Volume":
         """The non-zero box of other values in the place of these."""
         box = nonzero_box(values)

@@ -76,7 +76,7 @@ class Normaliser:
         pairs = [parse_channel(channel) for channel in channels]
         self._minuends = [self.sources.index(a) for a, _ in pairs]
         self._subtrahends = [(i, self.sources.index(b)) for i, (_, b) in enumerate(pairs) if b in self.sources]
-        self._presences = [i for i, (_, b) in enumerate(pairs) if b == PRESENCE]
+        self.presences = [i for i, (_, b) in enumerate(pairs) if b == PRESENCE]
         self._brain = next(i for i, name in enumerate(self.sources) if name not in optional)  # that every case has
 
     def parameters(self, intensities: Mapping[str, Intensities]) -> Float32[np.ndarray, "m 4"]:
@@ -123,7 +123,7 @@ class Normaliser:
         for channel, subtrahend in self._subtrahends:
             channels[:, channel] -= values[:, subtrahend]
             channels[:, channel] *= present[:, self._minuends[channel]] * present[:, subtrahend]
-        for channel in self._presences:
+        for channel in self.presences:
             brain = (image[:, self._brain].view(torch.int16) != 0).to(values.dtype)
             torch.mul(brain, present[:, self._minuends[channel]], out=channels[:, channel])
         return channels

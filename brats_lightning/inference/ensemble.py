@@ -19,7 +19,7 @@ from brats_lightning.data.preprocessing import Prepared, Preprocessing, prepare
 from brats_lightning.inference.windows import Advance, SlidingWindow
 from brats_lightning.runtime.device import on_host, take, to_device
 
-CHECKPOINT_FORMAT = 1  # of the files that a `TrainedModel` is read from; increase it when their content changes
+CHECKPOINT_FORMAT = 2  # of the files that a `TrainedModel` is read from; increase it when their content changes
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Ensemble:
     classes. ``decode`` names the decoding of the mean: that of the first member's target.
 
     Memory: a case takes 2 bytes per voxel and modality, 4 per voxel and class for the running mean, the same again for
-    the member that is being computed, and 4 per voxel; with several models 4 more.
+    the member that is being computed, and 4 per voxel; with several models 8 more.
 
     Args:
         models: the members.
@@ -133,7 +133,9 @@ class Ensemble:
         places = [part.transform for part in prepared]
         target = places[0] if places[0].exact and all(place == places[0] for place in places) else prepared[0].brain
         mean: np.ndarray | None = None
-        squares = np.zeros(target.shape, np.float32) if len(self.models) > 1 else None
+        # Of the foreground's probability; Welford's recurrence, since the difference of sums of squares cancels.
+        centre, deviations = np.zeros((2, *target.shape), np.float32)
+        done = 0
         for part, models in zip(prepared, self._groups.values(), strict=True):
             # torch supports few operations on uint16, none on Apple's GPUs; the normaliser reads these bits as uint16.
             quantised = torch.from_numpy(part.image).view(torch.int16).to(self.device)
@@ -141,14 +143,16 @@ class Ensemble:
                 step = None if advance is None else lambda fraction: advance(fraction / len(self.models))
                 values = self._predict(model, quantised, part, step)
                 values = values if part.transform == target else transfer(values, part.transform, target)
-                if squares is not None:
-                    squares += np.square(1 - values[0]) / len(self.models)
+                if len(self.models) > 1:
+                    done += 1
+                    foreground = 1 - values[0]
+                    change = foreground - centre
+                    centre += change / done
+                    deviations += change * (foreground - centre)
                 values /= len(self.models)
                 mean = values if mean is None else np.add(mean, values, out=mean)
         assert mean is not None  # there is a member
-        if squares is not None:
-            squares = np.sqrt(np.maximum(squares - np.square(1 - mean[0]), 0))
-        return Probabilities(mean, target, squares)
+        return Probabilities(mean, target, np.sqrt(deviations / done) if done else None)
 
     @torch.inference_mode()
     def _predict(

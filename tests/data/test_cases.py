@@ -183,3 +183,18 @@ def test_all_problems_of_all_cases_in_one_error(tmp_path):
         assert part in text
     assert str(pickle.loads(pickle.dumps(error))) == text
     assert problem_table(problems).row_count == 3
+
+
+def test_a_mask_without_its_affine_is_taken_by_index_if_the_tolerance_allows_it(tmp_path):
+    folder = write_case(tmp_path)
+    mask = lesions()
+    save(folder / f"{folder.name}-seg.nii.gz", mask, np.eye(4))  # other axes, too
+    (case,) = find_cases(tmp_path)
+    assert check_case(case)[0].file == "seg"
+    found = examine(case, BRATS_METS, None, tolerance=1000.0)
+    assert found.problems == []
+    assert found.mask.grid == found.images["t1c"].grid
+    np.testing.assert_array_equal(found.mask.whole(), mask)
+    right = examine(find_cases(write_case(tmp_path / "right").parent)[0], BRATS_METS, None, tolerance=0.1).mask
+    np.testing.assert_array_equal(found.mask.values, right.values)
+    assert found.mask.start == right.start

@@ -1,5 +1,7 @@
 """Cases that lack a modality, from the cache to the network's input."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -171,3 +173,12 @@ def test_what_is_used_of_a_case(root):
     bare = next(case for case in find_cases(root) if case.id == BARE)
     assert used_modalities(bare, ("t1n", "t2w", "t2f"), ("t2w", "t2f")) == ["t1n", "t2f"]
     assert used_modalities(bare, ("t1n", "t2w")) == ["t1n", "t2w"]
+
+
+def test_presence_is_one_or_nothing_after_augmentation(build):
+    data = build("augmentation=strong", "data.modalities=[t1n,t1c,t2w,t2f,has-t2w]")
+    batch = data.train_dataloader().dataset[0, 0]
+    data.trainer = SimpleNamespace(training=True)
+    image = data.on_after_batch_transfer(batch, 0).image
+    assert image[:, 4].unique().tolist() in ([0, 1], [1])
+    assert len(image[:, 0].unique()) > 100

@@ -79,7 +79,8 @@ def bids_cases(
 
 def _owners(name: str) -> list[str]:
     named = parsed(name)
-    return [named.case] if named else []
+    brain = named and {"brain", "head"} & {named.entities.get("desc"), named.entities.get("label")}
+    return [named.case] if named and named.entities["suffix"] in _MASKS and not brain else []
 
 
 def parsed(name: str, path: Path = Path()) -> BidsFile | None:

@@ -156,7 +156,7 @@ def _case(name: str, entry: Mapping[str, Any], part: str, channels: Mapping[int 
             faults.append(Problem(name, "-", *fault, "correct the entry, or set data.channels"))
     found = {modality: [path.parent / file] for modality, file in images.items()}
     labels = entry.get("label")
-    label = str((labels[0] if isinstance(labels, list) else labels) or "")
+    label = str((next(iter(labels), "") if isinstance(labels, list) else labels) or "")
     if label:
         found["seg"] = [path.parent / label]
     inside = label and not PurePosixPath(label).is_absolute() and ".." not in label

@@ -55,8 +55,9 @@ def nnunet_cases(
                 faults.setdefault(case, []).append(Problem(case, "-", *fault, which_channel(channel)))
             elif modality := modalities[channel]:
                 kinds.setdefault(modality, []).append(file.path)
-        labels = folder.with_name(folder.name.replace("images", "labels", 1))
-        for file in files_in(labels, labels)[0] if labels != folder and labels.is_dir() else ():
+        images = folder.absolute()  # the current folder has no name
+        labels = images.with_name(images.name.replace("images", "labels", 1))
+        for file in files_in(labels, labels)[0] if labels != images and labels.is_dir() else ():
             if (case := stem(file.name)) not in files and folder == root:
                 continue  # of a folder that holds a selection of the images
             part_of.setdefault(case, part)

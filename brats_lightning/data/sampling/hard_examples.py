@@ -124,6 +124,7 @@ def _difficulty(case: CachedCase, path: Path, scheme: LabelScheme, tolerance: fl
     volume = read_mask(path, scheme, None)
     if difference := volume.grid.mismatch(case.transform.original, tolerance, "the case's images"):
         raise PredictionError(f"{path.name}: {'; expected '.join(difference)}")
+    volume = volume.on(case.transform.original)
     predicted = case.transform.sample_labels(volume.values, volume.start)
     mask, predicted = known_part(np.asarray(case.mask()), predicted)
     rows = case.positions()

@@ -73,6 +73,7 @@ def pack_case(pair: Pair, case: ScoredCase, scoring: Scoring, quality: int) -> d
     prediction, _ = scoring.read_mask(pair.prediction, predicted=True) if pair.prediction else (None, [])
     if reference is None or (prediction is None and pair.prediction):
         raise ValueError(f"{pair.case}: its masks have changed since they were scored")
+    prediction = prediction and prediction.on(reference.grid)  # as it was scored, whatever its header says of axes
     images = dict(_sound_images(pair, reference.grid))
     whole = GridTransform.whole(reference.grid)
     shown = [reference, *([prediction] if prediction else []), *images.values()]

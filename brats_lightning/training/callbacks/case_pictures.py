@@ -62,9 +62,8 @@ class CasePictures(pl.Callback):
         chosen = {"worst": ranked[0], "median": ranked[(len(ranked) - 1) // 2], "best": ranked[-1]}
         for name, each in chosen.items():
             if name == "worst" or each is not chosen["worst"]:
-                title = (
-                    f"{name} of {len(ranked)} cases by mean Dice · step {trainer.global_step} · before post-processing"
-                )
+                scored = f"{name} of {len(ranked)} cases by Dice after post-processing"
+                title = f"{scored}, drawn before it · step {trainer.global_step}"
                 picture = draw_case(Shown.of(title, each.case, each.labels, pl_module.scheme))
                 trainer.logger.experiment.add_image(  # type: ignore[union-attr]
                     f"validation/{name}", picture, trainer.global_step, dataformats="HWC"

@@ -20,8 +20,8 @@ Layout = dict[str, dict[str, list[Any]]]
 class Dashboard(pl.Callback):
     """Arranges the curves, adds config and network as text, and logs speed and memory as often as the loss.
 
-    ``speed/waiting_for_data`` is the share of the time in which the training waited for its next batch; in the rest it
-    computed. Validations do not count. Nothing here makes the host wait for a GPU.
+    ``speed/waiting_for_data`` is the share of the time in which the training waited for its next batch. Validations do
+    not count. Nothing here makes the host wait for a GPU.
     """
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -41,10 +41,6 @@ class Dashboard(pl.Callback):
         """Start the clock anew."""
         self._restart(trainer)
 
-    def on_train_batch_start(self, *_: Any) -> None:
-        """A batch has come."""
-        self._waited += time.perf_counter() - self._ended
-
     def on_train_batch_end(
         self,
         trainer: pl.Trainer,
@@ -54,22 +50,23 @@ class Dashboard(pl.Callback):
         batch_idx: int,  # noqa: ARG002
     ) -> None:
         """Log what was measured since the last time."""
-        self._ended = time.perf_counter()
         self._patches += len(batch.image) * trainer.world_size
         steps, every = trainer.global_step - self._first, trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every or not steps or trainer.global_step % every:
             return
-        seconds, device = self._ended - self._began, trainer.strategy.root_device
+        seconds, device = time.perf_counter() - self._began, trainer.strategy.root_device
+        loader: Any = trainer.train_dataloader
+        waited = loader.waited - self._waited
         memory = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else held_memory()
         values = {"steps_per_second": steps / seconds, "patches_per_second": self._patches / seconds}
-        values |= {"waiting_for_data": self._waited / seconds, "memory_gb": memory / 1e9}
+        values |= {"waiting_for_data": waited / seconds, "memory_gb": memory / 1e9}
         if trainer.logger is not None:
             trainer.logger.log_metrics({f"speed/{name}": value for name, value in values.items()}, trainer.global_step)
         self._restart(trainer)
 
     def _restart(self, trainer: pl.Trainer) -> None:
-        self._began = self._ended = time.perf_counter()
-        self._waited, self._patches, self._first = 0.0, 0, trainer.global_step
+        self._began, self._patches, self._first = time.perf_counter(), 0, trainer.global_step
+        self._waited = getattr(trainer.train_dataloader, "waited", 0.0)  # not there before the first batch
 
 
 def layout(score_names: Sequence[str], scheme: LabelScheme, protocols: Sequence[str]) -> Layout:

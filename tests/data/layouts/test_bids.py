@@ -100,3 +100,11 @@ def test_nothing_there(tmp_path):
     touch(tmp_path, "a_T1w.nii.gz", "sub-01/func/sub-01_bold.nii.gz")
     with pytest.raises(ValueError, match=r"no case in data.root=.* \(1 NIfTI file with another name: .*a_T1w.nii.gz\)"):
         bids_cases(tmp_path)
+
+
+def test_only_masks_count_in_a_folder_of_masks(tmp_path):
+    touch(tmp_path, f"{ANAT}_T1w.nii.gz", f"derivatives/a/{ANAT}_dseg.nii.gz", f"derivatives/a/{ANAT}_T1w.nii.gz")
+    touch(tmp_path, f"derivatives/a/{ANAT}_desc-brain_mask.nii.gz", f"derivatives/a/{ANAT}_label-head_mask.nii.gz")
+    case = only(tmp_path, masks=tmp_path / "derivatives/a")
+    assert case.faults == ()
+    assert case.mask == tmp_path / f"derivatives/a/{ANAT}_dseg.nii.gz"

@@ -195,3 +195,8 @@ def test_the_lists_of_a_datalist_are_a_split(tmp_path):
     assert (split.train, split.val, split.test) == (("a",), ("b",), ())
     with pytest.raises(SplitError, match="has no folds"):
         SplitSettings(file=path, fold=0).split(PATIENTS)
+
+
+def test_an_empty_list_of_labels_is_no_mask(tmp_path):
+    (case,) = found(tmp_path, {"image": FOUR, "label": []})
+    assert (case.mask, case.faults) == (None, ())

@@ -100,3 +100,10 @@ def test_folds_of_splits_final(tmp_path):
     plain = str(write_json(tmp_path / "split.json", {"train": ["A_1"]}))
     with pytest.raises(SplitError, match=r"has no folds; leave data.fold=0 out"):
         SplitSettings(file=plain, fold=0).split(PATIENTS)
+
+
+def test_the_current_folder(root, monkeypatch):
+    monkeypatch.chdir(root / "imagesTs")
+    second, bare = nnunet_cases(".")
+    assert second.mask == root / "labelsTs/B-00002-000.nii.gz"
+    assert bare.mask is None
