@@ -9,6 +9,7 @@ from torch import nn
 from brats_lightning.config.allow_list import SOURCES, CheckpointError, UntrustedTarget, build_saved
 from brats_lightning.config.checkpoint import load_model, read_checkpoint, trained_cases
 from brats_lightning.data.preprocessing import Preprocessing
+from brats_lightning.inference.ensemble import CHECKPOINT_FORMAT
 from brats_lightning.inference.windows import SlidingWindow
 from brats_lightning.synthetic.phantom import phantom_cases
 from tests.data.tiny_cases import write_case
@@ -268,7 +269,7 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path):
             return open, (str(tmp_path / "owned"), "w")
 
     path = tmp_path / "a.ckpt"
-    torch.save({"state_dict": {}, "config": Attack(), "format": 1}, path)
+    torch.save({"state_dict": {}, "config": Attack(), "format": CHECKPOINT_FORMAT}, path)
     with pytest.raises(CheckpointError, match="more than tensors and plain containers"):
         load_model(path)
     path.write_bytes(pickle.dumps(Attack(), protocol=2))

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from brats_lightning.config.command_line import quote
 from brats_lightning.config.resolvers import config_dir
 from brats_lightning.config.resume import ResumeError, compare, expand, newest_checkpoint, record, refuse_used_folder
+from brats_lightning.inference.ensemble import CHECKPOINT_FORMAT
 from brats_lightning.train import train
 
 
@@ -32,7 +33,10 @@ def write_checkpoint(run, name, step):
     path = run / f"checkpoints/{name}.ckpt"
     path.parent.mkdir(exist_ok=True)
     config = {"model": {}, "data": {}, "inference": {}}
-    torch.save({"state_dict": {"w": torch.arange(1000.0)}, "config": config, "global_step": step, "format": 1}, path)
+    torch.save(
+        {"state_dict": {"w": torch.arange(1000.0)}, "config": config, "global_step": step, "format": CHECKPOINT_FORMAT},
+        path,
+    )
     return path
 
 
