@@ -179,6 +179,6 @@ def test_the_prediction_is_near_what_a_training_takes(composed, overrides):
 
 
 def test_measured_steps_are_reported(planned):
-    report, folder = planned("measure=true", "memory=1.5GB")
+    report, folder = planned("measure=true", "memory=4GB")
     assert report["plan"]["measured"]["memory"] > 10**8
-    assert re.search(r"GB predicted, \d\.\d\d GB measured, of 1\.50 GB", (folder / "report.html").read_text())
+    assert re.search(r"GB predicted, \d\.\d\d GB measured, of 4\.00 GB", (folder / "report.html").read_text())

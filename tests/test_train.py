@@ -154,13 +154,6 @@ def test_the_first_and_last_lines_say_what_trains_and_how_good_it_is(trained):
     assert any("worse than the best single threshold on T1c" in line for line in lines) == worse
 
 
-def test_hparams_hold_the_final_scores(trained):
-    _, run, *_ = trained
-    tags = curves(run).Tags()["scalars"]
-    assert "hparam/test/dice_mean" in tags
-    assert "hparam/best/val/dice_mean" in tags
-
-
 def test_checkpoint_is_plain_data_and_carries_the_config(trained):
     _, run, cfg, _ = trained
     checkpoint = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
