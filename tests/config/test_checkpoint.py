@@ -278,7 +278,7 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
-@pytest.mark.parametrize(("number", "said"), [(None, "without a format number"), (2, "of format 2")])
+@pytest.mark.parametrize(("number", "said"), [(None, "without a format number"), (99, "of format 99")])
 def test_another_format_is_refused_in_one_line(tmp_path, number, said):
     path = bright_is_et(tmp_path / "a.ckpt")
     content = torch.load(path, weights_only=True)
@@ -287,7 +287,8 @@ def test_another_format_is_refused_in_one_line(tmp_path, number, said):
         with pytest.raises(CheckpointError) as caught:
             read(path)
         assert str(caught.value) == (
-            f"{key}: {path} is {said}; this version reads format 1: train again, or use the version that wrote it"
+            f"{key}: {path} is {said}; this version reads format {CHECKPOINT_FORMAT}: train again, or use "
+            "the version that wrote it"
         )
 
 
