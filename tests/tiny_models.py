@@ -24,6 +24,7 @@ def save_checkpoint(
         "normalisation": {"method": "minmax", "low": 0.5, "high": 99.5},
         "preprocessing": {"spacing": None, "fit": "none", "size": None},
         "label_map": None,
+        "ignore_label": None,
         "affine_tolerance": 0.1,
     }
     assert set(settings) <= {*window, *data, "source"}
