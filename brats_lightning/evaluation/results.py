@@ -31,8 +31,6 @@ _NAMES = {
     *("scores.csv", "voxel_scores.csv", "summary.json", "comparison.csv", "comparison.json", "report.html"),
     *(f"scores_{protocol}.csv" for protocol in PROTOCOLS),
 }
-
-
 _CASES = "report_cases"  # folder of the pictures that are not in the page
 REPORTS = {"file": 12, "folder": None}  # how the pictures are kept → of how many cases at most
 
@@ -87,7 +85,7 @@ def write_results(
         charts = evaluation_charts(evaluation, result)
         shown = _shown(evaluation, settings)
         pictured = [case for group in shown.values() for case in group]
-        beside = folder / _CASES if settings.report == "folder" else None
+        beside = folder / _CASES if settings.report == "folder" and pictured else None
         volumes = pack_cases(evaluation, pictured, beside, pool)
         files["report.html"] = evaluation_page(evaluation, result, charts, shown, volumes)
         _write(folder, files)

@@ -152,6 +152,7 @@ def test_a_folder_of_scripts(tmp_path):
     text = scripts[1].read_text()
     assert text.startswith(begin)
     pack = json.loads(text.removeprefix(begin).rstrip(";\n"))
+    assert pack["case"] == "00002-000"
     assert [sequence["name"] for sequence in pack["sequences"]] == ["T1c", "FLAIR", "T1", "T2w"]
     run(*folders, "report=folder", "pictures=1")
     assert [script.name for script in (tmp_path / "out/report_cases").iterdir()] == ["0.js"]

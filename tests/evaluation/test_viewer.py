@@ -130,7 +130,7 @@ def test_arrays_come_back_in_the_browser_as_they_were_packed(page, folder):
 def test_the_worst_case_opens_at_its_largest_error(page, folder):
     assert page.value("document.querySelector('[data-set=case]').selectedOptions[0].textContent") == "00001-000"
     assert "missed 1 of 1" in text(page, "facts")
-    assert text(page, "status") == "Missed lesion, 66 mm³, 1 of 2 in this case."
+    assert text(page, "status") == "Missed lesion, 66 mm³, 1 of 2 listed."
     at = lesions_of(folder, 0)["et"][0]["at"]
     assert at == [3, 6, 4]  # 5, 8, 6 without the margin
     assert slices(page) == [4, 7, 5]
@@ -337,5 +337,5 @@ def test_masks_without_images(browser, folder, tmp_path):
     browser.until(OPENED)
     assert browser.value("document.querySelector('[data-text=masks-only]').hidden") is False
     assert browser.value("document.querySelector('[data-choice=sequence]').hidden") is True
-    assert text(browser, "status") == "Missed lesion, 33 mm³, 1 of 2 in this case."
+    assert text(browser, "status") == "Missed lesion, 33 mm³, 1 of 2 listed."
     assert browser.faults == []

@@ -61,10 +61,11 @@ def pack_case(pair: Pair, case: ScoredCase, scoring: Scoring, quality: int) -> d
     """What the viewer needs of a case, for JSON. All arrays are in (z, y, x) LPS order.
 
     Returns:
-        ``shape`` and ``spacing`` (mm) of the box that is shown. ``sequences``: for each its ``name``, the ``window``
-        (from, to) in which it is shown first, and ``strips``, the slices one below the other in as many WebP pictures
-        as needed. ``masks``: the classes of the reference, `IGNORE` where it is not labelled, then those of the
-        prediction, deflated. ``lesions``: for each region the worst ones, with ``at``, a voxel of the box.
+        ``case``, its name. ``shape`` and ``spacing`` (mm) of the box that is shown. ``sequences``: for each its
+        ``name``, the ``window`` (from, to) in which it is shown first, and ``strips``, the slices one below the other
+        in as many WebP pictures as needed. ``masks``: the classes of the reference, `IGNORE` where it is not labelled,
+        then those of the prediction, deflated. ``lesions``: for each region the worst ones, with ``at``, a voxel of
+        the box.
 
     Raises:
         ValueError: its masks have changed since they were scored.
@@ -86,6 +87,7 @@ def pack_case(pair: Pair, case: ScoredCase, scoring: Scoring, quality: int) -> d
     predicted = crop(prediction) if prediction else np.zeros_like(classes)
     predicted = np.where(classes == IGNORE, 0, predicted)  # what was scored
     return {
+        "case": case.case,
         "shape": box.shape,
         "spacing": [round(step, 6) for step in box.spacing],
         "sequences": [

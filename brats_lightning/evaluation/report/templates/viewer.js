@@ -8,21 +8,36 @@ const text = name => find(`[data-text=${name}]`);
 const setting = name => find(`[data-set=${name}]`);
 const WORDS = { missed: 'Missed', 'false positive': 'False positive', poor: 'Poor', found: 'Found' };
 const CLOSE = 2.5; // zoom at which a lesion is shown
+const THUMBNAIL = 40, THUMBNAILS = 24; // mm across, and how many of the listed lesions have one
 const view = { case: -1, region: about.region, sequence: '', zoom: 1, opacity: 0.45, lesion: null,
-  show: { reference: true, prediction: true, errors: true, cross: true } };
+  show: { reference: true, prediction: true, errors: true, cross: true, labels: true } };
 const planes = [...root.querySelectorAll('.plane')].map(box => ({
-  ...PLANES[box.dataset.plane], name: box.querySelector('label').innerText.trim(), box, canvas: box.querySelector('canvas'),
+  ...PLANES[box.dataset.plane], name: box.querySelector('label').textContent.trim(), box, canvas: box.querySelector('canvas'),
   slider: box.querySelector('input'), label: box.querySelector('[data-text=slice]'),
 }));
 let opening = 0, cameFrom = null;
 
 // --- drawing
 
-let due = false;
+let due = false, thumbnailsDue = false;
 function redraw() {
   if (due) return;
   due = true;
-  requestAnimationFrame(() => { due = false; if (view.packed) planes.forEach(drawOne); });
+  requestAnimationFrame(() => {
+    due = false;
+    if (view.packed) planes.forEach(drawOne);
+    if (thumbnailsDue) drawThumbnails();
+  });
+}
+
+function drawThumbnails() {
+  thumbnailsDue = false;
+  const { shape, spacing, lesions } = view.packed, zoom = shape[2] * spacing[2] / THUMBNAIL;
+  text('lesions').querySelectorAll('canvas').forEach((canvas, i) => {
+    const { at } = lesions[view.region][i];
+    canvas.width = canvas.height = Math.round(canvas.clientWidth * (window.devicePixelRatio || 1));
+    drawPlane(canvas, { ...view, cursor: at, centre: at, zoom, show: { reference: true, prediction: true } }, PLANES.axial);
+  });
 }
 
 function drawOne(plane) {
@@ -72,6 +87,7 @@ async function open(number, region = view.region, lesion = null) {
     root.setAttribute('aria-busy', 'true');
     try {
       const packed = await packedCase(number), masks = await unpackMasks(packed);
+      if (packed.case !== about.cases[number].name) throw new Error('report_cases belongs to another report');
       const sequence = packed.sequences.find(each => each.name === view.sequence) ?? packed.sequences[0];
       const grey = sequence && await unpackSequence(packed, sequence);
       if (mine !== opening) return;
@@ -118,6 +134,7 @@ async function showSequence(name) {
   const grey = await view.greys[name];
   if (packed !== view.packed || name !== view.sequence) return;
   view.grey = grey;
+  thumbnailsDue = true;
   windowOf(sequence);
 }
 
@@ -140,12 +157,13 @@ function showRegion(region, id) {
   about.regions[region].forEach(index => { view.members[index] = 1; });
   find(`[name=region][value="${region}"]`).checked = true;
   const lesions = view.packed.lesions[region];
-  text('lesions').replaceChildren(...lesions.map(lesion => {
+  text('lesions').replaceChildren(...lesions.map((lesion, i) => {
     const item = document.createElement('li'), button = document.createElement('button');
     const dice = lesion.dice ? `, Dice ${lesion.dice.toFixed(2)}` : '';
     button.type = 'button';
     button.className = lesion.kind.replace(' ', '-');
-    button.textContent = `${WORDS[lesion.kind]} ${volumeOf(lesion)}${dice}`;
+    if (i < THUMBNAILS) button.append(document.createElement('canvas'));
+    button.append(`${WORDS[lesion.kind]} ${volumeOf(lesion)}${dice}`);
     button.addEventListener('click', () => showLesion(lesion));
     item.append(button);
     return item;
@@ -154,6 +172,7 @@ function showRegion(region, id) {
   root.querySelectorAll('[data-do=next], [data-do=previous]').forEach(button => { button.disabled = !lesions.length; });
   text('status').textContent = lesions.length ? '' : `No lesion of ${region.toUpperCase()} in this case.`;
   view.lesion = null;
+  thumbnailsDue = true;
   if (wanted) showLesion(wanted);
   else if (lesions.length) showLesion(lesions[0], view.zoom);
   redraw();
@@ -166,7 +185,7 @@ function showLesion(lesion, zoom = Math.max(CLOSE, view.zoom)) {
   Object.assign(view, { lesion, cursor: lesion.at, centre: [...lesion.at] });
   adjust({ zoom });
   text('status').textContent =
-    `${WORDS[lesion.kind]} lesion, ${volumeOf(lesion)}, ${place + 1} of ${lesions.length} in this case.`;
+    `${WORDS[lesion.kind]} lesion, ${volumeOf(lesion)}, ${place + 1} of ${lesions.length} listed.`;
   [...text('lesions').querySelectorAll('button')].forEach((button, i) => {
     button.setAttribute('aria-pressed', i === place);
     if (i === place) text('lesions').scrollTop = button.offsetTop - text('lesions').clientHeight / 2;

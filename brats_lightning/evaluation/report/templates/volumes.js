@@ -141,7 +141,7 @@ function drawPlane(canvas, view, plane) {
   if (view.show.reference) outline(context, frame, rows, columns, inReference, COLOURS.reference, 2.2 * ratio);
   if (view.show.prediction) outline(context, frame, rows, columns, inPrediction, COLOURS.prediction, 1.2 * ratio);
   if (view.show.cross) drawCross(context, frame, view, plane, ratio);
-  drawLabels(context, frame, plane, ratio);
+  if (view.show.labels) drawLabels(context, frame, plane, ratio);
 }
 
 function drawCross(context, frame, view, plane, ratio) {
