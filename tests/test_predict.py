@@ -262,6 +262,47 @@ def test_members_that_disagree_about_a_lesion(run, tmp_path):
     }
 
 
+def test_an_ensembles_file_weighs_its_members(run, tmp_path):
+    write_case(tmp_path / "in", seg=None)
+    (tmp_path / "members").mkdir()
+    for name, et in (("a", 0.6), ("b", 0.8)):
+        bias = [float(np.log(1 - et)), -99.0, -99.0, float(np.log(et))]
+        voxelwise(tmp_path / f"members/{name}.ckpt", [[0.0]] * 4, bias)
+    listed = "members: [{ckpt: members/a.ckpt, weight: 3}, {ckpt: members/b.ckpt}]"
+    (tmp_path / "ensemble.yaml").write_text(listed)
+    summary = run(ckpt=tmp_path / "ensemble.yaml")
+    (lesion,) = summary["cases"]["BraTS-MET-00001-000"]["regions"]["et"]["confidence"]
+    assert lesion["mean"] == pytest.approx(0.65)  # (3 · 0.6 + 0.8) / 4
+    assert lesion["disagreement"] == pytest.approx(0.0866, abs=1e-4)  # √((3 · 0.05² + 0.15²) / 4)
+    # equal weights, however they are written, are the same models; others are not
+    (tmp_path / "ensemble.yaml").write_text(listed.replace("b.ckpt}", "b.ckpt, weight: 3.0}"))
+    run("overwrite=true", ckpt=tmp_path / "ensemble.yaml")
+    assert run(ckpt=f"[{tmp_path}/members/b.ckpt,{tmp_path}/members/a.ckpt]")["existing"]
+    (tmp_path / "ensemble.yaml").write_text(listed)
+    with pytest.raises(ValueError, match="another model"):
+        run(ckpt=tmp_path / "ensemble.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "messages"),
+    [
+        ("members:", ["lists no members; an ensemble is"]),
+        ("- a.ckpt", ["lists no members"]),
+        ("a: [", ["cannot be read"]),
+        (
+            "members: [{ckpt: no.ckpt}, a.ckpt, {ckpt: a.ckpt, weight: 0}, {ckpt: a.ckpt, wieght: 1}]",
+            ["no checkpoint .*no.ckpt", "member 2 is 'a.ckpt'", "3, a.ckpt: weight must .* got 0", "4 is .*wieght"],
+        ),
+    ],
+)
+def test_a_file_that_is_no_ensemble(run, tmp_path, content, messages):
+    write_case(tmp_path / "in", seg=None)
+    bright_is_et(tmp_path / "a.ckpt")
+    (tmp_path / "ensemble.yaml").write_text(content)
+    with pytest.raises(ValueError, match="(?s)" + ".*".join(["ensemble.yaml", *messages])):
+        run(ckpt=tmp_path / "ensemble.yaml")
+
+
 def test_members_of_both_targets(run, tmp_path):
     write_case(tmp_path / "in", seg=None)
 

@@ -70,7 +70,7 @@ class Probabilities:
 
 
 class Ensemble:
-    """Mean of the class probabilities of one or more models, each of which gets a case as it was trained.
+    """Weighted mean of the class probabilities of one or more models, each of which gets a case as it was trained.
 
     Members may differ in architecture, target, modalities, preprocessing, normalisation and windows, but not in the
     classes. ``decode`` names the decoding of the mean: that of the first member's target.
@@ -82,13 +82,18 @@ class Ensemble:
         models: the members.
         device: where to compute.
         dtype: of the autocast; None computes in 32 bits.
+        weights: of the members, above 0, of any sum; None weighs all alike.
 
     Raises:
         ValueError: no models, or members with different classes.
     """
 
     def __init__(
-        self, models: Sequence[TrainedModel], device: torch.device | None = None, dtype: torch.dtype | None = None
+        self,
+        models: Sequence[TrainedModel],
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        weights: Sequence[float] | None = None,
     ) -> None:
         if not models:
             raise ValueError("an ensemble needs at least one model")
@@ -105,11 +110,13 @@ class Ensemble:
         }
         self.optional = tuple(name for name in self.modalities if name not in required)
         self.models = tuple(models)
+        given = [1.0] * len(models) if weights is None else weights
+        self.weights = tuple(weight / sum(given) for weight in given)
         self.device, self.dtype = device or torch.device("cpu"), dtype
-        self._groups: dict[Preprocessing, list[TrainedModel]] = {}
-        for model in models:
+        self._groups: dict[Preprocessing, list[tuple[TrainedModel, float]]] = {}
+        for model, weight in zip(models, self.weights, strict=True):
             model.network.to(self.device)
-            self._groups.setdefault(model.preprocessing, []).append(model)
+            self._groups.setdefault(model.preprocessing, []).append((model, weight))
 
     def prepare(self, images: Mapping[str, Volume]) -> list[Prepared]:
         """A case as the members need it, once for each different preprocessing.
@@ -133,26 +140,26 @@ class Ensemble:
         places = [part.transform for part in prepared]
         target = places[0] if places[0].exact and all(place == places[0] for place in places) else prepared[0].brain
         mean: np.ndarray | None = None
-        # Of the foreground's probability; Welford's recurrence, since the difference of sums of squares cancels.
+        # Of the foreground's probability; West's recurrence, since the difference of sums of squares cancels.
         centre, deviations = np.zeros((2, *target.shape), np.float32)
-        done = 0
+        done = 0.0  # sum of the weights
         for part, models in zip(prepared, self._groups.values(), strict=True):
             # torch supports few operations on uint16, none on Apple's GPUs; the normaliser reads these bits as uint16.
             quantised = torch.from_numpy(part.image).view(torch.int16).to(self.device)
-            for model in models:
+            for model, weight in models:
                 step = None if advance is None else lambda fraction: advance(fraction / len(self.models))
                 values = self._predict(model, quantised, part, step)
                 values = values if part.transform == target else transfer(values, part.transform, target)
                 if len(self.models) > 1:
-                    done += 1
+                    done += weight
                     foreground = 1 - values[0]
                     change = foreground - centre
-                    centre += change / done
-                    deviations += change * (foreground - centre)
-                values /= len(self.models)
+                    centre += change * (weight / done)
+                    deviations += weight * change * (foreground - centre)
+                values *= weight
                 mean = values if mean is None else np.add(mean, values, out=mean)
         assert mean is not None  # there is a member
-        return Probabilities(mean, target, np.sqrt(deviations / done) if done else None)
+        return Probabilities(mean, target, np.sqrt(deviations) if done else None)
 
     @torch.inference_mode()
     def _predict(

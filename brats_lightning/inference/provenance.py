@@ -26,7 +26,10 @@ def origin(ensemble: Ensemble, rules: Postprocessing) -> str:
     The device and the precision are left out: they change single voxels, and the jobs that fill one folder may run on
     different machines.
     """
-    return _FORMAT.format(_digest(*sorted(map(_identity, ensemble.models))), _digest(str(rules)))
+    members = map(_identity, ensemble.models)
+    if len(set(ensemble.weights)) > 1:  # equal weights are no setting
+        members = (f"{member} × {w:.9g}" for member, w in zip(members, ensemble.weights, strict=True))  # type: ignore[assignment]
+    return _FORMAT.format(_digest(*sorted(members)), _digest(str(rules)))
 
 
 def check_existing(files: Sequence[Path], wanted: str) -> None:
