@@ -54,7 +54,7 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
     if cfg.on_bad_case not in ("error", "skip"):
         raise ValueError(f"on_bad_case must be error or skip, got {cfg.on_bad_case!r}")
     rules = build_part("postprocessing", cfg.get("postprocessing"))
-    cases = _chosen(input_cases(cfg), cfg)
+    cases = _chosen(_cases(cfg), cfg)
     wanted = _wanted(cases, cfg)
     ensemble = load_ensemble(cfg)
     postprocess = (rules or trained_postprocessing(ensemble.models, tuple(cfg.trust))).decoding(ensemble.decode)
@@ -122,7 +122,7 @@ def _wanted(cases: Sequence["Case"], cfg: DictConfig) -> dict[str, list[Path]]:
     files = {os.path.realpath(file) for case in cases for file in case.files.values()}
     if taken := [file for own in wanted.values() for file in own if os.path.realpath(file) in files]:
         raise ValueError(f"output: {taken[0]} is a file of the input, which is never changed; choose another output")
-    for root in [cfg.input] if isinstance(cfg.input, str) else cfg.input:
+    for root in [cfg.input] if isinstance(cfg.input, str) else cfg.input or ():
         folder = Path(root).parent if Path(root).is_file() else Path(root)
         if cfg.names == "layout" and Path(os.path.realpath(output)).is_relative_to(os.path.realpath(folder)):
             raise ValueError(
@@ -130,6 +130,18 @@ def _wanted(cases: Sequence["Case"], cfg: DictConfig) -> dict[str, list[Path]]:
                 "folder outside, or names=id"
             )
     return wanted
+
+
+def _cases(cfg: DictConfig) -> Sequence["Case"]:
+    """The cases of the config, or, with a split alone, those of the run of the first checkpoint."""
+    from brats_lightning.config.checkpoint import ensemble_members, load_model, trained_cases
+
+    if cfg.input is not None:
+        return input_cases(cfg)
+    if cfg.split is None:
+        raise ValueError("say which cases: input=DIR, or split=RUN/split.json for those of the checkpoint's run")
+    first, _ = ensemble_members([cfg.ckpt] if isinstance(cfg.ckpt, str) else cfg.ckpt)[0]
+    return trained_cases(load_model(first, tuple(cfg.trust)), tuple(cfg.trust))
 
 
 def _chosen(cases: Sequence["Case"], cfg: DictConfig) -> Sequence["Case"]:

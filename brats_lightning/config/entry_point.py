@@ -71,6 +71,7 @@ def entry_point(
         _check(arguments, config_name)
         sys.argv[1:] = arguments = with_quoted_paths(rewrite(arguments))
         named_folder(arguments)
+        offer_plugins()
         os.environ[_FULL] = "1"
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)()
     except KeyboardInterrupt:  # at a point where there is nothing to save
@@ -87,6 +88,13 @@ def entry_point(
             os.environ.pop(_FULL, None)
     if failures:
         raise SystemExit(1)
+
+
+def offer_plugins() -> None:
+    """Let Hydra find the plugins of this package, which it looks for in the namespace ``hydra_plugins`` alone."""
+    folder = str(Path(__file__).parent / "plugins")
+    if folder not in sys.path:
+        sys.path.append(folder)
 
 
 def _check(arguments: Sequence[str], config_name: str) -> None:

@@ -74,11 +74,11 @@ def predict(cfg: DictConfig, machine: Machine) -> tuple[Footprint, int]:
     """What a training step of a config takes, and the bytes of the whole training."""
     images = (cfg.data.batch_size, cfg.data.in_channels, *cfg.sampling.size)
     optimizer, averaged = build_part("optimizer", cfg.optimizer), bool((cfg.callbacks or {}).get("average"))
-    footprint = step_footprint(_unbuilt(cfg.model), images, cfg.trainer.precision, optimizer, averaged)
+    footprint = step_footprint(unbuilt(cfg.model), images, cfg.trainer.precision, optimizer, averaged)
     return footprint, machine.resting + int(GAPS[machine.kind] * footprint.bytes)
 
 
-def _unbuilt(model: DictConfig) -> nn.Module:
+def unbuilt(model: DictConfig) -> nn.Module:
     """A network without weights."""
     with torch.device("meta"):
         return build_part("model", model).train()
@@ -185,7 +185,7 @@ class Planner:
         device = torch.device(self.machine.kind)
         small = topology([min(length, _TRIED) for length in shape.patch], (1, 1, 1))
         cfg: Any = OmegaConf.merge(self.cfg, nested(self._settings(small, 1, first)))
-        network = _unbuilt(cfg.model).to_empty(device=device)
+        network = unbuilt(cfg.model).to_empty(device=device)
         return seconds_per_flop(network, (1, cfg.data.in_channels, *small.patch), self.precision, device)
 
 

@@ -116,11 +116,24 @@ class CaseData(pl.LightningDataModule):
         if isinstance(self.split_settings, Split):
             self.split, self.newcomers = self.split_settings.of(self.cases)
         else:
-            stated = {case.id: case.part for case in self._found if case.part and case.id in self.cases}
-            self.split = self.split_settings.split({case.id: case.patient for case in self.cases.values()}, stated)
+            self.split = self._dealt(self.split_settings)
         for part in (self.sampler, self.copy_paste):
             if part is not None:
                 part.prepare(self._train_cases)
+
+    def _dealt(self, settings: SplitSettings) -> Split:
+        stated = {case.id: case.part for case in self._found if case.part and case.id in self.cases}
+        return settings.split({case.id: case.patient for case in self.cases.values()}, stated)
+
+    def folds(self, count: int) -> list[Split]:
+        """The splits of all folds; after `setup` with the settings of one of them.
+
+        Raises:
+            SplitError: too few patients, or a split file with fewer folds.
+        """
+        settings = self.split_settings
+        assert isinstance(settings, SplitSettings)  # not a resumed run's
+        return [self._dealt(replace(settings, fold=fold)) for fold in range(count)]
 
     @property
     def _train_cases(self) -> list[CachedCase]:

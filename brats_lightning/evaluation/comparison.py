@@ -38,6 +38,20 @@ def signed_rank(differences: Float[np.ndarray, " n"]) -> tuple[float, str]:
     return float(wilcoxon(differing).pvalue), ""
 
 
+def adjusted(p: Sequence[float]) -> list[float]:
+    """P-values corrected for their number by Holm's method; NaN, of a test that was not possible, is not counted.
+
+    The smallest of n is multiplied by n, the next one by n - 1, …, none becoming smaller than the one before.
+    """
+    corrected = np.full(len(p), math.nan)
+    order = [i for i in np.argsort(p) if not math.isnan(p[i])]
+    largest = 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, p[i] * (len(order) - rank)))
+        corrected[i] = largest
+    return corrected.tolist()
+
+
 def paired_differences(scores: Scores, methods: Sequence[str], resamples: int, seed: int) -> list[dict[str, Any]]:
     """Differences, second minus first, for every pair of methods, region and column.
 

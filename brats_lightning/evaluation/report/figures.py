@@ -171,6 +171,34 @@ def agreement_chart(
     return Chart(f"{second} against {first}", (3.6, 3.8), draw, table)
 
 
+def methods_chart(methods: Mapping[str, Mapping[str, Any]], protocol: str) -> Chart:
+    """The mean main score of each method by region, with its interval; ``methods`` as `compare_arms` gives them."""
+    column = headline_columns(protocol)[0]
+    regions = list(next(iter(methods.values()))["scores"])
+    keys = "mean", "low", "high", "n"
+    table = [["region", "method", *keys]]
+    for region in regions:
+        rows = {name: method["scores"][region][column] for name, method in methods.items()}
+        table += [[region, name, *(row[key] for key in keys)] for name, row in rows.items()]
+
+    def draw(figure: Figure, look: Look) -> None:
+        axes = figure.subplots()
+        gap = 0.7 / max(1, len(methods))
+        for i, (name, method) in enumerate(methods.items()):
+            rows = [method["scores"][region][column] for region in regions]
+            y = np.arange(len(regions)) + (i - (len(methods) - 1) / 2) * gap
+            axes.hlines(y, [row["low"] for row in rows], [row["high"] for row in rows], look.colour(i), lw=2)
+            axes.plot([row["mean"] for row in rows], y, "D", ms=5, color=look.colour(i), label=name)
+        axes.set(xlabel=COLUMN_TITLES[column], ylim=(len(regions) - 0.5, -0.5))
+        axes.set_yticks(range(len(regions)), [region.upper() for region in regions])
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x")
+        figure.legend(loc="outside upper left", ncols=min(3, len(methods)))
+
+    rows = len(methods) * len(regions)
+    return Chart("Mean scores of the arms", (_WIDTH, 1.2 + 0.22 * rows + 0.2 * (len(methods) // 3)), draw, table)
+
+
 def difference_chart(differences: Sequence[Mapping[str, Any]], distances: bool) -> Chart:
     """Mean paired differences of two methods with their intervals: of distances in mm, or of all other scores."""
     regions = list(dict.fromkeys(row["region"] for row in differences))

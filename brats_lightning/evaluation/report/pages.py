@@ -91,6 +91,21 @@ def evaluation_page(
     )
 
 
+def study_page(name: str, facts: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """The report on a study.
+
+    Args:
+        name: of the study.
+        facts: ``folds``, ``seeds``, what its ``data`` are; ``jobs`` with their state, ``arms`` with their commands, and
+            the ``tuning`` of each fold.
+        summary: protocol → what `compare_arms` returns.
+    """
+    shown = {protocol: found for protocol, found in summary.items() if found["methods"]}
+    charts = {protocol: figures.methods_chart(found["methods"], protocol) for protocol, found in shown.items()}
+    template = environment().get_template("study.html")
+    return template.render(title=f"Study: {name}", summary=shown, charts=charts, **facts)
+
+
 def comparison_charts(comparison: Mapping[str, Any], scores: Mapping[str, Scores]) -> dict[str, Chart]:
     """The figures of the report on several methods, by the name of their files."""
     methods, charts = comparison["methods"], {}

@@ -1,0 +1,319 @@
+"""A study: folds × arms × seeds as jobs of `train` and `predict`, each in a folder that tells how far it is."""
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from brats_lightning.config.command_line import quote
+from brats_lightning.config.experiment_file import search_path
+from brats_lightning.config.resolvers import leaves, resolved, within
+from brats_lightning.config.resume import ResumeError, newest_checkpoint
+from brats_lightning.config.sweep import OUTCOMES
+from brats_lightning.runtime.files import make_folder, write_text
+from brats_lightning.runtime.locks import claimed
+
+RECORD = "study.yaml"
+FOLDS = "folds.json"
+
+_OWN = ("folds", "arms", "seeds", "dry_run", "tune", "resamples", "processes", "name")  # keys of this command alone
+_SET = ("test_on", "data.test_share")  # keys of `train` whose value in this command holds for all jobs
+_JOBS = ("seed", "data.fold", "data.folds", "data.split_file")  # what tells jobs apart: no arm sets them
+# What must be the same in all arms, which are scored on the same references.
+_COMMON = ("data.source", "data.root", "data.masks", "data.labels", "data.label_map", "data.ignore_label", "protocols")
+# Settings that make no difference to a result: a study may go on with others.
+_FREE = (
+    *("name", "paths", "logger", "data.description", "data.verify", "data.workers", "data.cache_workers"),
+    *("data.loader_timeout", "callbacks.progress", "inference.batch_size"),
+)
+
+
+class StudyError(ValueError):
+    """A study that cannot be made, or not with these settings."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training, and the prediction of the cases that it held out.
+
+    Attributes:
+        folder: of the run.
+        overrides: of `train`, without those that are common to all jobs.
+    """
+
+    arm: str
+    seed: int
+    fold: int
+    folder: Path
+    overrides: tuple[str, ...]
+
+    @property
+    def subfolder(self) -> str:
+        """The override that names its folder within the study's."""
+        return f"hydra.sweep.subdir={quote('/'.join(self.folder.parts[-3:]))}"
+
+    @property
+    def predictions(self) -> Path:
+        """Folder of the masks and probabilities of all held-out cases of this arm and seed."""
+        return self.folder.parent / "predictions"
+
+    @property
+    def predicted(self) -> Path:
+        """The summary of the prediction, which is written when it is complete."""
+        return self.folder / "predicted.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The last one, which was not chosen on the held-out cases."""
+        return self.folder / "checkpoints/last.ckpt"
+
+    @property
+    def trained(self) -> bool:
+        """Whether the training is complete."""
+        return (self.folder / "metrics.json").is_file()
+
+    @property
+    def failure(self) -> str | None:
+        """Why the training has no result, if it ended without one."""
+        reasons = (self.folder / name for name in OUTCOMES[1:])
+        return None if self.trained else next((file.read_text().strip() for file in reasons if file.is_file()), None)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss became NaN: a result, which another attempt would repeat."""
+        return (self.folder / OUTCOMES[2]).is_file()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the training is complete or has failed."""
+        return self.trained or self.failure is not None
+
+    @property
+    def state(self) -> str:
+        """In words."""
+        if self.predicted.is_file():
+            return "finished"
+        return self.failure or (
+            "not predicted; see predict.log" if self.trained else "ended from outside; see train.log"
+        )
+
+    def check_free(self) -> None:
+        """Refuse a job that another process works at.
+
+        Raises:
+            InUse: an earlier start of the study has left it to a cluster.
+        """
+        if self.folder.is_dir():
+            with claimed(self.folder / ".lock", f"{self}: cancel that job or wait until it has ended. {self.folder}"):
+                pass
+
+    def training(self) -> list[str]:
+        """Overrides of `train` for its start, or for going on from its newest checkpoint."""
+        try:
+            newest = newest_checkpoint(self.folder)
+        except ResumeError:  # there is none yet
+            return [*self.overrides, self.subfolder]
+        resumed = [f"ckpt_path={quote(str(newest))}", f"resume={quote(str(self.folder))}", "hydra.output_subdir=null"]
+        return [*self.overrides, self.subfolder, *resumed]
+
+    def prediction(self, cfg: DictConfig) -> list[str]:
+        """Overrides of `predict` for the held-out cases of this training of a config."""
+        files = {"ckpt": self.checkpoint, "split": self.folder / "split.json", "output": self.predictions}
+        files["summary"] = self.predicted
+        settings = ["part=val", "probabilities=true", f"device={'cpu' if cfg.trainer.accelerator == 'cpu' else 'auto'}"]
+        packages = {
+            value.split(".")[0] for key, value in leaves(OmegaConf.to_container(cfg)) if key.endswith("._target_")
+        }
+        settings.append(f"trust=[{','.join(sorted(packages))}]")  # which have just been trained with
+        return [*(f"{key}={quote(str(file))}" for key, file in files.items()), *settings, self.subfolder]
+
+    def __str__(self) -> str:
+        return f"{self.arm}, seed {self.seed}, fold {self.fold}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is to be done, all of it derived from the config and the command line.
+
+    Attributes:
+        folder: of the study.
+        folds: how many.
+        seeds: of the trainings.
+        arms: name → its overrides of `train`.
+        given: overrides of `train` from the command line, for all arms.
+        flags: of Hydra and of the launcher, for the processes that run jobs.
+    """
+
+    folder: Path
+    folds: int
+    seeds: tuple[int, ...]
+    arms: Mapping[str, tuple[str, ...]]
+    given: tuple[str, ...]
+    flags: tuple[str, ...]
+
+    @classmethod
+    def of(cls, cfg: DictConfig) -> "Study":
+        """The study that the command line of this process asks for.
+
+        Raises:
+            StudyError: folds, seeds or arms that make no sense; it names all faults.
+        """
+        hydra = HydraConfig.get().overrides
+        given = [text for text in hydra.task if _key(text) not in _OWN]
+        given += [
+            f"{key}={OmegaConf.select(cfg, key)}".replace("None", "null") for key in _SET if not _sets(given, key)
+        ]
+        arms: Any = {cfg.name: []} if cfg.arms is None else OmegaConf.to_container(cfg.arms)
+        faults = _faults(cfg, arms, given)
+        if faults:
+            raise StudyError("\n  ".join(["the study:", *faults]))
+        flags = [f"--config-dir={path}" for path in search_path()]
+        flags += [text for text in hydra.hydra if _key(text) == "hydra.searchpath" or "launcher" in _key(text)]
+        named = {name: tuple(overrides or ()) for name, overrides in arms.items()}
+        return cls(Path(cfg.paths.run_dir), cfg.folds, tuple(cfg.seeds), named, tuple(given), tuple(flags))
+
+    def overrides(self, arm: str) -> list[str]:
+        """Of `train` for one arm; what the arm sets replaces what is given for all."""
+        own = self.arms[arm]
+        replaced = {_key(text) for text in own}
+        return [*(text for text in self.given if _key(text) not in replaced), *own]
+
+    @cached_property
+    def jobs(self) -> list[Job]:
+        """All of them, those of the first fold first."""
+        return [self._job(arm, seed, fold) for fold in range(self.folds) for seed in self.seeds for arm in self.arms]
+
+    def groups(self) -> dict[tuple[str, int], list[Job]]:
+        """(arm, seed) → its jobs, one for each fold."""
+        found: dict[tuple[str, int], list[Job]] = {}
+        for job in self.jobs:
+            found.setdefault((job.arm, job.seed), []).append(job)
+        return found
+
+    def _job(self, arm: str, seed: int, fold: int) -> Job:
+        split = quote(str(self.folder / FOLDS))
+        own = [f"seed={seed}", f"data.split_file={split}", "data.folds=null", f"data.fold={fold}"]
+        folder = self.folder / arm / f"seed{seed}" / f"fold{fold}"
+        return Job(arm, seed, fold, folder, (*self.overrides(arm), *own))
+
+    def configs(self) -> dict[str, DictConfig]:
+        """Arm → its config of `train`, resolved.
+
+        Raises:
+            StudyError: arms that differ in what they are scored on.
+        """
+        search = [text for text in self.flags if _key(text) == "hydra.searchpath"]
+        found = {arm: resolved(compose("train", [*search, *self.overrides(arm)])) for arm in self.arms}
+        plain = {arm: dict(leaves(OmegaConf.to_container(cfg))) for arm, cfg in found.items()}
+        first, *others = plain
+        for arm in others:
+            keys = plain[first].keys() | plain[arm].keys()
+            differ = [key for key in sorted(keys) if plain[first].get(key) != plain[arm].get(key)]
+            if fault := next((key for key in differ if within(key, _COMMON)), None):
+                raise StudyError(
+                    f"{fault} is {plain[first].get(fault)} in the arm {first} and {plain[arm].get(fault)} in {arm}; arms "
+                    "are compared on the same cases by the same scores"
+                )
+        return found
+
+    def first_fold(self, cfg: DictConfig) -> dict[str, Any]:
+        """Settings of ``data`` that deal an arm's patients into the folds: by their number, or by the user's own file."""
+        return {"fold": 0} if cfg.data.split_file else {"fold": 0, "folds": self.folds}
+
+    def check(self, configs: Mapping[str, DictConfig]) -> None:
+        """Compare with what the study in this folder began with; arms and seeds may be added or left out.
+
+        Raises:
+            StudyError: the folder holds another study; it says in which settings.
+        """
+        if not (self.folder / RECORD).is_file():
+            if any(self.folder.glob("*/seed*")):
+                raise StudyError(f"{self.folder} holds runs and no {RECORD}; choose another name=… or hydra.run.dir=…")
+            return
+        before: Any = OmegaConf.to_container(OmegaConf.load(self.folder / RECORD))
+        changed = [f"folds: {before['folds']} → {self.folds}"] if before["folds"] != self.folds else []
+        for arm, cfg in configs.items():
+            if arm in before["arms"]:
+                old, new = dict(leaves(before["arms"][arm])), dict(leaves(OmegaConf.to_container(cfg)))
+                changed += [
+                    f"arm {arm}, {key}: {old.get(key)} → {new.get(key)}"
+                    for key in sorted(old.keys() | new.keys())
+                    if old.get(key) != new.get(key) and not within(key, _FREE)
+                ]
+        if changed:
+            raise StudyError(
+                f"{self.folder} holds a study with other settings:\n  "
+                + "\n  ".join(changed)
+                + "\nUse those, or begin a new study: name=… or hydra.run.dir=…"
+            )
+
+    def record(self, configs: Mapping[str, DictConfig]) -> None:
+        """Write down what the study does, with the arms of earlier starts."""
+        file = self.folder / RECORD
+        before: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {"arms": {}}
+        arms = before["arms"] | {arm: OmegaConf.to_container(cfg) for arm, cfg in configs.items()}
+        content = {"folds": self.folds, "seeds": list(self.seeds), "arms": arms}
+        write_text(file, OmegaConf.to_yaml(OmegaConf.create(content)))
+
+    def write_arm(self, arm: str) -> dict[str, Any]:
+        """Write an arm's ensemble, of all its finished trainings, and the command of one of them.
+
+        Returns:
+            ``overrides``, ``command`` and ``predict`` as they are typed, and ``reports``: pairs of title and link.
+        """
+        own = [job for job in self.jobs if job.arm == arm and job.trained]
+        folder = make_folder(self.folder / arm)
+        members = [{"ckpt": str(job.checkpoint.relative_to(folder)), "weight": 1} for job in own]
+        write_text(folder / "ensemble.yaml", yaml.safe_dump({"members": members}, sort_keys=False))
+        command = shlex.join(self.command(arm))
+        write_text(folder / "command.txt", command + "\n")
+        pages = ((f"seed {seed}", folder / f"seed{seed}/scores/report.html") for seed in self.seeds)
+        return {
+            "overrides": " ".join(self.arms[arm]),
+            "command": command,
+            "predict": f"python -m brats_lightning.predict ckpt={folder / 'ensemble.yaml'} input=DIR output=MASKS",
+            "reports": [(title, str(page.relative_to(self.folder))) for title, page in pages if page.is_file()],
+        }
+
+    def command(self, arm: str) -> list[str]:
+        """The words of the command that trains one fold of an arm by itself."""
+        search = [flag for flag in self.flags if "launcher" not in flag]
+        given = [text for text in self.overrides(arm) if _key(text) != "launcher"]
+        own = [f"data.folds={self.folds}", "data.fold=0", f"seed={self.seeds[0]}"]
+        return ["python", "-m", "brats_lightning.train", *search, *given, *own]
+
+
+def _faults(cfg: DictConfig, arms: Any, given: Sequence[str]) -> list[str]:
+    faults = []
+    if not isinstance(cfg.folds, int) or cfg.folds < 2:
+        faults.append(f"folds must be a number of at least 2, got {cfg.folds}")
+    seeds = list(cfg.seeds) if OmegaConf.is_list(cfg.seeds) else []
+    if not seeds or len(set(seeds)) < len(seeds) or not all(isinstance(s, int) and 0 <= s < 2**32 for s in seeds):
+        faults.append(f"seeds must be a list of distinct numbers from 0, such as [0,1], got {cfg.seeds}")
+    if not isinstance(arms, dict) or not arms:
+        return [*faults, f"arms must be a mapping of name to overrides, such as {{plain: []}}, got {arms}"]
+    for name, overrides in arms.items():
+        if not re.fullmatch(r"[\w.-]+", str(name)) or str(name).strip(".") == "":
+            faults.append(f"an arm's name becomes a folder: letters, digits, '-', '_' and '.', got {name!r}")
+        if not isinstance(overrides, list | None) or not all(isinstance(text, str) for text in overrides or ()):
+            faults.append(f'arms.{name} must be a list of overrides, such as ["model=resunet"], got {overrides}')
+            continue
+        faults += [f"arms.{name}: {key} is the study's own" for key in (*_OWN, *_JOBS) if _sets(overrides or (), key)]
+    faults += [f"{key} is the study's own; it sets folds and seeds" for key in _JOBS[:3] if _sets(given, key)]
+    return faults
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").split("=", 1)[0]
+
+
+def _sets(overrides: Sequence[str], key: str) -> bool:
+    return any(_key(text) == key for text in overrides)

@@ -1,0 +1,245 @@
+"""Compare ideas by cross-validation in one command: ``python -m brats_lightning.study folds=5 'arms={…}'``."""
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from brats_lightning.config.entry_point import entry_point
+from brats_lightning.config.jobs import run_jobs
+from brats_lightning.config.sweep import forget_outcome
+from brats_lightning.runtime.files import make_folder, write_json, write_text
+from brats_lightning.runtime.locks import claimed
+
+if TYPE_CHECKING:
+    from brats_lightning.config.study import Job, Study
+    from brats_lightning.data.cases import Case
+    from brats_lightning.evaluation.study import HeldOut
+
+log = logging.getLogger(__name__)
+
+
+def study(cfg: DictConfig) -> dict[str, Any]:
+    """Train every arm × fold × seed, predict and score what each held out, and compare the arms.
+
+    Args:
+        cfg: a resolved config as ``conf/study.yaml`` composes it.
+
+    Returns:
+        The content of ``summary.json``; with ``dry_run`` the jobs and what they take.
+
+    Raises:
+        StudyError: settings that make no study, or others than those that the folder's study began with.
+        CaseError: there are faulty cases, and ``data.on_bad_case`` is ``error``.
+        SystemExit: jobs failed; their reasons are in the table.
+    """
+    from brats_lightning.config.build import build_part
+    from brats_lightning.config.study import Study
+
+    asked = Study.of(cfg)
+    configs = asked.configs()
+    asked.check(configs)
+    first = next(iter(configs.values()))
+    cases = [case for case in build_part("data.source", first.data.source, _partial_=True)() if case.mask is not None]
+    plan = _announce(asked, configs, cases)
+    if cfg.dry_run:
+        return plan
+    with claimed(make_folder(asked.folder) / ".lock", f"the study {asked.folder}"):
+        asked.record(configs)
+        _fill_cache(asked, configs)
+        _train(asked)
+        _predict(asked, configs)
+        summary = _results(asked, cfg, cases)
+    if failed := [job for job in asked.jobs if not job.predicted.is_file()]:
+        log.error("%d of %d jobs failed; the same command tries them again", len(failed), len(asked.jobs))
+        raise SystemExit(1)
+    return summary
+
+
+def _announce(asked: "Study", configs: Mapping[str, DictConfig], cases: Sequence["Case"]) -> dict[str, Any]:
+    """Show the jobs, how far they are, and what those that are left take."""
+    from brats_lightning.config.study_estimate import estimate
+    from brats_lightning.data.nifti import UnreadableFile, read_header
+    from brats_lightning.runtime.console import show, table_of
+
+    shapes = []
+    for case in cases:
+        with suppress(UnreadableFile):  # which is reported when the cache is filled
+            shapes.append(read_header(next(iter(case.images.values()))).grid.shape[::-1])
+    held_out = shapes[:: asked.folds]
+    here = "slurm" not in str(HydraConfig.get().runtime.choices.get("launcher"))
+    rows, hours, written = [], 0.0, 0
+    for arm, config in configs.items():
+        each = estimate(config, here, len(cases) - len(held_out), held_out)
+        own = [job for job in asked.jobs if job.arm == arm]
+        left = [job for job in own if not job.trained]
+        hours, written = hours + len(left) * (each.hours or math.nan), written + len(left) * each.bytes
+        rows.append([arm, " ".join(asked.arms[arm]) or "–", len(own), len(own) - len(left), _hours(each.hours)])
+    show(table_of(["arm", "overrides", "jobs", "finished", "hours each"], rows, f"study {asked.folder}"))
+    log.info(
+        "%d cases, %d folds, seeds %s: %d trainings left, about %s and %.1f GB", len(cases), asked.folds,
+        ", ".join(map(str, asked.seeds)), sum(not job.trained for job in asked.jobs), _hours(hours), written / 1e9,
+    )  # fmt: skip
+    return {"jobs": [str(job) for job in asked.jobs], "hours": hours, "bytes": written}
+
+
+def _hours(hours: float | None) -> str:
+    if hours is None or math.isnan(hours):
+        return "an unknown time"
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"
+
+
+def _fill_cache(asked: "Study", configs: Mapping[str, DictConfig]) -> None:
+    """Preprocess the cases for every arm, and deal their patients into the folds if that has not been done."""
+    from brats_lightning.config.build import build_data, describe_data, with_spacing
+    from brats_lightning.config.study import FOLDS
+
+    for number, cfg in enumerate(configs.values()):
+        dealing: Any = OmegaConf.merge(with_spacing(cfg), {"data": asked.first_fold(cfg)})
+        del dealing.sampling, dealing.copy_paste  # which would read the training cases
+        data = build_data(dealing)
+        if not number:
+            log.info("data: %s", describe_data(cfg))
+        data.prepare_data()
+        if not number and not (asked.folder / FOLDS).is_file():
+            data.setup("fit")
+            write_json(asked.folder / FOLDS, [asdict(split) for split in data.folds(asked.folds)])
+
+
+class _Progress:
+    """Says of each job that it has ended, by looking at its folder."""
+
+    def __init__(self, what: str, jobs: Sequence["Job"], state: Callable[["Job"], str | None]) -> None:
+        self.what, self.jobs, self.state = what, jobs, state
+        self.ended = {job for job in jobs if state(job)}
+        log.info("%s: %d of %d jobs are left", what, len(jobs) - len(self.ended), len(jobs))
+
+    def __call__(self) -> None:
+        for job in self.jobs:
+            if job not in self.ended and (state := self.state(job)):
+                self.ended.add(job)
+                log.info("%s %d of %d: %s: %s", self.what, len(self.ended), len(self.jobs), job, state.splitlines()[0])
+
+
+def _train(asked: "Study") -> None:
+    """Run the trainings that are left; those that failed in an earlier start are tried again."""
+    for job in asked.jobs:
+        if job.failure and not job.diverged:
+            forget_outcome(job.folder)
+    crashed: set[Job] = set()
+    while left := [job for job in asked.jobs if not job.ended and job not in crashed]:
+        for job in left:
+            job.check_free()
+        shown = _Progress("training", asked.jobs, lambda job: job.failure or ("finished" if job.trained else None))
+        run_jobs("train", asked.flags, [job.training() for job in left], asked.folder, shown)
+        if not any(job.ended for job in left):  # the first of them ends the process in which they run
+            log.error("%s: its process was ended from outside; perhaps the memory was too small", left[0])
+            crashed.add(left[0])
+
+
+def _predict(asked: "Study", configs: Mapping[str, DictConfig]) -> None:
+    trained = [job for job in asked.jobs if job.trained]
+    if left := [job for job in trained if not job.predicted.is_file()]:
+        shown = _Progress("prediction", trained, lambda job: "finished" if job.predicted.is_file() else None)
+        run_jobs("predict", asked.flags, [job.prediction(configs[job.arm]) for job in left], asked.folder, shown)
+
+
+def _results(asked: "Study", cfg: DictConfig, cases: Sequence["Case"]) -> dict[str, Any]:
+    """Score all predictions; write the tables, the ensembles and the page."""
+    from brats_lightning.config.build import describe_data
+    from brats_lightning.config.study import FOLDS
+    from brats_lightning.data.splits import read_split
+    from brats_lightning.evaluation.report.pages import study_page
+    from brats_lightning.evaluation.results import csv_text, json_text
+    from brats_lightning.evaluation.study import compare_arms, score_rows
+
+    held_out = [read_split(asked.folder / FOLDS, "folds", fold)["val"] for fold in range(asked.folds)]
+    fold_of = {case: fold for fold, names in enumerate(held_out) for case in names}
+    found = _scores(asked, cfg, cases, held_out)
+    summary = {protocol: compare_arms(tables, protocol, cfg.resamples, 0) for protocol, tables in found.items()}
+    for number, (protocol, tables) in enumerate(found.items()):
+        names = [f"scores_{protocol}.csv"] * (len(found) > 1) + ["scores.csv"] * (not number)
+        for name in names:
+            write_text(asked.folder / name, csv_text(score_rows(tables, fold_of)))
+    write_text(asked.folder / "summary.json", json_text(summary))
+    facts = {
+        "folds": asked.folds,
+        "seeds": asked.seeds,
+        "data": describe_data(cfg),
+        "jobs": [
+            {
+                **{name: getattr(job, name) for name in ("arm", "seed", "fold")},
+                "cases": len(held_out[job.fold]),
+                "finished": job.predicted.is_file(),
+                "state": job.state,
+            }
+            for job in asked.jobs
+        ],
+        "arms": {arm: asked.write_arm(arm) for arm in asked.arms},
+        "tuning": [],
+    }
+    write_text(asked.folder / "report.html", study_page(cfg.name, facts, summary))
+    _show(summary, asked)
+    return summary
+
+
+def _show(summary: Mapping[str, Any], asked: "Study") -> None:
+    """The main score of each arm, on the terminal."""
+    from brats_lightning.evaluation.report.wording import number
+    from brats_lightning.metrics.official import headline_columns
+    from brats_lightning.runtime.console import show, table_of
+
+    for protocol, found in summary.items():
+        column = headline_columns(protocol)[0]
+        rows = []
+        for name, method in found["methods"].items():
+            cells = (row[column] for row in method["scores"].values())
+            texts = [f"{number(cell['mean'])} [{number(cell['low'])}, {number(cell['high'])}]" for cell in cells]
+            rows.append([name, *texts, method["cases"]])
+        if rows:
+            regions = next(iter(found["methods"].values()))["scores"]
+            show(table_of(["arm", *map(str.upper, regions), "cases"], rows, f"{column}, {protocol}"))
+    log.info("report: %s", asked.folder / "report.html")
+
+
+def _scores(
+    asked: "Study", cfg: DictConfig, cases: Sequence["Case"], held_out: Sequence[Sequence[str]]
+) -> dict[str, list["HeldOut"]]:
+    """Protocol → the scores of each arm and seed on the cases that its models held out, with a report of each."""
+    from brats_lightning.core.labels import LabelScheme, with_ignored
+    from brats_lightning.evaluation.results import ReportSettings, write_results
+    from brats_lightning.evaluation.scoring import Scoring, case_workers, prepare_evaluation, score_pairs
+    from brats_lightning.evaluation.study import HeldOut
+
+    scheme = LabelScheme(tuple(cfg.data.labels))
+    label_map = with_ignored(cfg.data.label_map, cfg.data.ignore_label, scheme)
+    scoring = Scoring(scheme, list(cfg.protocols), label_map=label_map, tolerance=cfg.data.affine_tolerance)
+    ids = {case.mask: case.id for case in cases}
+    found: dict[str, list[HeldOut]] = {protocol: [] for protocol in scoring.protocols}
+    with case_workers(cfg.processes) as pool:
+        for (arm, seed), jobs in asked.groups().items():
+            predicted = [job for job in jobs if job.predicted.is_file()]
+            chosen = [case for job in predicted for case in held_out[job.fold]]
+            if not chosen:
+                continue
+            folder, name = predicted[0].predictions, f"{arm}, seed {seed}"
+            prepared = prepare_evaluation(name, folder, asked.folder, scoring, "score", chosen, cases, pool)
+            evaluation = score_pairs(prepared, pool)
+            write_results([evaluation], folder.parent / "scores", ReportSettings(cfg.resamples, 0), pool)
+            for protocol in scoring.protocols:
+                scored = zip(evaluation.pairs, evaluation.cases, strict=True)
+                tables = {ids[pair.reference]: case.official[protocol] for pair, case in scored}
+                found[protocol].append(HeldOut(arm, seed, False, tables))
+    return found
+
+
+main = partial(entry_point, "study", study)
+
+if __name__ == "__main__":
+    main()
