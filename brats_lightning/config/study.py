@@ -218,14 +218,15 @@ class Study:
             keys = plain[first].keys() | plain[arm].keys()
             differ = [key for key in sorted(keys) if plain[first].get(key) != plain[arm].get(key)]
             if fault := next((key for key in differ if within(key, _COMMON)), None):
+                one, other = plain[first].get(fault), plain[arm].get(fault)
                 raise StudyError(
-                    f"{fault} is {plain[first].get(fault)} in the arm {first} and {plain[arm].get(fault)} in {arm}; arms "
-                    "are compared on the same cases by the same scores"
+                    f"{fault} is {one} in the arm {first} and {other} in {arm}; arms are compared on the same cases by "
+                    "the same scores"
                 )
         return found
 
     def first_fold(self, cfg: DictConfig) -> dict[str, Any]:
-        """Settings of ``data`` that deal an arm's patients into the folds: by their number, or by the user's own file."""
+        """Settings of ``data`` that deal the patients into the folds: by their number, or by the user's own file."""
         return {"fold": 0} if cfg.data.split_file else {"fold": 0, "folds": self.folds}
 
     def check(self, configs: Mapping[str, DictConfig]) -> None:

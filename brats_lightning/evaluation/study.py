@@ -54,9 +54,9 @@ def compare_arms(found: Sequence[HeldOut], protocol: str, resamples: int, seed: 
     every one of them has; p-values are corrected together for all pairs and regions of a column.
 
     Returns:
-        ``cases``: how many; ``methods``: name → ``scores``, as `summarise` gives them, ``seeds``: for each seed the mean
-        of the protocol's main column over the regions' means, and ``cases``; ``differences``: as `paired_differences`
-        gives them, with ``p_adjusted``.
+        ``cases``: how many all methods have; ``methods``: name → ``scores`` as `summarise` gives them, ``seeds`` (for
+        each the mean of the main column over the regions' means) and ``cases``; ``differences`` as
+        `paired_differences` gives them, with ``p_adjusted``.
     """
     methods: dict[str, dict[int, Mapping[str, Table]]] = {}
     for each in found:

@@ -195,8 +195,8 @@ def methods_chart(methods: Mapping[str, Mapping[str, Any]], protocol: str) -> Ch
         axes.grid(axis="x")
         figure.legend(loc="outside upper left", ncols=min(3, len(methods)))
 
-    rows = len(methods) * len(regions)
-    return Chart("Mean scores of the arms", (_WIDTH, 1.2 + 0.22 * rows + 0.2 * (len(methods) // 3)), draw, table)
+    height = 1.2 + 0.22 * len(methods) * len(regions) + 0.2 * (len(methods) // 3)
+    return Chart("Mean scores of the arms", (_WIDTH, height), draw, table)
 
 
 def difference_chart(differences: Sequence[Mapping[str, Any]], distances: bool) -> Chart:
