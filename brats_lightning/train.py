@@ -27,6 +27,7 @@ from brats_lightning.config.resume import announce_resume, expand, refuse_used_f
 from brats_lightning.config.sweep import forget_outcome, record_failure
 from brats_lightning.runtime.files import make_folder, remove_leftovers, write_json, write_text
 from brats_lightning.runtime.locks import claimed
+from brats_lightning.runtime.workers import end_with_parent
 from brats_lightning.training import processes
 
 if TYPE_CHECKING:
@@ -250,6 +251,7 @@ def _worst(cfg: DictConfig) -> float:
 def _run(cfg: DictConfig) -> float | None:
     from brats_lightning.training.callbacks.finite import NotFinite
 
+    end_with_parent()  # a worker of the joblib launcher, which would train on without it
     folder = make_folder(cfg.paths.run_dir)
     if not processes.is_first_process():
         return objective_value(cfg, train(cfg))
@@ -285,7 +287,6 @@ def _say_what_is_next(cfg: DictConfig) -> None:
 def join(config: str) -> None:
     """Train as a further process of a job, by the config file that the job's first process has written."""
     from brats_lightning.config.resolvers import register_resolvers
-    from brats_lightning.runtime.workers import end_with_parent
 
     end_with_parent(os.getppid())
     register_resolvers()
