@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _JOIN = "import sys; from brats_lightning.train import join; join(sys.argv[1])"
-# The groups whose choices TensorBoard's table of runs shows.
+# The groups whose choices a table of runs shows.
 _CHOICES = ("model", "loss", "data", "sampling", "augmentation", "optimizer")
 # Settings that make no difference to a score.
 _INDIFFERENT = ("paths.", "hydra.", "logger.", "callbacks.", "data.root", "data.workers", "data.cache")
@@ -64,6 +64,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from brats_lightning.config.checkpoint import read_checkpoint
     from brats_lightning.runtime.memory import keep_freed_memory
     from brats_lightning.training.baseline import best_threshold_dice
+    from brats_lightning.training.trackers import followed
 
     _check(cfg)
     trainer = build_trainer(cfg)
@@ -82,7 +83,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         data.check_shared_memory(trainer.num_devices)
         _introduce(cfg, trainer, model)
     others = [sys.executable, "-c", _JOIN, str(run_dir / "config.yaml")]
-    with processes.exit_codes(), processes.other_processes(trainer, others):
+    with processes.exit_codes(), processes.other_processes(trainer, others), followed(trainer):
         scores = _fit_and_test(cfg, saved, trainer, model, data)
         results = {name: float(value) for name, value in sorted(scores.items()) if "/" in name}
         if first:
@@ -202,18 +203,18 @@ def _fit_and_test(
 
 
 def _report(results: dict[str, float], cfg: DictConfig, trainer: "pl.Trainer") -> None:
-    from brats_lightning.training.tensorboard import TensorBoard
+    from brats_lightning.training.trackers import trackers
 
     run_dir = Path(cfg.paths.run_dir)
     final = {name: value if math.isfinite(value) else None for name, value in results.items()}
     write_json(run_dir / "metrics.json", final)
     printed = [name for pattern in _PRINTED for name in results if re.fullmatch(pattern, name)]
-    if isinstance(trainer.logger, TensorBoard):
-        logged = {name: results[name] for name in printed if name not in trainer.callback_metrics}  # the rest has been
-        trainer.logger.log_metrics(logged, trainer.global_step)
-        scores = {name: results[name] for name in printed if math.isfinite(results[name])}
-        trainer.logger.log_outcome(_columns(cfg), scores)
-        trainer.logger.save()
+    logged = {name: results[name] for name in printed if name not in trainer.callback_metrics}  # the rest has been
+    for logger in trainer.loggers:
+        logger.log_metrics(logged, trainer.global_step)
+    scores = {name: results[name] for name in printed if math.isfinite(results[name])}
+    for tracker in trackers(trainer):
+        tracker.add_outcome(_columns(cfg), scores, str(run_dir / "checkpoints/best.ckpt"))
     for name in printed:
         cases = "" if name.startswith("best/") else f"{cfg.test_on} cases, "
         log.info("%-36s %.4f   (%sbest.ckpt)", name, results[name], cases)

@@ -265,7 +265,7 @@ _LEAST = {"check_val_every_n_epoch": 1, "accumulate_grad_batches": 1, "gradient_
 
 
 def build_trainer(cfg: DictConfig) -> "pl.Trainer":
-    """Lightning's trainer with the configured callbacks and logger."""
+    """Lightning's trainer with the configured callbacks and loggers."""
     import torch
     from pytorch_lightning.plugins.io import CheckpointIO
 
@@ -282,13 +282,13 @@ def build_trainer(cfg: DictConfig) -> "pl.Trainer":
             raise ValueError(f"trainer.{name} must be {least} or more, got {value}")
     settings.setdefault("enable_progress_bar", False)  # Lightning's; ours is callbacks.progress
     callbacks = [build_part(f"callbacks.{name}", node) for name, node in (cfg.callbacks or {}).items() if node]
-    logger = build_part("logger", cfg.logger) if cfg.logger else False
+    loggers = [build_part(f"logger.{name}", node) for name, node in (cfg.logger or {}).items() if node]
     plugins = [build_part("trainer.plugins", node) for node in settings.pop("plugins", None) or ()]
     with settings_of("trainer"):
         plugins += [environment] if (environment := cluster_environment()) else []
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         plugins.append(WholeCheckpoints())
-    trainer = build_part("trainer", settings, callbacks=callbacks, logger=logger, plugins=plugins)
+    trainer = build_part("trainer", settings, callbacks=callbacks, logger=loggers or False, plugins=plugins)
     check_processes(trainer)
     return trainer
 

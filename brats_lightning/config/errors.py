@@ -25,6 +25,7 @@ _FOREIGN = {
     r"No supported gpu backend|torch_xla": "trainer: PyTorch finds no such device on this machine (for a GPU it needs "
     "a driver, and a build of PyTorch for CUDA); trainer=auto takes a GPU where there is one, trainer=cpu none",
     r"You requested gpu: \[": "there are fewer GPUs than trainer.devices asks for; trainer=ddp takes all there are",
+    r"Requirement '(wandb|mlflow)\W.* not met": "logger={0} needs the extra {0}: pip install 'brats-lightning[{0}]'",
     r"Could not find 'hydra/(?:launcher|sweeper)/(joblib|submitit\w*|optuna)'": "{0} needs the extra sweep: "
     "pip install 'brats-lightning[sweep]'",
 }

@@ -31,8 +31,9 @@ def next_commands(cfg: DictConfig) -> list[tuple[str, str]]:
         cases = [f"input={(folder := _folder(cfg))}"]
     references = [f"references={folder}", *_label_settings(cfg)] if by_folder else cases
     scores = [f"predictions={masks}", *references, *chosen, f"output={run / 'scores'}"]
+    curves = [("curves and pictures", shlex.join(["tensorboard", "--logdir", str(run)]))]
     return [
-        ("curves and pictures", shlex.join(["tensorboard", "--logdir", str(run)])),
+        *(curves if "tensorboard" in (cfg.logger or {}) else []),
         (f"masks of the {part} cases", _command("predict", f"ckpt={ckpt}", *cases, *chosen, f"output={masks}")),
         ("their scores, with a report", _command("evaluate", *scores)),
         ("better post-processing", _command("tune", f"ckpt={ckpt}")),

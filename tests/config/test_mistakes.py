@@ -43,7 +43,7 @@ def says(tmp_path, monkeypatch, capsys):
 TYPED = {
     "a wrong choice": ("train", ["model=unett"], "model=unett: there is no such choice; did you mean model=unet?"),
     "a choice in capitals": ("train", ["model=UNet"], "did you mean model=unet?"),
-    "a choice that is not there": ("train", ["logger=wandb"], "there are none, tensorboard"),
+    "a choice that is not there": ("train", ["logger=comet"], "there are csv, mlflow, none, tensorboard, wandb"),
     "a folder for a layout": ("train", ["data=/data/x"], "data=brats_mets data.root=/data/x"),
     "a wrong nested key": ("train", ["model.width=[8]"], "did you mean 'model.widths=[8]'?"),
     "a key without its group": ("train", ["lr=0.1"], "did you mean optimizer.lr=0.1?"),

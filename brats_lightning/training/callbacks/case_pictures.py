@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 from jaxtyping import UInt8
-from pytorch_lightning.loggers import TensorBoardLogger
 
 from brats_lightning.data.cache.entry import CachedCase
 from brats_lightning.evaluation.slices import Shown, draw_case
+from brats_lightning.training.trackers import trackers
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class _Predicted:
 
 
 class CasePictures(pl.Callback):
-    """Add pictures to TensorBoard at each validation: see `draw_case`.
+    """Show pictures at each validation: see `draw_case`.
 
     With several processes, those of the first one's cases.
     """
@@ -47,7 +47,7 @@ class CasePictures(pl.Callback):
         dataloader_idx: int = 0,  # noqa: ARG002
     ) -> None:
         """Keep a case."""
-        if outputs is None or not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
+        if outputs is None or not trackers(trainer) or not trainer.is_global_zero:
             return
         packed = zlib.compress(outputs["labels"].cpu().numpy().tobytes(), 1)
         dice = pl_module.case_scores["val"].of(batch.case.id)["dice_mean"]
@@ -65,7 +65,6 @@ class CasePictures(pl.Callback):
                 scored = f"{name} of {len(ranked)} cases by Dice after post-processing"
                 title = f"{scored}, drawn before it · step {trainer.global_step}"
                 picture = draw_case(Shown.of(title, each.case, each.labels, pl_module.scheme))
-                trainer.logger.experiment.add_image(  # type: ignore[union-attr]
-                    f"validation/{name}", picture, trainer.global_step, dataformats="HWC"
-                )
+                for tracker in trackers(trainer):
+                    tracker.add_picture(f"validation/{name}", picture, trainer.global_step)
         self._cases = []

@@ -1,4 +1,4 @@
-"""TensorBoard beyond curves: their arrangement, the run in words, and how fast it is."""
+"""What a run is, for those who follow it: the arrangement of its curves, config and network, and how fast it is."""
 
 import time
 from collections.abc import Sequence
@@ -6,19 +6,16 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import yaml
 from torch import nn
 
 from brats_lightning.core.labels import LabelScheme
 from brats_lightning.runtime.memory import held_memory
 from brats_lightning.training.module import Segmentation
-from brats_lightning.training.tensorboard import TensorBoard
-
-Layout = dict[str, dict[str, list[Any]]]
+from brats_lightning.training.trackers import Layout, trackers
 
 
 class Dashboard(pl.Callback):
-    """Arranges the curves, adds config and network as text, and logs speed and memory as often as the loss.
+    """Arranges the curves, shows config and network, and logs speed and memory as often as the loss.
 
     ``speed/waiting_for_data`` is the share of the time in which the training waited for its next batch. Validations do
     not count. Nothing here makes the host wait for a GPU.
@@ -26,12 +23,10 @@ class Dashboard(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Arrange the curves and describe the run."""
-        if isinstance(trainer.logger, TensorBoard) and isinstance(pl_module, Segmentation) and trainer.is_global_zero:
-            board = trainer.logger.experiment
-            board.add_custom_scalars(layout(pl_module.score_names, pl_module.scheme, pl_module.protocols))
-            config = yaml.safe_dump(dict(pl_module.config), sort_keys=False, allow_unicode=True)
-            board.add_text("run/config", f"```yaml\n{config}```", trainer.global_step)
-            board.add_text("run/network", network_table(pl_module.network), trainer.global_step)
+        if isinstance(pl_module, Segmentation) and trainer.is_global_zero and (followers := trackers(trainer)):
+            curves = layout(pl_module.score_names, pl_module.scheme, pl_module.protocols)
+            for tracker in followers:
+                tracker.add_config(pl_module.config, network_table(pl_module.network), curves, trainer.global_step)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:  # noqa: ARG002
         """Start the clock."""
@@ -60,8 +55,8 @@ class Dashboard(pl.Callback):
         memory = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else held_memory()
         values = {"steps_per_second": steps / seconds, "patches_per_second": self._patches / seconds}
         values |= {"waiting_for_data": waited / seconds, "memory_gb": memory / 1e9}
-        if trainer.logger is not None:
-            trainer.logger.log_metrics({f"speed/{name}": value for name, value in values.items()}, trainer.global_step)
+        for logger in trainer.loggers:
+            logger.log_metrics({f"speed/{name}": value for name, value in values.items()}, trainer.global_step)
         self._restart(trainer)
 
     def _restart(self, trainer: pl.Trainer) -> None:

@@ -6,16 +6,16 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Float32, Int64, UInt8
-from pytorch_lightning.loggers import TensorBoardLogger
 
 from brats_lightning.core.labels import IGNORE, LabelScheme, in_classes
+from brats_lightning.training.trackers import Curve, trackers
 
 THRESHOLDS = 101  # 0, 0.01, … 1
 _NEVER = 0.005  # probability of any tumour below which a voxel counts as 0 for each region
 
 
 class PrecisionRecall(pl.Callback):
-    """Add a curve for each region to TensorBoard's tab *PR curves* at each validation."""
+    """Show a curve for each region at each validation."""
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:  # noqa: ARG002
         """Begin at zero."""
@@ -31,20 +31,19 @@ class PrecisionRecall(pl.Callback):
         dataloader_idx: int = 0,  # noqa: ARG002
     ) -> None:
         """Count the voxels of a case."""
-        if outputs is not None and isinstance(trainer.logger, TensorBoardLogger):
+        if outputs is not None and trackers(trainer):
             self._counts += count_probabilities(outputs["probabilities"], batch.case.mask(), pl_module.scheme)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Add up all processes, and draw."""
-        if trainer.sanity_checking or not isinstance(trainer.logger, TensorBoardLogger):
+        if trainer.sanity_checking or not trackers(trainer):
             return
         counts = trainer.strategy.reduce(torch.from_numpy(self._counts).to(pl_module.device), reduce_op="sum")
         if trainer.is_global_zero:
-            for region, (outside, inside) in zip(pl_module.scheme.regions, counts.cpu().numpy(), strict=True):
-                if inside.any():
-                    trainer.logger.experiment.add_pr_curve_raw(
-                        f"val/{region}", *curve(outside, inside), trainer.global_step, num_thresholds=THRESHOLDS
-                    )
+            tables = zip(pl_module.scheme.regions, counts.cpu().numpy(), strict=True)
+            curves = {region: curve(outside, inside) for region, (outside, inside) in tables if inside.any()}
+            for tracker in trackers(trainer):
+                tracker.add_precision_recall(curves, trainer.global_step)
 
 
 def count_probabilities(
@@ -68,7 +67,7 @@ def count_probabilities(
     return counts
 
 
-def curve(outside: Int64[np.ndarray, " n"], inside: Int64[np.ndarray, " n"]) -> tuple[np.ndarray, ...]:
+def curve(outside: Int64[np.ndarray, " n"], inside: Int64[np.ndarray, " n"]) -> Curve:
     """True positives, false positives, true negatives, false negatives, precision and recall at each threshold."""
     tp, fp = (np.cumsum(counts[::-1])[::-1] for counts in (inside, outside))
     precision = tp / np.maximum(tp + fp, 1)

@@ -1,4 +1,4 @@
-"""What TensorBoard gets besides curves."""
+"""What trackers get besides curves."""
 
 import time
 from types import SimpleNamespace
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
 from brats_lightning.core.labels import BRATS_METS, IGNORE
@@ -16,6 +15,7 @@ from brats_lightning.data.cache.entry import CachedCase
 from brats_lightning.training.callbacks import CasePictures, Dashboard
 from brats_lightning.training.callbacks.dashboard import layout, network_table
 from brats_lightning.training.callbacks.precision_recall import THRESHOLDS, count_probabilities, curve
+from brats_lightning.training.trackers import Tracker
 
 
 def test_curves_are_grouped_by_what_is_read_together():
@@ -40,7 +40,7 @@ def test_waiting_and_patches_are_counted_between_two_logs(monkeypatch):
     clock = iter([0.0, 8.0, 8.0])  # start · after two steps · start anew
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     logger, root = MagicMock(), SimpleNamespace(root_device=torch.device("cpu"))
-    trainer = MagicMock(spec=pl.Trainer, global_step=10, world_size=2, strategy=root, logger=logger)
+    trainer = MagicMock(spec=pl.Trainer, global_step=10, world_size=2, strategy=root, loggers=[logger])
     trainer.log_every_n_steps = 2
     trainer.train_dataloader = SimpleNamespace(waited=1.5)
     batch = SimpleNamespace(image=torch.zeros(3, 1))
@@ -69,8 +69,8 @@ def case(name, dice):
 
 
 def pictures_of(cases):
-    logger = MagicMock(spec=TensorBoardLogger)
-    trainer = MagicMock(spec=pl.Trainer, logger=logger, global_step=5, is_global_zero=True, sanity_checking=False)
+    tracker = MagicMock(spec=Tracker)
+    trainer = MagicMock(spec=pl.Trainer, loggers=[tracker], global_step=5, is_global_zero=True, sanity_checking=False)
     scores = {each.id: {"dice_mean": each.dice} for each in cases}
     module = SimpleNamespace(case_scores={"val": SimpleNamespace(of=scores.get)}, scheme=BRATS_METS)
     callback = CasePictures()
@@ -80,7 +80,7 @@ def pictures_of(cases):
         callback.on_validation_batch_end(trainer, module, {"labels": labels}, SimpleNamespace(case=each), 0)
     callback.on_validation_batch_end(trainer, module, None, SimpleNamespace(case=None), 0)  # counted elsewhere
     callback.on_validation_epoch_end(trainer, module)
-    return [call.args[0] for call in logger.experiment.add_image.call_args_list], callback
+    return [call.args[0] for call in tracker.add_picture.call_args_list], callback
 
 
 def test_best_median_and_worst_are_drawn(monkeypatch):
