@@ -11,10 +11,10 @@ help: ## list these targets
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[dev,sweep,codecs,monai,wandb,mlflow]'
+	$(BIN)/python -m pip install --quiet -e '.[dev,all]'
 	@touch $@
 
-setup: $(VENV)/installed ## make .venv with the program and its extras dev, sweep, codecs, monai, wandb, mlflow
+setup: $(VENV)/installed ## make .venv with the program, its extras, and the tools of its development
 
 # One thread: several would wait for the slowest, which on a busy machine shares its core with other work.
 train: setup ## run a first training on synthetic data, in minutes and without any download

@@ -86,6 +86,8 @@ class InstanceNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b c z y x"]:
         """Each channel of each sample with mean 0 and variance 1, then scaled and shifted."""
+        if torch.compiler.is_exporting():  # for a batch of any size
+            return self._normalise(torch.instance_norm, x)
         if len(x) == 1 or x.is_contiguous(memory_format=torch.channels_last_3d):
             samples = [self._normalise(torch.batch_norm, sample) for sample in x.split(1)]
             return samples[0] if len(samples) == 1 else torch.cat(samples)

@@ -32,7 +32,7 @@ PACKAGES = ("torch", "pytorch-lightning", "monai", "numpy", "scipy")
 # share one training, and so do versions of the program.
 PREDICTION = ("inference", "postprocessing")
 # Commands of the program that no run of the arena calls.
-IDLE = ("evaluate", "preprocess", "submission", "tune")
+IDLE = ("evaluate", "export", "preprocess", "submission", "tune")
 # Names and places, at the top of a config and in its data: the cases' fingerprint stands for them.
 PLACES = ("paths", "seed", "name", "description", "root", "source", "background", "cache_workers")
 
