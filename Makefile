@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: help setup train test coverage lint format oracle bench docs tensorboard wheel clean
+.PHONY: help setup train test coverage lint format oracle parity bench docs tensorboard wheel clean
 
 help: ## list these targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ oracle: setup ## compare the brats2026 scores with the official program, in a se
 
 bench: .venv-bench/installed ## time data, training, inference and start against MONAI and nnU-Net; some rows: BENCH="patches --cases DIR"
 	.venv-bench/bin/python -m tests.benchmarks $(BENCH)
+
+parity: .venv-bench/installed ## compare networks and checkpoints with nnU-Net's, in the environment of the benchmarks
+	.venv-bench/bin/python -m pytest tests/parity
 
 $(VENV)/docs: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet -e '.[docs]'

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from brats_lightning.config.resolvers import config_dir, register_resolvers
-from brats_lightning.models import AttentionUNet, ResUNet, UNet
+from brats_lightning.models import AttentionUNet, ResEncUNet, ResUNet, UNet
 from brats_lightning.runtime.device import choose_device
 
 
@@ -28,7 +28,7 @@ class Slices(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("settings", [{}, {"upsampling": "trilinear", "norm": "group", "stem": 2}])
-@pytest.mark.parametrize("network", [UNet, AttentionUNet, ResUNet])
+@pytest.mark.parametrize("network", [UNet, AttentionUNet, ResUNet, ResEncUNet])
 def test_autocast_of_a_gpu_reaches_the_logits(network, settings):
     model = network(2, 4, (4, 8, 8), deep_supervision=1, **settings)
     with FakeTensorMode(allow_non_fake_inputs=False), Slices(), torch.no_grad():

@@ -25,7 +25,7 @@ from brats_lightning.inference.ensemble import Ensemble, TrainedModel
 from brats_lightning.inference.windows import SlidingWindow
 from brats_lightning.losses import DeepSupervision, KnownVoxels
 from brats_lightning.metrics.voxel import CaseScores, confusion_matrix, voxel_scores
-from brats_lightning.models import AttentionUNet, ResUNet, UNet
+from brats_lightning.models import AttentionUNet, ResEncUNet, ResUNet, UNet
 from brats_lightning.runtime import device as devices
 from tests.elsewhere import DEVICE, Elsewhere, elsewhere
 
@@ -36,6 +36,7 @@ TARGETS |= {"partly": RegionTarget(BRATS_METS, partly_labelled=True)}
 NETWORKS = {
     "unet": lambda: UNet(2, 4, (4, 8, 8), deep_supervision=1, norm="group"),
     "attention_unet": lambda: AttentionUNet(2, 4, (4, 8, 8), upsampling="trilinear", norm="batch"),
+    "resenc": lambda: ResEncUNet(2, 4, (4, 8, 8), deep_supervision=1),
     "resunet": lambda: ResUNet(2, 4, (4, 8, 8), deep_supervision=1, stem=2, strides=[[1, 2, 2], 2]),
 }
 

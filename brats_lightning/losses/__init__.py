@@ -12,3 +12,4 @@ from brats_lightning.losses.instances import BlobLoss as BlobLoss
 from brats_lightning.losses.instances import ComponentDiceLoss as ComponentDiceLoss
 from brats_lightning.losses.instances import LesionFocalLoss as LesionFocalLoss
 from brats_lightning.losses.known_voxels import KnownVoxels as KnownVoxels
+from brats_lightning.losses.top_k import TopKCrossEntropy as TopKCrossEntropy

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from functools import reduce
 from typing import Any, TypeVar
 
 import torch
@@ -127,6 +128,29 @@ class Convolution(nn.Conv3d):
         return super().forward(x)
 
 
+class SingleConvBlock(nn.Module):
+    """Convolution, norm, activation. ``dropout`` acts between convolutions, so here it does nothing."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: PerAxis,
+        stride: PerAxis,
+        norm: str,
+        activation: str,
+        dropout: float | int,  # noqa: ARG002
+    ) -> None:
+        super().__init__()
+        self.conv1 = Convolution(in_channels, out_channels, kernel, stride)
+        self.norm1 = make_norm(norm, out_channels)
+        self.activation = make_activation(activation)
+
+    def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b k _ _ _"]:
+        """Features of ``ceil(n / stride)`` voxels along each axis."""
+        return self.activation(self.norm1(self.conv1(x)))
+
+
 class ConvBlock(nn.Module):
     """The plain block: (convolution, norm, activation) twice, the first strided, dropout between the two."""
 
@@ -166,15 +190,69 @@ class ResidualBlock(ConvBlock):
     convolution would take another tenth of a step.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: PerAxis, stride: PerAxis, *settings: Any) -> None:
-        super().__init__(in_channels, out_channels, kernel, stride, *settings)
-        self.shortcut: nn.Module = nn.Identity()
-        if in_channels != out_channels or stride != (1, 1, 1):
-            self.shortcut = Convolution(in_channels, out_channels, (1, 1, 1), stride)
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: PerAxis, stride: PerAxis, norm: str, *settings: Any
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel, stride, norm, *settings)
+        self.shortcut = self.make_shortcut(in_channels, out_channels, stride, norm)
+
+    @staticmethod
+    def make_shortcut(in_channels: int, out_channels: int, stride: PerAxis, norm: str) -> nn.Module:  # noqa: ARG004
+        """What brings the input to the channels and size of the residue."""
+        same = in_channels == out_channels and stride == (1, 1, 1)
+        return nn.Identity() if same else Convolution(in_channels, out_channels, (1, 1, 1), stride)
 
     def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b k _ _ _"]:
         """Features of ``ceil(n / stride)`` voxels along each axis."""
         return self.activation(self.residue(x).add_(self.shortcut(x)))
+
+
+class BlockMean(nn.Module):
+    """Means over blocks of ``stride`` voxels, at the border over what there is of a block.
+
+    Where the size is a multiple of the stride, what ``nn.AvgPool3d(stride)`` computes. That one takes no bfloat16 on a
+    CPU, and no size below the stride; elsewhere it copies channels-last features to another layout.
+    """
+
+    def __init__(self, stride: PerAxis) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b c _ _ _"]:
+        """Features of ``ceil(n / stride)`` voxels along each axis."""
+        rest = [-n % s for n, s in zip(x.shape[2:], self.stride, strict=True)]
+        if not any(rest):
+            return self._means(x)
+        padding = (0, rest[2], 0, rest[1], 0, rest[0])
+        there = self._means(functional.pad(torch.ones_like(x[:1, :1]), padding))
+        return self._means(functional.pad(x, padding)) / there
+
+    def _means(self, x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b c _ _ _"]:
+        for axis, stride in enumerate(self.stride, start=2):
+            if stride > 1:  # by sums of strided views: torch's means over several axes are many times slower
+                x = reduce(torch.add, x.unflatten(axis, (-1, stride)).unbind(axis + 1)) / stride
+        return x
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"{self.stride}"
+
+
+class AveragedResidualBlock(ResidualBlock):
+    """The residual block of ResNet-D (He et al. 2019, https://arxiv.org/abs/1812.01187).
+
+    Where the size changes the shortcut averages each block of ``stride`` voxels instead of taking one of them; where
+    the channels change, a 1×1×1 convolution and a norm follow.
+    """
+
+    @staticmethod
+    def make_shortcut(in_channels: int, out_channels: int, stride: PerAxis, norm: str) -> nn.Module:
+        """What brings the input to the channels and size of the residue."""
+        parts: list[nn.Module] = []
+        if stride != (1, 1, 1):
+            parts.append(BlockMean(stride))
+        if in_channels != out_channels:
+            parts += [Convolution(in_channels, out_channels, (1, 1, 1), (1, 1, 1)), make_norm(norm, out_channels)]
+        return nn.Sequential(*parts)
 
 
 def _interpolation(stride: PerAxis) -> nn.Module:
@@ -247,7 +325,8 @@ def initialise(module: nn.Module) -> None:
     """He initialisation (He et al. 2015) of one module, for ``network.apply``: weights 2 / fan-in, biases 0.
 
     Transposed convolutions, with no activation behind them, keep the variance (1 / fan-in). Gates start open
-    (α ≈ 0.88), as their authors advise; ``apply`` comes to a gate after its convolutions.
+    (α ≈ 0.88), and averaged residual blocks as their shortcuts, as their authors advise; ``apply`` comes to a module
+    after those in it.
     """
     if isinstance(module, nn.ConvTranspose3d):
         # Kernel and stride agree, so each output voxel sums over the channels of one input voxel.
@@ -256,5 +335,7 @@ def initialise(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     if isinstance(module, nn.Conv3d | nn.ConvTranspose3d) and module.bias is not None:
         nn.init.zeros_(module.bias)
+    if isinstance(module, AveragedResidualBlock):
+        nn.init.zeros_(module.get_parameter("norm2.weight"))
     if isinstance(module, AttentionGate) and module.psi.bias is not None:
         nn.init.constant_(module.psi.bias, 2.0)

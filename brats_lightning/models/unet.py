@@ -55,6 +55,8 @@ class UNet(nn.Module):
     """
 
     block: type[nn.Module] = ConvBlock
+    decoder_block: type[nn.Module] | None = None  # None: those of the encoder
+    first_block: type[nn.Module] | None = None  # before those of level 0
     skip: type[nn.Module] = PlainSkip
 
     def __init__(
@@ -100,23 +102,27 @@ class UNet(nn.Module):
                 f"a level needs at least one block, got blocks {encoder_blocks}, decoder_blocks {decoder_counts}"
             )
 
-        def make_blocks(count: int, channels: int, level: int, stride: PerAxis = (1, 1, 1)) -> nn.Module:
+        def make_blocks(
+            kinds: Sequence[type[nn.Module]], channels: int, level: int, stride: PerAxis = (1, 1, 1)
+        ) -> nn.Module:
             width, settings = widths[level], (norm, activation, dropouts[level])
-            inputs = [(channels, stride), *[(width, (1, 1, 1))] * (count - 1)]
-            return nn.Sequential(*(self.block(c, width, kernels[level], s, *settings) for c, s in inputs))
+            inputs = [(channels, stride), *[(width, (1, 1, 1))] * (len(kinds) - 1)]
+            pairs = zip(kinds, inputs, strict=True)
+            return nn.Sequential(*(kind(c, width, kernels[level], s, *settings) for kind, (c, s) in pairs))
 
         self.deep_supervision = deep_supervision
         finest = per_axis("stem", stem)
-        self.encoder = nn.ModuleList([make_blocks(encoder_blocks[0], in_channels, 0, finest)])
+        first = [self.first_block] if self.first_block else []
+        self.encoder = nn.ModuleList([make_blocks([*first, *[self.block] * encoder_blocks[0]], in_channels, 0, finest)])
         self.decoder = nn.ModuleList()  # by level: the first is the last to be run
         for level in range(levels - 1):
             fine, coarse = widths[level], widths[level + 1]
-            self.encoder.append(make_blocks(encoder_blocks[level + 1], fine, level + 1, steps[level]))
+            self.encoder.append(make_blocks([self.block] * encoder_blocks[level + 1], fine, level + 1, steps[level]))
             self.decoder.append(
                 DecoderLevel(
                     self.skip(fine, coarse, steps[level]),
                     make_upsampling(upsampling, coarse, fine, steps[level]),
-                    make_blocks(decoder_counts[level], 2 * fine, level),
+                    make_blocks([self.decoder_block or self.block] * decoder_counts[level], 2 * fine, level),
                 )
             )
         self.heads = nn.ModuleList(nn.Conv3d(width, out_channels, kernel_size=1) for width in widths[:-1])

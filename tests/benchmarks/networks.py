@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from brats_lightning.config.resolvers import config_dir, register_resolvers
 
-NETWORKS, SIZES = ("unet", "attention_unet", "resunet"), ("small", "base", "large")
+NETWORKS, SIZES = ("unet", "attention_unet", "resunet", "resenc"), ("small", "base", "large")
 SIDE, MEASURED = 128, 64
 
 

@@ -6,11 +6,15 @@ from torch import nn
 
 from brats_lightning.models.blocks import (
     AttentionGate,
+    AveragedResidualBlock,
+    BlockMean,
     ConvBlock,
     Convolution,
     InstanceNorm,
     NetworkSettingError,
     ResidualBlock,
+    SingleConvBlock,
+    initialise,
     make_activation,
     make_norm,
     make_upsampling,
@@ -84,7 +88,7 @@ def test_activations_that_can_work_in_place(name):
 
 
 @pytest.mark.parametrize(("size", "down"), [((4, 6, 8), (2, 3, 4)), ((5, 3, 1), (3, 2, 1))])
-@pytest.mark.parametrize("block", [ConvBlock, ResidualBlock])
+@pytest.mark.parametrize("block", [SingleConvBlock, ConvBlock, ResidualBlock, AveragedResidualBlock])
 def test_strided_block_rounds_up(block, size, down):
     assert block(2, 4, THREE, TWO, *SETTINGS)(torch.randn(1, 2, *size)).shape == (1, 4, *down)
 
@@ -110,8 +114,31 @@ def test_residual_block_without_residue_is_its_shortcut():
     torch.testing.assert_close(changing(x), nn.functional.leaky_relu(expected))
 
 
+def test_averaged_block_starts_as_its_shortcut():
+    torch.manual_seed(0)
+    block = AveragedResidualBlock(2, 3, THREE, (1, 2, 2), *SETTINGS).apply(initialise)
+    x = torch.randn(2, 2, 3, 4, 6)
+    expected = nn.functional.conv3d(nn.functional.avg_pool3d(x, (1, 2, 2)), block.shortcut[1].weight)
+    torch.testing.assert_close(block(x), nn.functional.leaky_relu(nn.functional.instance_norm(expected)))
+    same = AveragedResidualBlock(2, 2, THREE, ONE, *SETTINGS).apply(initialise)
+    torch.testing.assert_close(same(x), nn.functional.leaky_relu(x))
+    nn.init.ones_(same.norm2.weight)
+    residue = same.norm2(same.conv2(same.activation(same.norm1(same.conv1(x)))))
+    torch.testing.assert_close(same(x), nn.functional.leaky_relu(x + residue))
+
+
+def test_means_of_blocks():
+    x = torch.arange(5.0).reshape(1, 1, 1, 1, 5).expand(1, 1, 3, 1, 5)
+    means = BlockMean((1, 2, 2))(x)  # of 0 1 | 2 3 | 4 along x; along y there is one voxel
+    assert means.shape == (1, 1, 3, 1, 3)
+    torch.testing.assert_close(means[0, 0, 0, 0], torch.tensor([0.5, 2.5, 4.0]))
+    x = torch.randn(2, 3, 4, 6, 9)
+    torch.testing.assert_close(BlockMean((2, 3, 3))(x), nn.functional.avg_pool3d(x, (2, 3, 3)))
+
+
 def test_blocks_leave_their_input_alone():
-    for block in (ConvBlock(2, 2, THREE, ONE, *SETTINGS), ResidualBlock(2, 2, THREE, ONE, *SETTINGS)):
+    for kind in (SingleConvBlock, ConvBlock, ResidualBlock, AveragedResidualBlock):
+        block = kind(2, 2, THREE, ONE, *SETTINGS)
         x = torch.randn(1, 2, 3, 3, 3)
         before = x.clone()
         block(x)

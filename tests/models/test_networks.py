@@ -9,10 +9,10 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional
 
-from brats_lightning.models import AttentionUNet, NetworkSettingError, ResUNet, UNet
+from brats_lightning.models import AttentionUNet, NetworkSettingError, ResEncUNet, ResUNet, UNet
 from brats_lightning.models.blocks import AttentionGate
 
-NETWORKS = [UNet, AttentionUNet, ResUNet]
+NETWORKS = [UNet, AttentionUNet, ResUNet, ResEncUNet]
 CONF = Path(__file__).parents[2] / "conf"
 # Without it torch convolves bfloat16 by a plain kernel, which hands on a layout of its own.
 FAST_BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -46,12 +46,29 @@ def test_parameter_counts_by_formula():
     assert parameters(AttentionUNet(c, k, widths)) == plain + gate(w0, w1) + gate(w1, w2)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", [UNet, AttentionUNet, ResUNet])
 def test_blocks_per_level(network):
     base, deeper = network(1, 2, (4, 8, 8)), network(1, 2, (4, 8, 8), blocks=(1, 3, 2), decoder_blocks=(2, 1))
     block = 27 * 2 * 64 + 4 * 8  # one more block of a level has as many channels in as out, thus no shortcut
     first = 27 * 2 * 16 + 4 * 4
     assert parameters(deeper) - parameters(base) == 3 * block + first
+
+
+def test_residual_encoder_with_a_plain_decoder():
+    c, k, w0, w1, w2 = 2, 3, 4, 8, 16
+
+    def convolution(a, b, kernel=27):  # with a norm
+        return kernel * a * b + 2 * b
+
+    def block(a, b):
+        return convolution(a, b) + convolution(b, b) + (convolution(a, b, 1) if a != b else 0)
+
+    encoder = convolution(c, w0) + block(w0, w0) + block(w0, w1) + block(w1, w1) + block(w1, w2)
+    up = 8 * (w1 * w0 + w2 * w1) + w0 + w1
+    decoder = convolution(2 * w0, w0) + convolution(2 * w1, w1) + convolution(w1, w1)
+    heads = (w0 + 1) * k + (w1 + 1) * k
+    model = ResEncUNet(c, k, (w0, w1, w2), blocks=(1, 2, 1), decoder_blocks=(1, 2))
+    assert parameters(model) == encoder + up + decoder + heads
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -238,7 +255,7 @@ def test_settings_no_network_can_be_built_from(settings, words):
         UNet(**{"in_channels": 1, "out_channels": 2, "widths": (4, 4, 4)} | settings)
 
 
-NAMED = [("unet", UNet), ("attention_unet", AttentionUNet), ("resunet", ResUNet)]
+NAMED = [("unet", UNet), ("attention_unet", AttentionUNet), ("resunet", ResUNet), ("resenc", ResEncUNet)]
 
 
 def configured(*overrides):
@@ -263,8 +280,9 @@ def test_sizes_are_presets_of_every_network(name, network):
         base, large = (configured(f"+model={name}", f"model/size={size}") for size in ("base", "large"))
     assert type(base) is network
     assert [level[0].conv1.out_channels for level in base.encoder] == [32, 64, 128, 256, 320, 320]
-    assert [len(level) for level in base.encoder] == [1] * 6
-    assert [len(level) for level in large.encoder] == [1, 3, 4, 6, 6, 6]
+    first = 1 if network.first_block else 0
+    assert [len(level) for level in base.encoder] == [1 + first, *[1] * 5]
+    assert [len(level) for level in large.encoder] == [1 + first, 3, 4, 6, 6, 6]
 
 
 def test_config_of_an_outside_network():
