@@ -176,7 +176,7 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
     from brats_lightning.losses import DeepSupervision, KnownVoxels
     from brats_lightning.training.module import Segmentation
 
-    target = make_target(cfg.target, data.scheme, data.partly_labelled)
+    target = make_target(cfg.target, data.scheme, data.partly_labelled, cfg.target_extra)
 
     def weighted(node: Any) -> Any:
         """The loss's config with ``balanced`` replaced by weights from the training set."""
@@ -226,7 +226,7 @@ def build_network(cfg: DictConfig) -> "nn.Module":
 
 def _settings_of_weights(saved: Mapping[str, Any], cfg: DictConfig) -> str:
     """The settings that a config's network would need for the weights of a checkpoint, as they are typed."""
-    deciding = ("model", "target", "data.modalities", "data.labels")
+    deciding = ("model", "target", "target_extra", "data.modalities", "data.labels")
     follow = ("model.in_channels", "model.out_channels")
     here = dict(leaves(OmegaConf.to_container(cfg)))
     differ = {

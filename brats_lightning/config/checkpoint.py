@@ -54,7 +54,7 @@ def load_model(path: Path | str, trust: Sequence[str] = (), inference: Mapping[s
             network=network.eval().requires_grad_(False).to(memory_format=torch.channels_last_3d),  # type: ignore[call-overload]
             normaliser=Normaliser(data["modalities"], optional=data["optional"], **data["normalisation"]),
             preprocessing=Preprocessing(**data["preprocessing"]),
-            target=make_target(config["target"], LabelScheme(tuple(data["labels"]))),
+            target=make_target(config["target"], LabelScheme(tuple(data["labels"])), extra=config.get("target_extra")),
             inference=sliding,
             config=config,
         )

@@ -35,7 +35,7 @@ _ELSEWHERE = {
 }
 # Settings of a training that its checkpoint carries; those who predict cannot choose them.
 _CARRIED = (
-    *("target", "model", "loss", "sampling", "data.labels", "data.modalities", "data.optional"),
+    *("target", "target_extra", "model", "loss", "sampling", "data.labels", "data.modalities", "data.optional"),
     *("data.preprocessing", "data.normalisation", "data.in_channels", "data.out_channels"),
 )
 

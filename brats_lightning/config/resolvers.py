@@ -41,9 +41,9 @@ def _volume_scaled(value: float, side: int, size: Sequence[int]) -> float:
     return value * math.prod(size) / side**3
 
 
-def _output_count(labels: Sequence[str], target: str) -> int:
-    """Output channels of a network: the classes and the background, or the regions, which are as many as the labels."""
-    return len(labels) + (target == "classes")
+def _output_count(labels: Sequence[str], target: str, extra: Sequence[str] | None = None) -> int:
+    """Output channels of a network: the classes and the background, or the regions, as many as the labels, and more."""
+    return len(labels) + (target == "classes") + len(extra or ())
 
 
 def _patch_size(sampling: DictConfig) -> list[int]:

@@ -62,20 +62,31 @@ class RegionTarget:
 
     so that the probability of a region is again the sum over its classes.
 
+    Further channels, one for each class of ``extra``, are trained alike and otherwise unused: shells such as NETC, which
+    is TC without ET, and SNFH, which is WT without TC.
+
     Args:
         scheme: the classes, their regions nested or disjoint.
         partly_labelled: whether masks may have voxels of unknown class.
+        extra: names of classes that are no region by themselves.
 
     Raises:
-        ValueError: classes that regions do not tell apart.
+        ValueError: classes that regions do not tell apart, or other names in ``extra``.
     """
 
     decode = "regions"
 
-    def __init__(self, scheme: LabelScheme, partly_labelled: bool = False) -> None:
+    def __init__(self, scheme: LabelScheme, partly_labelled: bool = False, extra: Sequence[str] = ()) -> None:
         self.scheme, self.partly_labelled = scheme, partly_labelled
         self._nested = nested_regions(scheme)
-        self.channels = len(scheme.regions)
+        shells = [name for name in scheme.names if (scheme.index(name),) not in scheme.regions.values()]
+        if len(set(extra)) < len(extra) or not set(extra) <= set(shells):
+            raise ValueError(
+                f"target_extra must name classes that are no region by themselves, each once: of data.labels="
+                f"[{','.join(scheme.names)}] {' and '.join(shells) or 'there is none'}; got {list(extra)}"
+            )
+        self._extra = [scheme.index(name) for name in extra]
+        self.channels = len(scheme.regions) + len(extra)
         self.background = (_IMPOSSIBLE,) * self.channels  # logits of what no window covers
 
     def encode(self, mask: UInt8[Tensor, "b z y x"]) -> UInt8[Tensor, "b k z y x"]:
@@ -86,18 +97,21 @@ class RegionTarget:
             for child in region.children:
                 inside |= memberships[:, child].view(torch.bool)
             memberships[:, region.channel] = inside
+        for channel, index in enumerate(self._extra, start=len(self.scheme.regions)):
+            memberships[:, channel] = mask == index
         if self.partly_labelled:
             memberships.masked_fill_((mask == IGNORE).unsqueeze(1), IGNORE)
         return memberships
 
     def weights(self, class_weights: Sequence[float]) -> list[float]:
-        """Balanced weights of the regions from those of the classes, all being 1/√voxels: ``1/√Σ w⁻²``."""
-        return [sum(class_weights[c] ** -2 for c in classes) ** -0.5 for classes in self.scheme.regions.values()]
+        """Balanced weights of the channels from those of the classes, all being 1/√voxels: ``1/√Σ w⁻²``."""
+        channels = [*self.scheme.regions.values(), *((index,) for index in self._extra)]
+        return [sum(class_weights[c] ** -2 for c in classes) ** -0.5 for classes in channels]
 
     def probabilities(self, logits: Float32[Tensor, "k z y x"]) -> Float32[Tensor, "_ z y x"]:
         """Class probabilities, the background first."""
         result = logits.new_empty((self.scheme.num_classes, *logits.shape[1:]))
-        for slab, classes in _slabs(logits, result):
+        for slab, classes in _slabs(logits[: len(self.scheme.regions)], result):
             inside = slab.sigmoid()
             for region in self._nested:
                 p = torch.ones_like(inside[0]) if region.channel is None else inside[region.channel]
@@ -125,11 +139,19 @@ def _slabs(*arrays: Float[Tensor, "_ z y x"]) -> Iterator[tuple[Tensor, ...]]:
 Target = ClassTarget | RegionTarget
 
 
-def make_target(name: str, scheme: LabelScheme, partly_labelled: bool = False) -> Target:
-    """The target of the config key ``target``: ``classes`` or ``regions``."""
+def make_target(
+    name: str, scheme: LabelScheme, partly_labelled: bool = False, extra: Sequence[str] | None = None
+) -> Target:
+    """The target of the config keys ``target``, which is ``classes`` or ``regions``, and ``target_extra``."""
     if name not in ("classes", "regions"):
         raise ValueError(f"target must be classes (a softmax) or regions (sigmoids), got {name!r}")
-    return ClassTarget(scheme) if name == "classes" else RegionTarget(scheme, partly_labelled)
+    if name == "regions":
+        return RegionTarget(scheme, partly_labelled, extra or ())
+    if extra:
+        raise ValueError(
+            f"target_extra={list(extra)} needs target=regions; with target=classes each class has a channel"
+        )
+    return ClassTarget(scheme)
 
 
 class NestedRegion(NamedTuple):

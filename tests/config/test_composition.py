@@ -138,6 +138,8 @@ def test_channels_follow_from_the_target(composed, labels):
     assert composed(chosen, "target=classes").model.out_channels == len(labels) + 1
     cfg = composed(chosen, "target=regions", "model=resunet", "loss=monai_dice_focal")
     assert cfg.model.out_channels == cfg.data.out_channels == len(labels)
+    extra = composed(chosen, "target=regions", "target_extra=[netc,snfh]")
+    assert extra.model.out_channels == extra.data.out_channels == len(labels) + 2
     assert (cfg.loss.loss.softmax, cfg.loss.loss.sigmoid, cfg.loss.loss.to_onehot_y) == (False, True, False)
 
 

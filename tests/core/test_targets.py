@@ -171,3 +171,43 @@ def test_regions_that_are_not_nested(regions, monkeypatch):
     monkeypatch.setattr(LabelScheme, "regions", regions)
     with pytest.raises(ValueError, match="nested or apart"):
         nested_regions(LabelScheme(BRATS_METS.names))
+
+
+def test_extra_channels_are_the_shells_behind_the_regions():
+    target = RegionTarget(WITH_RC, extra=("snfh", "netc"))
+    assert target.channels == 6
+    encoded = target.encode(torch.tensor([0, 1, 2, 3, 4], dtype=torch.uint8).reshape(1, 1, 1, 5))
+    assert encoded[0, :, 0, 0].tolist() == [
+        *([0, 0, 0, 1, 0], [0, 1, 0, 1, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 1]),  # ET, TC, WT, RC
+        *([0, 0, 1, 0, 0], [0, 1, 0, 0, 0]),  # SNFH = WT without TC, NETC = TC without ET
+    ]
+    netc, snfh, et, rc = 0.5, 0.25, 1.0, 2.0
+    of_regions = RegionTarget(WITH_RC).weights([9.0, netc, snfh, et, rc])
+    assert target.weights([9.0, netc, snfh, et, rc]) == pytest.approx([*of_regions, snfh, netc])
+
+
+def test_extra_channels_change_no_probability_and_no_decision():
+    plain, extended = RegionTarget(WITH_RC), RegionTarget(WITH_RC, extra=("netc", "snfh"))
+    logits = 3 * torch.randn(6, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(extended.probabilities(logits), plain.probabilities(logits[:4]))
+    assert torch.equal(extended.decide(logits[None]), plain.decide(logits[None, :4]))
+    background = torch.tensor(extended.background).reshape(-1, 1, 1, 1)
+    assert extended.probabilities(background)[0].item() == 1
+
+
+def test_extra_channels_are_unknown_where_the_class_is():
+    target = RegionTarget(BRATS_METS, partly_labelled=True, extra=("netc",))
+    encoded = target.encode(torch.tensor([IGNORE, 1], dtype=torch.uint8).reshape(1, 1, 1, 2))
+    assert encoded[0, 3, 0, 0].tolist() == [IGNORE, 1]
+
+
+@pytest.mark.parametrize("extra", [["et"], ["netc", "netc"], ["tc"], ["rc"]])
+def test_extra_channels_are_classes_that_are_no_regions(extra):
+    with pytest.raises(ValueError, match=r"target_extra must name .*\[netc,snfh,et,rc\] netc and snfh; got"):
+        make_target("regions", WITH_RC, extra=extra)
+
+
+def test_extra_channels_need_regions():
+    with pytest.raises(ValueError, match="needs target=regions"):
+        make_target("classes", BRATS_METS, extra=["netc"])
+    assert isinstance(make_target("classes", BRATS_METS, extra=[]), ClassTarget)
