@@ -62,8 +62,8 @@ class RegionTarget:
 
     so that the probability of a region is again the sum over its classes.
 
-    Further channels, one for each class of ``extra``, are trained alike and otherwise unused: shells such as NETC, which
-    is TC without ET, and SNFH, which is WT without TC.
+    Further channels, one for each class of ``extra``, are trained alike and otherwise unused: shells such as NETC,
+    which is TC without ET, and SNFH, which is WT without TC.
 
     Args:
         scheme: the classes, their regions nested or disjoint.
