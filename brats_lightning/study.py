@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.config.entry_point import entry_point
 from brats_lightning.config.jobs import run_jobs
-from brats_lightning.config.sweep import forget_outcome
+from brats_lightning.config.outcomes import Ending, forget_outcome
 from brats_lightning.runtime.files import make_folder, write_json, write_text
 from brats_lightning.runtime.locks import claimed
 
@@ -130,15 +130,15 @@ class _Progress:
 def _train(asked: "Study") -> None:
     """Run the trainings that are left; those that failed in an earlier start are tried again."""
     for job in asked.jobs:
-        if job.failure and not job.diverged:
+        if job.outcome and job.outcome.ending == Ending.FAILED:
             forget_outcome(job.folder)
     crashed: set[Job] = set()
-    while left := [job for job in asked.jobs if not job.ended and job not in crashed]:
+    while left := [job for job in asked.jobs if job.outcome is None and job not in crashed]:
         for job in left:
             job.check_free()
-        shown = _Progress("training", asked.jobs, lambda job: job.failure or ("finished" if job.trained else None))
+        shown = _Progress("training", asked.jobs, lambda job: job.outcome and (job.outcome.reason or "finished"))
         run_jobs("train", asked.flags, [job.training() for job in left], asked.folder, shown)
-        if not any(job.ended for job in left):  # the first of them ends the process in which they run
+        if not any(job.outcome for job in left):  # the first of them ends the process in which they run
             log.error("%s: its process was ended from outside; perhaps the memory was too small", left[0])
             crashed.add(left[0])
 

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsFloat
@@ -22,10 +23,10 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.config.entry_point import entry_point
+from brats_lightning.config.outcomes import Ending, forget_outcome, names_of, record_ending, write_scores
 from brats_lightning.config.resolvers import leaves
 from brats_lightning.config.resume import announce_resume, expand, refuse_used_folder
-from brats_lightning.config.sweep import forget_outcome, record_failure
-from brats_lightning.runtime.files import make_folder, remove_leftovers, write_json, write_text
+from brats_lightning.runtime.files import make_folder, remove_leftovers, write_text
 from brats_lightning.runtime.locks import claimed
 from brats_lightning.runtime.workers import end_with_parent
 from brats_lightning.training import processes
@@ -182,11 +183,13 @@ def _fit_and_test(
     cfg: DictConfig, saved: Mapping[str, Any] | None, trainer: "pl.Trainer", model: "Segmentation", data: "CaseData"
 ) -> dict[str, SupportsFloat]:
     from brats_lightning.training.best import best_checkpoint, take_if_better
+    from brats_lightning.training.callbacks.pruning import check_pruned
 
     # With ckpt_path a run resumes into a new folder, whose best.ckpt is the best since then.
     warnings.filterwarnings("ignore", message="The dirpath has changed")
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")  # no validation cases
     trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+    check_pruned(trainer)
     scores: dict[str, SupportsFloat] = dict(trainer.callback_metrics)
     best = best_checkpoint(trainer, Path(cfg.paths.run_dir) / "checkpoints")
     if saved is not None and saved["global_step"] == trainer.global_step and data.split.val:
@@ -206,8 +209,7 @@ def _report(results: dict[str, float], cfg: DictConfig, trainer: "pl.Trainer") -
     from brats_lightning.training.trackers import trackers
 
     run_dir = Path(cfg.paths.run_dir)
-    final = {name: value if math.isfinite(value) else None for name, value in results.items()}
-    write_json(run_dir / "metrics.json", final)
+    write_scores(run_dir, results)
     printed = [name for pattern in _PRINTED for name in results if re.fullmatch(pattern, name)]
     logged = {name: results[name] for name in printed if name not in trainer.callback_metrics}  # the rest has been
     for logger in trainer.loggers:
@@ -241,7 +243,7 @@ def _columns(cfg: DictConfig) -> dict[str, Any]:
 
 def objective_value(cfg: DictConfig, results: dict[str, float]) -> float | None:
     """The value a sweep optimises: the best checkpoint's objective, with NaN replaced by the worst value."""
-    value = results.get(f"best/{cfg.objective}", results.get(cfg.objective))
+    value = next((results[name] for name in names_of(cfg.objective) if name in results), None)
     return _worst(cfg) if value is not None and math.isnan(value) else value
 
 
@@ -251,6 +253,7 @@ def _worst(cfg: DictConfig) -> float:
 
 def _run(cfg: DictConfig) -> float | None:
     from brats_lightning.training.callbacks.finite import NotFinite
+    from brats_lightning.training.callbacks.pruning import Pruned
 
     end_with_parent()  # a worker of the joblib launcher, which would train on without it
     folder = make_folder(cfg.paths.run_dir)
@@ -268,8 +271,12 @@ def _run(cfg: DictConfig) -> float | None:
             if HydraConfig.get().mode != RunMode.MULTIRUN:
                 raise
             log.error("%s", error)
-            record_failure(folder, str(error), diverged=True)
-            return _worst(cfg)
+            record_ending(folder, Ending.DIVERGED, str(error))
+        except Pruned as end:
+            log.info("%s; its checkpoints stay", end)
+            record_ending(folder, Ending.PRUNED, str(end))
+            write_scores(folder, end.scores)
+        return _worst(cfg)
 
 
 def _say_what_is_next(cfg: DictConfig) -> None:
@@ -288,10 +295,13 @@ def _say_what_is_next(cfg: DictConfig) -> None:
 def join(config: str) -> None:
     """Train as a further process of a job, by the config file that the job's first process has written."""
     from brats_lightning.config.resolvers import register_resolvers
+    from brats_lightning.training.callbacks.finite import NotFinite
+    from brats_lightning.training.callbacks.pruning import Pruned
 
     end_with_parent(os.getppid())
     register_resolvers()
-    train(OmegaConf.load(config))  # type: ignore[arg-type]
+    with suppress(NotFinite, Pruned):  # which all processes raise, and the first one reports
+        train(OmegaConf.load(config))  # type: ignore[arg-type]
 
 
 def _command_line(given: Sequence[str]) -> list[str]:

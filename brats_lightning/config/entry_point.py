@@ -16,9 +16,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from brats_lightning.config.command_line import bare_words, shell_faults, unknown_flags, with_quoted_paths
+from brats_lightning.config.outcomes import Ending, record_ending
 from brats_lightning.config.resolvers import config_dir, register_resolvers, resolved
 from brats_lightning.config.run_folder import named_folder, remove_unused
-from brats_lightning.config.sweep import record_failure
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def entry_point(
             else:
                 print(f"error: {message}", file=sys.stderr)
             failures.append(message)
-            record_failure(Path(job.runtime.output_dir), message)
+            record_ending(Path(job.runtime.output_dir), Ending.FAILED, message)
             return failed(cfg)
 
     arguments = sys.argv[1:]
@@ -71,7 +71,6 @@ def entry_point(
         _check(arguments, config_name)
         sys.argv[1:] = arguments = with_quoted_paths(rewrite(arguments))
         named_folder(arguments)
-        offer_plugins()
         os.environ[_FULL] = "1"
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(run)()
     except KeyboardInterrupt:  # at a point where there is nothing to save
@@ -88,13 +87,6 @@ def entry_point(
             os.environ.pop(_FULL, None)
     if failures:
         raise SystemExit(1)
-
-
-def offer_plugins() -> None:
-    """Let Hydra find the plugins of this package, which it looks for in the namespace ``hydra_plugins`` alone."""
-    folder = str(Path(__file__).parent / "plugins")
-    if folder not in sys.path:
-        sys.path.append(folder)
 
 
 def _check(arguments: Sequence[str], config_name: str) -> None:

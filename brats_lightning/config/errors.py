@@ -26,7 +26,7 @@ _FOREIGN = {
     "a driver, and a build of PyTorch for CUDA); trainer=auto takes a GPU where there is one, trainer=cpu none",
     r"You requested gpu: \[": "there are fewer GPUs than trainer.devices asks for; trainer=ddp takes all there are",
     r"Requirement '(wandb|mlflow)\W.* not met": "logger={0} needs the extra {0}: pip install 'brats-lightning[{0}]'",
-    r"Could not find 'hydra/(?:launcher|sweeper)/(joblib|submitit\w*|optuna)'": "{0} needs the extra sweep: "
+    r"Could not find 'hydra/launcher/(joblib|submitit\w*)'|No module named '(optuna)'": "{0} needs the extra sweep: "
     "pip install 'brats-lightning[sweep]'",
 }
 
@@ -39,7 +39,7 @@ def explanation(error: BaseException, config_name: str, arguments: Sequence[str]
     text = f"{type(error).__name__}: {error}"
     for pattern, advice in _FOREIGN.items():
         if match := re.search(pattern, text):
-            return advice.format(*match.groups())
+            return advice.format(*filter(None, match.groups()))
     if isinstance(error, HydraException):
         return _of_hydra(error, config_name, arguments)
     message = _own(error)

@@ -15,9 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.config.command_line import quote
 from brats_lightning.config.experiment_file import search_path
+from brats_lightning.config.outcomes import Outcome, outcome_of
 from brats_lightning.config.resolvers import leaves, resolved, within
 from brats_lightning.config.resume import ResumeError, newest_checkpoint
-from brats_lightning.config.sweep import OUTCOMES
 from brats_lightning.runtime.files import make_folder, write_text
 from brats_lightning.runtime.locks import claimed
 
@@ -76,34 +76,23 @@ class Job:
         return self.folder / "checkpoints/last.ckpt"
 
     @property
+    def outcome(self) -> Outcome | None:
+        """Of the training; None if it has not ended."""
+        return outcome_of(self.folder)
+
+    @property
     def trained(self) -> bool:
         """Whether the training is complete."""
-        return (self.folder / "metrics.json").is_file()
-
-    @property
-    def failure(self) -> str | None:
-        """Why the training has no result, if it ended without one."""
-        reasons = (self.folder / name for name in OUTCOMES[1:])
-        return None if self.trained else next((file.read_text().strip() for file in reasons if file.is_file()), None)
-
-    @property
-    def diverged(self) -> bool:
-        """Whether the loss became NaN: a result, which another attempt would repeat."""
-        return (self.folder / OUTCOMES[2]).is_file()
-
-    @property
-    def ended(self) -> bool:
-        """Whether the training is complete or has failed."""
-        return self.trained or self.failure is not None
+        return self.outcome is not None and self.outcome.ending is None
 
     @property
     def state(self) -> str:
         """In words."""
         if self.predicted.is_file():
             return "finished"
-        return self.failure or (
-            "not predicted; see predict.log" if self.trained else "ended from outside; see train.log"
-        )
+        if (outcome := self.outcome) is None:
+            return "ended from outside; see train.log"
+        return "not predicted; see predict.log" if outcome.ending is None else outcome.reason
 
     def check_free(self) -> None:
         """Refuse a job that another process works at.

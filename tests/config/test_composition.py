@@ -220,7 +220,7 @@ def test_sweeps_go_the_objectives_way(mode, direction):
     register_resolvers()
     cfg = OmegaConf.create({"objective_mode": mode, "direction": "${direction:${objective_mode}}"})
     assert cfg.direction == direction
-    assert "${direction:${objective_mode}}" in (CONF / "hparams_search/optuna.yaml").read_text()
+    assert "${direction:${objective_mode}}" in (CONF / "hydra/sweeper/optuna.yaml").read_text()
 
 
 def test_the_window_is_the_deepest_block_that_is_drawn(composed):

@@ -8,15 +8,24 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from brats_lightning.config.sweep import SweepTable, collect, record_failure
+from brats_lightning.config.outcomes import Ending, record_ending
+from brats_lightning.config.sweep import SweepTable, collect
 from tests.conftest import TINY
 
 
 def job(folder, name, overrides, scores):
     (folder / name / ".hydra").mkdir(parents=True)
     (folder / name / ".hydra/overrides.yaml").write_text(json.dumps(overrides))
+    sources = [{"provider": "command-line", "path": "/my conf"}, {"provider": "main", "path": "conf"}]
+    hydra = {"runtime": {"config_sources": sources}, "overrides": {"task": overrides}}
+    (folder / name / ".hydra/hydra.yaml").write_text(json.dumps({"hydra": hydra}))
     if scores is not None:
         (folder / name / "metrics.json").write_text(json.dumps(scores))
+
+
+def config_of(folder):
+    hydra = {"sweep": {"dir": str(folder)}, "sweeper": {}}
+    return OmegaConf.create({"hydra": hydra, "objective": "val/dice_mean", "objective_mode": "max"})
 
 
 def finished(folder):
@@ -34,7 +43,7 @@ def finished(folder):
     )
     job(folder, "2_plain", ["seed=0", "model=plain"], {"test/dice_mean": 0.9})  # never validated
     job(folder, "3_failed", ["seed=0", "model=att"], None)
-    record_failure(folder / "3_failed", "no such\nthing")
+    record_ending(folder / "3_failed", Ending.FAILED, "no such\nthing")
     job(folder, "4_killed", ["seed=0", "model=att"], None)
 
 
@@ -50,16 +59,15 @@ def test_rows_hold_what_differs_best_first(tmp_path):
         ("4_killed", "att", ""),
     ]
     assert "seed" not in rows[0]
-    assert rows[3]["failed"] == "no such\nthing"
-    assert "without scores" in rows[4]["failed"]
+    assert rows[3]["outcome"] == "no such\nthing"
+    assert "without scores" in rows[4]["outcome"]
     assert [row["job"] for row in collect(tmp_path, "val/dice_mean", "min")[1]][:3] == ["0_unet", "1_res", "2_plain"]
 
 
 def test_the_table_is_printed_and_written(tmp_path, capsys):
     finished(tmp_path)
-    config = {"hydra": {"sweep": {"dir": str(tmp_path)}}, "objective": "val/dice_mean", "objective_mode": "max"}
     with pytest.raises(SystemExit) as stopped:
-        SweepTable().on_multirun_end(OmegaConf.create(config))
+        SweepTable().on_multirun_end(config_of(tmp_path))
     assert stopped.value.code == 1
     with (tmp_path / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -79,22 +87,19 @@ def test_the_table_is_printed_and_written(tmp_path, capsys):
 def test_brackets_are_printed_as_they_stand(tmp_path, capsys):
     job(tmp_path, "0_a", ["trust=[monai]", "data.modalities=[/t1c]"], {"test/dice_mean": 0.4})
     job(tmp_path, "1_b", ["trust=[mine]", "data.modalities=[t1n,t1c]"], {"test/dice_mean": 0.3})
-    config = {"hydra": {"sweep": {"dir": str(tmp_path)}}, "objective": "val/dice_mean", "objective_mode": "max"}
-    SweepTable().on_multirun_end(OmegaConf.create(config))
+    SweepTable().on_multirun_end(config_of(tmp_path))
     printed = capsys.readouterr().out
     assert all(text in printed for text in ("[monai]", "[/t1c]", "[mine]", "[t1n,t1c]"))
 
 
 def test_of_finished_jobs_alone_there_is_no_word_of_failure(tmp_path, capsys):
     job(tmp_path, "0_unet", ["model=unet"], {"test/dice_mean": 0.4})
-    config = {"hydra": {"sweep": {"dir": str(tmp_path)}}, "objective": "val/dice_mean", "objective_mode": "max"}
-    SweepTable().on_multirun_end(OmegaConf.create(config))
-    assert "failed" not in (tmp_path / "sweep.csv").read_text() + capsys.readouterr().out
+    SweepTable().on_multirun_end(config_of(tmp_path))
+    assert "outcome" not in (tmp_path / "sweep.csv").read_text() + capsys.readouterr().out
 
 
 def test_without_jobs_there_is_no_table(tmp_path, capsys):
-    config = {"hydra": {"sweep": {"dir": str(tmp_path)}}, "objective": "val/dice_mean", "objective_mode": "max"}
-    SweepTable().on_multirun_end(OmegaConf.create(config))
+    SweepTable().on_multirun_end(config_of(tmp_path))
     assert not capsys.readouterr().out
     assert not (tmp_path / "sweep.csv").exists()
 
@@ -112,7 +117,7 @@ def test_a_bad_job_does_not_end_a_sweep(tmp_path, shared_outputs):
     (table,) = tmp_path.glob("multirun/*/sweep.csv")
     with table.open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["test_on"], row["failed"][:12], bool(row["val/loss"])) for row in rows] == [
+    assert [(row["test_on"], row["outcome"][:12], bool(row["val/loss"])) for row in rows] == [
         ("null", "", True),
         ("foo", "test_on must", False),
     ]
@@ -120,16 +125,15 @@ def test_a_bad_job_does_not_end_a_sweep(tmp_path, shared_outputs):
 
 def test_a_failed_job_does_not_keep_the_scores_of_an_earlier_one(tmp_path):
     job(tmp_path, "0_unet", ["model=unet"], {"best/val/dice_mean": 0.9})
-    record_failure(tmp_path / "0_unet", "disk full")
+    record_ending(tmp_path / "0_unet", Ending.FAILED, "disk full")
     (row,) = collect(tmp_path, "val/dice_mean", "max")[1]
-    assert row == {"job": "0_unet", "failed": "disk full"}
+    assert row == {"job": "0_unet", "outcome": "disk full"}
 
 
 def test_a_job_that_diverged_is_a_result_and_no_failure(tmp_path):
     job(tmp_path, "0_wild", ["optimizer.lr=1e30"], {"best/val/dice_mean": 0.9})
-    record_failure(tmp_path / "0_wild", "the loss is nan", diverged=True)
+    record_ending(tmp_path / "0_wild", Ending.DIVERGED, "the loss is nan")
     job(tmp_path, "1_tame", ["optimizer.lr=1e-3"], {"best/val/dice_mean": 0.1})
-    config = {"hydra": {"sweep": {"dir": str(tmp_path)}}, "objective": "val/dice_mean", "objective_mode": "max"}
-    SweepTable().on_multirun_end(OmegaConf.create(config))
+    SweepTable().on_multirun_end(config_of(tmp_path))
     rows = collect(tmp_path, "val/dice_mean", "max")[1]
-    assert [(row["job"], row.get("failed")) for row in rows] == [("1_tame", None), ("0_wild", "the loss is nan")]
+    assert [(row["job"], row.get("outcome")) for row in rows] == [("1_tame", None), ("0_wild", "the loss is nan")]

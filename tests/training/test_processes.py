@@ -97,7 +97,7 @@ def test_sweep_without_a_seed_and_with_the_users_config_folder(sweep, tmp_path):
 
 
 def test_optuna_sweep(sweep, tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    pytest.importorskip("optuna")
     runs = sweep(
         "-m", "--config-dir", f"{tmp_path}/conf", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2",
         "hydra.sweeper.n_jobs=1", "hydra.sweeper.direction=maximize", "loss.sharpness=interval(1.0,9.0)",

@@ -17,7 +17,15 @@ from brats_lightning.evaluation.scoring import Evaluation, ScoredCase
 from brats_lightning.metrics.official import headline_columns
 
 _FILTERS = (
-    *(wording.number, wording.sort_key, wording.digits, wording.counted, wording.p_value, wording.region_title),
+    *(
+        wording.number,
+        wording.sort_key,
+        wording.digits,
+        wording.counted,
+        wording.rounded,
+        wording.p_value,
+        wording.region_title,
+    ),
     *(wording.sequence_title, wording.dimensions, figures.band_title, status, kind_of_lesion),
 )
 

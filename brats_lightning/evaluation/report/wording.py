@@ -1,6 +1,7 @@
 """How a report prints numbers and names, and what it says about a case; the table on the terminal."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,11 @@ def sort_key(value: int | float) -> str:
 def digits(column: str) -> int:
     """Decimals of a column: fewer for distances in mm."""
     return 1 if lower_is_better(column) else 3
+
+
+def rounded(value: str) -> str:
+    """A setting as it is typed, a long number with four digits."""
+    return f"{float(value):.4g}" if re.fullmatch(r"-?\d*\.\d{5,}(e-?\d+)?|-?\d\.\d+e-?\d+", value) else value
 
 
 def counted(n: int, word: str) -> str:

@@ -25,6 +25,8 @@ class FiniteLoss(pl.Callback):
     Until then the losses stay on the device, so that no step waits for them. A loss scaler (``16-mixed``) skips a step
     that overflows and retries with a smaller scale, so with one only a check with no finite loss at all ends the run.
 
+    Several processes end together, also if only one of them has such a loss.
+
     Raises:
         NotFinite: nothing is saved, and the last good checkpoints stay.
     """
@@ -53,6 +55,10 @@ class FiniteLoss(pl.Callback):
         losses = torch.stack([loss for _, _, loss in recent]).tolist()
         bad = [number for number, loss in enumerate(losses) if not math.isfinite(loss)]
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        if bad and not (scaled and len(bad) < len(recent)):
-            (step, cases, _), loss = recent[bad[0]], losses[bad[0]]
-            raise NotFinite(f"the loss is {loss} at step {step}, whose patches are of {', '.join(cases)}; {_ADVICE}")
+        ends = bool(bad) and not (scaled and len(bad) < len(recent))
+        if not trainer.strategy.reduce_boolean_decision(ends, all=False):
+            return
+        if not bad:
+            raise NotFinite(f"the loss of another process is no longer finite at step {trainer.global_step}; {_ADVICE}")
+        (step, cases, _), loss = recent[bad[0]], losses[bad[0]]
+        raise NotFinite(f"the loss is {loss} at step {step}, whose patches are of {', '.join(cases)}; {_ADVICE}")

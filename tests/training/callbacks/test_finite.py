@@ -14,8 +14,9 @@ from brats_lightning.training.callbacks.finite import FiniteLoss, NotFinite
 NAN, INF = float("nan"), float("inf")
 
 
-def steps(callback, losses, every=3, scaler=None):
+def steps(callback, losses, every=3, scaler=None, another=False):
     trainer = MagicMock(spec=pl.Trainer, log_every_n_steps=every, precision_plugin=SimpleNamespace(scaler=scaler))
+    trainer.strategy.reduce_boolean_decision = lambda decision, all: decision or another
     for step, loss in enumerate(losses, 1):
         trainer.global_step = step
         batch = MagicMock(spec=PatchBatch, cases=[f"case {step}", "another"])
@@ -42,6 +43,11 @@ def test_a_loss_scaler_may_skip_steps_but_not_all():
     steps(FiniteLoss(), [NAN, 1.0, INF, 1.0, NAN, NAN], scaler=scaler)
     with pytest.raises(NotFinite, match="step 4"):
         steps(FiniteLoss(), [1.0, 1.0, 1.0, NAN, NAN, NAN], scaler=scaler)
+
+
+def test_a_process_ends_with_another_whose_loss_is_bad():
+    with pytest.raises(NotFinite, match="the loss of another process is no longer finite at step 3; earlier"):
+        steps(FiniteLoss(), [1.0, 1.0, 1.0], another=True)
 
 
 def test_it_is_looked_at_before_saving_weights_too():

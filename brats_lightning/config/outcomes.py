@@ -1,0 +1,61 @@
+"""What came of a job of a multirun, as a file in its folder, wherever the job ran."""
+
+import json
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple
+
+from brats_lightning.runtime.files import write_json, write_text
+
+_SCORES = "metrics.json"
+
+
+class Ending(StrEnum):
+    """How a job ended before its time: the name of the file with the reason. Only a failure is a fault."""
+
+    FAILED = "error.txt"
+    DIVERGED = "diverged.txt"
+    PRUNED = "pruned.txt"
+
+
+class Outcome(NamedTuple):
+    """The scores of a job, None for NaN; if it did not end, how and why, with the scores so far."""
+
+    scores: Mapping[str, float | int | None]
+    ending: Ending | None = None
+    reason: str = ""
+
+
+def record_ending(job: Path, ending: Ending, reason: str) -> None:
+    """Write into a job's folder why it ended before its time."""
+    with suppress(OSError):  # the disk may be full, and the message was printed
+        forget_outcome(job)
+        write_text(job / ending, reason + "\n")
+
+
+def write_scores(job: Path, scores: Mapping[str, float]) -> None:
+    """Write the scores of a job into its folder, null for those that are no number."""
+    write_json(job / _SCORES, {name: value if math.isfinite(value) else None for name, value in scores.items()})
+
+
+def forget_outcome(job: Path) -> None:
+    """Remove the outcome of an earlier run from a folder."""
+    for name in (_SCORES, *Ending):
+        (job / name).unlink(missing_ok=True)
+
+
+def outcome_of(job: Path) -> Outcome | None:
+    """What came of the job in a folder; None if it still runs or was killed."""
+    ending = next((ending for ending in Ending if (job / ending).is_file()), None)
+    scores = json.loads((job / _SCORES).read_text()) if (job / _SCORES).is_file() else None
+    if ending is None:
+        return None if scores is None else Outcome(scores)
+    return Outcome(scores or {}, ending, (job / ending).read_text().strip())
+
+
+def names_of(objective: str) -> tuple[str, str]:
+    """The scores that may be the value of a job's ``objective``: of its best checkpoint, or its last validation."""
+    return f"best/{objective}", objective
