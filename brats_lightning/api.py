@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from brats_lightning.data.nifti import Header
-    from brats_lightning.inference.ensemble import Ensemble, Probabilities
+    from brats_lightning.data.probabilities import Probabilities
+    from brats_lightning.inference.ensemble import Ensemble
     from brats_lightning.inference.postprocessing import Postprocessing
 
     Scan = Union[str, Path, nib.Nifti1Image, np.ndarray]  # noqa: UP007  # strings inside
@@ -74,12 +75,9 @@ class Model:
 
         Arguments and errors are those of `predict`.
         """
-        import numpy as np
-
         with _files(images, affine) as files:
             found, header = self._infer(files)
-        channels = [found.transform.restore(p, fill=int(k == 0)) for k, p in enumerate(found.values)]
-        return _image(header, np.stack(channels, axis=-1))
+        return _image(header, found.whole())
 
     def _infer(self, files: Mapping[str, Path]) -> "tuple[Probabilities, Header]":
         from brats_lightning.data.cases import Case, CaseError, check_files, used_modalities

@@ -17,7 +17,6 @@ from brats_lightning.config.entry_point import entry_point
 from brats_lightning.runtime.files import make_folder, write_json
 
 if TYPE_CHECKING:
-    from brats_lightning.core.labels import LabelScheme
     from brats_lightning.data.cases import Case, Problem
 
 log = logging.getLogger(__name__)
@@ -41,15 +40,15 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
         ForeignMasks: the output holds masks that other models or post-processing made, and ``overwrite`` is false.
         SplitError: a split file that cannot be used, or cases of it that are missing.
     """
-    import numpy as np
-
     from brats_lightning.config.checkpoint import affine_tolerance, load_ensemble
-    from brats_lightning.config.postprocessing import trained_postprocessing
-    from brats_lightning.data.cases import CaseError, check_files, used_modalities
+    from brats_lightning.config.postprocessing import as_config, trained_postprocessing
+    from brats_lightning.data.cases import CaseError, check_files, problem_table, used_modalities
     from brats_lightning.data.nifti import read_header
-    from brats_lightning.inference.prediction import infer, region_summary, write_mask, write_probabilities
-    from brats_lightning.inference.provenance import check_existing, origin
-    from brats_lightning.runtime.console import progress_bar
+    from brats_lightning.data.probabilities import Member, Record, write_probabilities
+    from brats_lightning.inference.prediction import infer, write_mask
+    from brats_lightning.inference.provenance import check_existing, identities, origin
+    from brats_lightning.inference.summary import case_summary, report_masks
+    from brats_lightning.runtime.console import progress_bar, show
 
     if cfg.on_bad_case not in ("error", "skip"):
         raise ValueError(f"on_bad_case must be error or skip, got {cfg.on_bad_case!r}")
@@ -59,11 +58,14 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
     ensemble = load_ensemble(cfg)
     postprocess = (rules or trained_postprocessing(ensemble.models, tuple(cfg.trust))).decoding(ensemble.decode)
     log.info("post-processing%s: %s", "" if rules else " as in training", postprocess)
+    for line in postprocess.lacking(ensemble.scheme):
+        log.warning(line)
     tolerance = affine_tolerance(cfg, ensemble)
     make_folder(cfg.output)
-    made_by = origin(ensemble, postprocess)
+    models = list(zip(identities(ensemble), ensemble.models, strict=True))
+    made_by = origin([name for name, _ in models], postprocess)
     if not cfg.overwrite:
-        check_existing([file for files in wanted.values() for file in files], made_by)
+        check_existing({file: made_by for files in wanted.values() for file in files})
 
     summary: dict[str, Any] = {"cases": {}, "existing": []}
     problems: list[Problem] = []
@@ -86,20 +88,31 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
                     mask_file, *probability_files = wanted[case.id]
                     make_folder(mask_file.parent)
                     for probability_file in probability_files:
-                        write_probabilities(probability_file, found, header, made_by)
+                        members = tuple(Member(name, model.part_of(case.id)) for name, model in models)
+                        settings = (
+                            ensemble.scheme.names,
+                            ensemble.decode,
+                            header,
+                            members,
+                            as_config(postprocess),
+                            made_by,
+                        )
+                        write_probabilities(probability_file, found, Record(case.id, *settings))
                     write_mask(mask_file, found.transform.restore(labels), header, made_by)
-                    regions = region_summary(labels, found, ensemble.scheme)
-                    labelled = round(np.count_nonzero(labels) / labels.size, 6)
                     seconds = round(time.monotonic() - started, 1)
-                    summary["cases"][case.id] = {"regions": regions, "labelled": labelled, "seconds": seconds}
+                    summary["cases"][case.id] = case_summary(labels, found, ensemble.scheme) | {"seconds": seconds}
             bar.update(task, completed=number)
             if bar.disable:
                 log.info("%s: case %d of %d", case.id, number, len(cases))
 
     summary["problems"] = list(map(asdict, problems))
-    _report(summary, problems, cfg, ensemble.scheme)
+    report_masks(summary["cases"], len(summary["existing"]), problems, ensemble.scheme, Path(cfg.output))
+    if cfg.summary is not None:
+        write_json(make_folder(Path(cfg.summary).parent) / Path(cfg.summary).name, summary)
     if problems and cfg.on_bad_case == "error":
         raise CaseError(problems)
+    if problems:
+        show(problem_table(problems))
     return summary
 
 
@@ -111,8 +124,10 @@ def _wanted(cases: Sequence["Case"], cfg: DictConfig) -> dict[str, list[Path]]:
     """
     if cfg.names not in ("id", "layout"):
         raise ValueError(f"names must be id or layout, got {cfg.names!r}")
+    from brats_lightning.data.probabilities import ENDING
+
     output = Path(cfg.output)
-    ends = (".nii.gz", "_probabilities.nii.gz") if cfg.probabilities else (".nii.gz",)
+    ends = (".nii.gz", ENDING) if cfg.probabilities else (".nii.gz",)
     names = {case.id: case.mask_name.removesuffix(".nii.gz") if cfg.names == "layout" else case.id for case in cases}
     names = {case: name or case for case, name in names.items()}
     count = Counter(names.values())
@@ -154,29 +169,6 @@ def _chosen(cases: Sequence["Case"], cfg: DictConfig) -> Sequence["Case"]:
     if absent := sorted(set(wanted) - {case.id for case in cases}):
         raise SplitError(f"split: {cfg.split} lists cases under {cfg.part} that are not in input: {', '.join(absent)}")
     return [case for case in cases if case.id in set(wanted)]
-
-
-def _report(summary: dict[str, Any], problems: Sequence["Problem"], cfg: DictConfig, scheme: "LabelScheme") -> None:
-    from brats_lightning.data.cases import problem_table
-    from brats_lightning.inference.plausibility import ADVICE, implausible
-    from brats_lightning.runtime.console import show, table_of
-
-    titles = [f"{region.upper()} {what}" for region in scheme.regions for what in ("lesions", "volume (ml)")]
-    rows = []
-    for name, case in summary["cases"].items():
-        cells = [cell for r in case["regions"].values() for cell in (r["lesions"], f"{r['volume_ml']:.2f}")]
-        rows.append([name, *cells, f"{case['seconds']:.0f}"])
-    if rows:
-        show(table_of(["case", *titles, "seconds"], rows))
-    if problems and cfg.on_bad_case == "skip":  # otherwise they are the error message
-        show(problem_table(problems))
-    counts = f"{len(summary['cases'])} predicted, {len(summary['existing'])} predicted earlier, "
-    log.info("%s%d left out · %s", counts, len({problem.case for problem in problems}), cfg.output)
-    regions, shares = ({name: case[key] for name, case in summary["cases"].items()} for key in ("regions", "labelled"))
-    if doubts := implausible(regions, shares):
-        log.warning("implausible masks: %s. Please %s", "; ".join(doubts), ADVICE)
-    if cfg.summary is not None:
-        write_json(make_folder(Path(cfg.summary).parent) / Path(cfg.summary).name, summary)
 
 
 main = partial(entry_point, "predict", predict)

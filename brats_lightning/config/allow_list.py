@@ -22,7 +22,7 @@ _FETCH = re.compile("pretrained|url")
 # The classes of ours that say how a network is applied.
 SETTINGS = (
     "brats_lightning.inference.windows.SlidingWindow",
-    "brats_lightning.inference.postprocessing.Postprocessing",
+    "brats_lightning.inference.postprocessing.rules.Postprocessing",
 )
 # Functions that list the cases of a run, and the ones called in their place: no checkpoint may fill folders.
 _LAYOUTS = (

@@ -184,6 +184,9 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
             return {name: weighted(value) for name, value in node.items()}
         return target.weights(data.balanced_class_weights()) if node == "balanced" else node
 
+    postprocessing = build_part("postprocessing", cfg.postprocessing).decoding(target.decode)
+    for line in postprocessing.lacking(data.scheme):
+        log.warning(line)
     optimizer, scheduler = build_optimizer(cfg)
     loss = build_part("loss", weighted(OmegaConf.to_container(cfg.loss)))
     loss = loss if isinstance(loss, DeepSupervision) else DeepSupervision(loss)
@@ -195,7 +198,7 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
         optimizer=optimizer,
         scheduler=scheduler,
         inference=build_part("inference", cfg.inference),
-        postprocessing=build_part("postprocessing", cfg.postprocessing).decoding(target.decode),
+        postprocessing=postprocessing,
         target=target,
         protocols=cfg.protocols,
         config=OmegaConf.to_container(cfg),  # type: ignore[arg-type]

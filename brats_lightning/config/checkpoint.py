@@ -19,6 +19,7 @@ from brats_lightning.core.targets import make_target
 from brats_lightning.data.cases import Case
 from brats_lightning.data.normalisation import Normaliser
 from brats_lightning.data.preprocessing import Preprocessing
+from brats_lightning.data.splits import PARTS, read_split
 from brats_lightning.inference.ensemble import CHECKPOINT_FORMAT, Ensemble, TrainedModel
 from brats_lightning.inference.windows import SlidingWindow
 from brats_lightning.runtime.device import autocast_dtype, choose_device
@@ -57,9 +58,18 @@ def load_model(path: Path | str, trust: Sequence[str] = (), inference: Mapping[s
             target=make_target(config["target"], LabelScheme(tuple(data["labels"])), extra=config.get("target_extra")),
             inference=sliding,
             config=config,
+            split=_split(path, checkpoint),
         )
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: its config's settings are not those of this version: {error}") from error
+
+
+def _split(path: Path, checkpoint: Mapping[str, Any]) -> Mapping[str, Sequence[str]] | None:
+    """The split in a checkpoint, or that of its run folder."""
+    if (split := checkpoint.get("split")) is not None:
+        return {part: tuple(map(str, split[part])) for part in PARTS}
+    file = path.parent.parent / "split.json"
+    return read_split(file, "ckpt") if file.is_file() else None
 
 
 def load_weights(network: nn.Module, checkpoint: Mapping[str, Any], mismatch: str) -> None:

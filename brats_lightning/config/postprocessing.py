@@ -1,5 +1,6 @@
 """The post-processing of a checkpoint: the one its run was tested with, or the one that was tuned for it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from brats_lightning.config.allow_list import build_saved
+from brats_lightning.data.probabilities import Record
 from brats_lightning.inference.ensemble import TrainedModel
 from brats_lightning.inference.postprocessing import Postprocessing, PostprocessingError
 
@@ -51,6 +53,20 @@ def tuned(checkpoint: str | Path | Sequence[str | Path], trust: Sequence[str] = 
     return _common(found, "the members were tuned to different rules; tune them together: 'ckpt=[A,B]'")
 
 
+def recorded(records: Sequence[Record], trust: Sequence[str] = ()) -> Postprocessing:
+    """The rules with which `brats_lightning.predict` made masks beside the probabilities that it saved.
+
+    Raises:
+        PostprocessingError: it used different ones.
+    """
+    found = {json.dumps(record.postprocessing, sort_keys=True): record for record in records}
+    rules = {
+        f"{record.case}, {record.origin}": _built(record.postprocessing, trust, record.case)
+        for record in found.values()
+    }
+    return _common(rules, "probabilities were saved with different rules; choose: postprocessing=none, hysteresis, …")
+
+
 def as_config(rules: Postprocessing) -> dict[str, Any]:
     """The config that builds these rules."""
     target = {part: f"{part.__module__}.{part.__qualname__}" for part in map(type, (rules, *rules.steps.values()))}
@@ -58,15 +74,15 @@ def as_config(rules: Postprocessing) -> dict[str, Any]:
     return {"_target_": target[Postprocessing], "decode": rules.decode, "steps": steps}
 
 
-def _built(settings: Any, trust: Sequence[str], origin: Path) -> Postprocessing:
+def _built(settings: Any, trust: Sequence[str], origin: Path | str) -> Postprocessing:
     rules = build_saved(settings, trust, str(origin))
     if not isinstance(rules, Postprocessing):
         raise PostprocessingError(f"{origin}: no post-processing that this version knows: {settings}")
     return rules
 
 
-def _common(rules: Mapping[Path, Postprocessing], otherwise: str) -> Postprocessing:
-    """The rules that all members of an ensemble share, in the same order."""
+def _common(rules: Mapping[Any, Postprocessing], otherwise: str) -> Postprocessing:
+    """The rules that all share, in the same order."""
     if len(set(map(str, rules.values()))) > 1:
-        raise PostprocessingError("\n  ".join([otherwise, *(f"{file}: {found}" for file, found in rules.items())]))
+        raise PostprocessingError("\n  ".join([otherwise, *(f"{name}: {found}" for name, found in rules.items())]))
     return next(iter(rules.values()))

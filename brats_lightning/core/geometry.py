@@ -99,6 +99,20 @@ class GridTransform:
         return _floats(original[axis] * step for axis, step in zip(self.axes, self.step, strict=True))
 
     @property
+    def affine(self) -> Float[np.ndarray, "4 4"]:
+        """Index (x, y, z) of a working voxel → RAS millimetres, of the working array with its axes reversed."""
+        to_original = np.eye(4)
+        to_original[:3, :3] = 0
+        for working, (axis, flip, origin, step) in enumerate(
+            zip(self.axes, self.flips, self.origin, self.step, strict=True)
+        ):
+            oriented = origin + 0.5 * step - 0.5  # index of the first voxel's centre
+            sign = -1 if flip else 1
+            to_original[axis, 2 - working] = sign * step
+            to_original[axis, 3] = self.original.shape[axis] - 1 - oriented if flip else oriented
+        return self.original.affine @ to_original
+
+    @property
     def exact(self) -> bool:
         """Whether working voxels are original voxels, so that nothing is interpolated."""
         return self.step == (1.0, 1.0, 1.0) and all(float(o).is_integer() for o in self.origin)

@@ -16,6 +16,7 @@ IGNORE = 255
 
 # A region is a union of classes; regions, not classes, are what the challenge scores.
 _REGION_CLASSES = {"et": ("et",), "tc": ("netc", "et"), "wt": ("netc", "snfh", "et"), "rc": ("rc",)}
+REGIONS = tuple(_REGION_CLASSES)
 
 
 @dataclass(frozen=True)

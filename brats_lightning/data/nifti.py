@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import struct
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ except ImportError:
     pass
 
 _GZIP = b"\x1f\x8b"  # decides, not the name: files are renamed, and browsers unpack them
+_COMMENT = 6  # NIfTI's code of an extension that is plain text
 _AGAIN = "copy or download the file again"
 
 
@@ -91,12 +93,8 @@ def read_volume(path: Path, volume: int | None = None) -> Volume:
     Raises:
         UnreadableFile: missing, corrupted, not 3-D, not real numbers, or without an invertible affine.
     """
-    try:
-        stored = path.read_bytes()
-        data = _inflate(stored) if stored[:2] == _GZIP else stored
-    except _CORRUPT as error:
-        raise _unreadable(error) from error
-    header = _header(data, stored[:2] == _GZIP, volume)
+    data, compressed = _content(path)
+    header = _header(data, compressed, volume)
     shape, count = header.grid.shape, math.prod(header.grid.shape)
     if (there := len(data) - header.offset) < count * header.dtype.itemsize:
         found, expected = f"truncated: {there} bytes of voxels", f"{count * header.dtype.itemsize}"
@@ -135,14 +133,64 @@ def read_description(path: Path) -> str:
     return _nifti(_beginning(path)[0])["descrip"].item().decode("latin-1")
 
 
-def _beginning(path: Path) -> tuple[bytes, bool]:
-    """As much of a file as a header takes, and whether the file is compressed."""
+def read_comment(path: Path) -> str | None:
+    """The first comment among a header's extensions; None if there is none.
+
+    Raises:
+        UnreadableFile: missing, corrupted, or no NIfTI file.
+    """
+    nifti = _nifti(_beginning(path)[0])
+    data, _ = _beginning(path, int(nifti.get_data_offset()))
+    place, order = nifti.sizeof_hdr + 4, nifti.endianness
+    while place + 8 <= len(data) and data[nifti.sizeof_hdr]:
+        size, code = struct.unpack(f"{order}ii", data[place : place + 8])
+        if code == _COMMENT:
+            return data[place + 8 : place + size].rstrip(b"\0").decode(errors="replace")
+        place += max(size, 16)
+    return None
+
+
+def read_volumes(path: Path) -> Shaped[np.ndarray, "t k j i"]:
+    """All volumes of a 4-D file as they are stored, the file's axes in reverse order.
+
+    Raises:
+        UnreadableFile: missing, corrupted, or not 4-D.
+    """
+    data, compressed = _content(path)
+    header = _header(data, compressed, 0)
+    shape = tuple(_nifti(data).get_data_shape())
+    if (there := len(data) - header.offset) < (wanted := math.prod(shape) * header.dtype.itemsize):
+        raise UnreadableFile(f"truncated: {there} bytes of voxels", f"{wanted}", _AGAIN)
+    return np.frombuffer(data, header.dtype, math.prod(shape), header.offset).reshape(shape[::-1])
+
+
+def header_of(stored: bytes) -> Header:
+    """The header in the bytes of a file's beginning.
+
+    Raises:
+        UnreadableFile: as `read_header`.
+    """
+    return _header(stored, False, None)
+
+
+def _content(path: Path) -> tuple[bytes, bool]:
+    """A file's inflated content, and whether it is compressed."""
+    try:
+        stored = path.read_bytes()
+        compressed = stored[:2] == _GZIP
+        return (_inflate(stored) if compressed else stored), compressed
+    except _CORRUPT as error:
+        raise _unreadable(error) from error
+
+
+def _beginning(path: Path, size: int = nib.Nifti2Header.sizeof_hdr) -> tuple[bytes, bool]:
+    """The first bytes of a file, as many as a header takes, and whether the file is compressed."""
     try:
         with path.open("rb") as raw:
             compressed = raw.read(2) == _GZIP
             raw.seek(0)
             file = gzip.GzipFile(fileobj=raw) if compressed else raw
-            return file.read(nib.Nifti2Header.sizeof_hdr), compressed
+            return file.read(size), compressed
     except _CORRUPT as error:
         raise _unreadable(error) from error
 
@@ -164,6 +212,34 @@ def image_like(header: Header, values: np.ndarray, slope: float = 1.0, descripti
     # Without an affine of its own the image keeps the header's sform, qform and their codes as they are.
     image = kind(values, None, nifti)
     image.header.set_slope_inter(slope, 0)
+    return image
+
+
+def volumes_like(
+    header: Header,
+    values: Shaped[np.ndarray, "t z y x"],
+    affine: np.ndarray,
+    slope: float,
+    description: str,
+    comment: str,
+) -> nib.Nifti1Image:
+    """A 4-D image with an affine of its own, in the world and the units of another.
+
+    Args:
+        header: of the other.
+        values: volumes, of the type to be stored.
+        affine: from (x, y, z) to mm in the other's world.
+        slope: that readers multiply them by.
+        description: of at most 80 bytes.
+        comment: a text that the header is extended by.
+    """
+    nifti = header.nifti
+    kind = nib.Nifti2Image if isinstance(nifti, nib.Nifti2Header) else nib.Nifti1Image
+    image = kind(values.T, affine)  # whose order in memory is the file's
+    image.set_sform(affine, int(nifti["sform_code"]) or int(nifti["qform_code"]) or "aligned")
+    image.header["xyzt_units"], image.header["descrip"] = nifti["xyzt_units"], description
+    image.header.set_slope_inter(slope, 0)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", comment.encode()))
     return image
 
 

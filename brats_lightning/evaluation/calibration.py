@@ -7,7 +7,8 @@ from jaxtyping import Float32, UInt8
 
 from brats_lightning.core.geometry import Grid
 from brats_lightning.core.labels import IGNORE, LabelScheme, in_classes
-from brats_lightning.data.nifti import UnreadableFile, read_header, read_volume
+from brats_lightning.data.nifti import UnreadableFile
+from brats_lightning.data.probabilities import read_probabilities, read_record
 
 BINS = 10  # of probability, equally wide
 
@@ -16,12 +17,14 @@ Counts = list[tuple[int, float, int]]
 
 
 def check_probabilities(path: Path, scheme: LabelScheme, grid: Grid, tolerance: float) -> UnreadableFile | None:
-    """What is wrong with a file of class probabilities, background first, for a reference on ``grid``."""
+    """What is wrong with a file of class probabilities for a reference on ``grid``."""
     try:
-        header = read_header(path, scheme.num_classes - 1)
+        record = read_record(path)
     except UnreadableFile as error:
         return error
-    difference = header.grid.mismatch(grid, tolerance, "its reference")
+    difference = record.header.grid.mismatch(grid, tolerance, "its reference")
+    if record.scheme != scheme:
+        difference = f"the classes {', '.join(record.labels)}", f"{', '.join(scheme.names)}, as data.labels"
     return UnreadableFile(*difference, "remove it, or predict again") if difference else None
 
 
@@ -33,15 +36,16 @@ def reliability(path: Path, reference: UInt8[np.ndarray, "x y z"], scheme: Label
         reference: class indices, `IGNORE` where it is not labelled.
         scheme: the classes.
     """
-    classes = {index: read_volume(path, index).whole() for index in range(1, scheme.num_classes)}
+    found, _ = read_probabilities(path)
+    inside = found.transform.apply(reference)  # outside the box no region is probable
     return {
-        region: _counts(np.sum([classes[index] for index in members], axis=0), reference, members)
+        region: _counts(found.values[list(members)].sum(axis=0), inside, members)
         for region, members in scheme.regions.items()
     }
 
 
 def _counts(
-    probability: Float32[np.ndarray, "x y z"], reference: UInt8[np.ndarray, "x y z"], members: tuple[int, ...]
+    probability: Float32[np.ndarray, "z y x"], reference: UInt8[np.ndarray, "z y x"], members: tuple[int, ...]
 ) -> Counts:
     counted = (probability > 0) & (reference != IGNORE)
     probability, true = probability[counted], in_classes(reference[counted], members)

@@ -10,6 +10,7 @@ from pathlib import Path
 from brats_lightning.core.labels import MODALITIES, OLDER_NAMES
 from brats_lightning.data.cases import Case, Problem
 from brats_lightning.data.folders import files_in, is_nifti, nifti_files, stem
+from brats_lightning.data.probabilities import ENDING
 
 # The challenge's case number anywhere in a name: BraTS-MET-00110-000, SEG-00217-000, BraTS-MET_01325-000.
 _NUMBER = re.compile(r"(?<!\d)\d{5}-\d{3}(?!\d)")
@@ -39,7 +40,7 @@ class Pair:
         """The class probabilities that `predict` wrote beside the prediction, if it did."""
         if self.prediction is None:
             return None
-        path = self.prediction.with_name(f"{stem(self.prediction.name)}_probabilities.nii.gz")
+        path = self.prediction.with_name(stem(self.prediction.name) + ENDING)
         return path if path.is_file() else None
 
 

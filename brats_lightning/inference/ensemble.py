@@ -1,6 +1,6 @@
 """Trained models and ensembles of them: from a case's images to its class probabilities."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from brats_lightning.core.geometry import GridTransform
 from brats_lightning.core.labels import LabelScheme, source_modalities
 from brats_lightning.core.targets import Target
+from brats_lightning.data.cases import patient_and_timepoint
 from brats_lightning.data.nifti import Volume
 from brats_lightning.data.normalisation import Normaliser
 from brats_lightning.data.preprocessing import Prepared, Preprocessing, prepare
+from brats_lightning.data.probabilities import Probabilities
 from brats_lightning.inference.windows import Advance, SlidingWindow
 from brats_lightning.runtime.device import on_host, take, to_device
 
@@ -34,6 +36,7 @@ class TrainedModel:
         target: what the logits mean.
         inference: how whole volumes are predicted.
         config: of the run, in plain containers.
+        split: part → cases of the run's split; None if it is not known.
     """
 
     path: Path
@@ -43,30 +46,22 @@ class TrainedModel:
     target: Target
     inference: SlidingWindow
     config: Mapping[str, Any]
+    split: Mapping[str, Collection[str]] | None = None
 
     @property
     def scheme(self) -> LabelScheme:
         """The classes."""
         return self.target.scheme
 
-
-@dataclass(frozen=True)
-class Probabilities:
-    """Class probabilities, which sum to 1 in each voxel, on a box of original voxels (an exact grid transform).
-
-    Attributes:
-        values: means over the models.
-        transform: of the box.
-        spread: standard deviation over the models of the probability of any foreground class; None of a single model.
-    """
-
-    values: Float32[np.ndarray, "k z y x"]
-    transform: GridTransform
-    spread: Float32[np.ndarray, "z y x"] | None = None
-
-    def __post_init__(self) -> None:
-        if not self.transform.exact:
-            raise ValueError("probabilities must lie on original voxels; restore them first")
+    def part_of(self, case: str) -> str | None:
+        """Which part of the run's split has a case, or another one of its patient; ``none``, or None if unknown."""
+        if self.split is None:
+            return None
+        patient, _ = patient_and_timepoint(case)
+        for part, names in self.split.items():
+            if case in names or any(patient_and_timepoint(name)[0] == patient for name in names):
+                return part
+        return "none"
 
 
 class Ensemble:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,25 +20,27 @@ class ForeignMasks(ValueError):
     """Files in the output folder that other models or post-processing rules made."""
 
 
-def origin(ensemble: Ensemble, rules: Postprocessing) -> str:
+def origin(models: Sequence[str], rules: Postprocessing, fusion: Sequence[str] = ()) -> str:
     """The models, in any order, and the rules, each as a hash of everything that their masks depend on.
 
-    The device and the precision are left out: they change single voxels, and the jobs that fill one folder may run on
-    different machines.
+    Args:
+        models: by `identity`.
+        rules: of post-processing.
+        fusion: how several predictions became one mask, and the models of each; empty for one prediction.
     """
-    members = map(_identity, ensemble.models)
-    if len(set(ensemble.weights)) > 1:  # equal weights are no setting
-        members = (f"{member} × {w:.9g}" for member, w in zip(members, ensemble.weights, strict=True))  # type: ignore[assignment]
-    return _FORMAT.format(_digest(*sorted(members)), _digest(str(rules)))
+    return _FORMAT.format(_digest(*sorted(models), *fusion), _digest(str(rules)))
 
 
-def check_existing(files: Sequence[Path], wanted: str) -> None:
+def check_existing(wanted: Mapping[Path, str]) -> None:
     """Refuse files that exist and were not made by the wanted models and rules.
 
+    Args:
+        wanted: file → its `origin`.
+
     Raises:
-        ForeignMasks: it names all files of another `origin`.
+        ForeignMasks: it names all files of another origin.
     """
-    foreign = {file: reason for file in files if file.exists() and (reason := _difference(file, wanted))}
+    foreign = {file: reason for file, by in wanted.items() if file.exists() and (reason := _difference(file, by))}
     if foreign:
         listed = "; ".join(f"{file.name} {reason}" for file, reason in list(foreign.items())[:10])
         more = f" and {len(foreign) - 10} more" if len(foreign) > 10 else ""
@@ -61,7 +63,20 @@ def _difference(file: Path, wanted: str) -> str | None:
     return "was made with other post-processing" if same_model else "was made by another model"
 
 
-def _identity(model: TrainedModel) -> str:
+def identities(ensemble: Ensemble) -> list[str]:
+    """The `identity` of each member, with its weight where the weights differ."""
+    names = map(identity, ensemble.models)
+    if len(set(ensemble.weights)) == 1:  # which says nothing
+        return list(names)
+    return [f"{name} × {weight:.9g}" for name, weight in zip(names, ensemble.weights, strict=True)]
+
+
+def identity(model: TrainedModel) -> str:
+    """A hash of everything that a model's predictions depend on.
+
+    The device and the precision are left out: they change single voxels, and the jobs that fill one folder may run on
+    different machines.
+    """
     data = model.config["data"]
     settings = {name: data[name] for name in ("modalities", "normalisation", "preprocessing", "labels")}
     window = asdict(model.inference)

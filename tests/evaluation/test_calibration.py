@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
+from brats_lightning.core.geometry import GridTransform
 from brats_lightning.core.labels import BRATS_METS, IGNORE, LabelScheme
 from brats_lightning.data.cases import CaseError
 from brats_lightning.data.nifti import read_header
+from brats_lightning.data.probabilities import Probabilities, Record, write_probabilities
 from brats_lightning.evaluation.calibration import BINS, check_probabilities, reliability
 from brats_lightning.evaluation.summary import reliability_curve
 from tests.data.tiny_cases import LPS, lesions, save
@@ -13,8 +15,14 @@ from tests.evaluation.evaluating import run
 def save_probabilities(path, **classes):
     """A file of the default classes, ``et=array`` …; the others are 0 and the background the rest."""
     shape = next(iter(classes.values())).shape
-    values = np.stack([classes.get(name, np.zeros(shape)) for name in ("netc", "snfh", "et")], axis=-1)
-    return save(path, np.concatenate([1 - values.sum(-1, keepdims=True), values], axis=-1).astype(np.float32))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = read_header(save(path.parent.parent / "scan.nii", np.zeros(shape, np.uint8)))
+    whole = GridTransform.whole(header.grid)
+    values = [classes.get(name, np.zeros(shape)) for name in BRATS_METS.names]
+    values = np.stack([whole.apply(p).astype(np.float32) for p in (1 - sum(values), *values)])
+    values = Probabilities(values, whole.crop((0, 0, 0), whole.shape))
+    write_probabilities(path, values.rounded(), Record("a", BRATS_METS.names, "argmax", header, (), None, "made"))
+    return path
 
 
 def test_counts_by_hand(tmp_path):
@@ -48,7 +56,7 @@ def test_files_that_do_not_fit(tmp_path):
     grid = read_header(save(tmp_path / "r.nii", np.zeros((4, 3, 2), np.uint8))).grid
     assert check_probabilities(path, BRATS_METS, grid, 0.1) is None
     wide = LabelScheme(("netc", "snfh", "et", "rc"))
-    assert "5 or more volumes" in str(check_probabilities(path, wide, grid, 0.1))
+    assert "the classes netc, snfh, et; expected netc, snfh, et, rc" in str(check_probabilities(path, wide, grid, 0.1))
     affine = LPS.copy()
     affine[0, 3] = 50
     moved = read_header(save(tmp_path / "m.nii", np.zeros((4, 3, 2), np.uint8), affine)).grid

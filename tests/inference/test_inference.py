@@ -5,8 +5,9 @@ from torch import nn
 
 from brats_lightning.core.geometry import Grid, GridTransform
 from brats_lightning.core.labels import LabelScheme
-from brats_lightning.inference.ensemble import Ensemble, Probabilities
-from brats_lightning.inference.prediction import region_summary
+from brats_lightning.data.probabilities import Probabilities
+from brats_lightning.inference.ensemble import Ensemble
+from brats_lightning.inference.summary import region_summary
 from brats_lightning.inference.windows import SlidingWindow, gaussian_importance, window_starts
 
 

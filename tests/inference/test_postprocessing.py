@@ -397,10 +397,22 @@ def test_impossible_settings(settings, message):
 def test_rules_that_do_not_fit_the_classes():
     labels = volume(np.zeros((1, 1, 1), np.uint8))
     for step in (Hysteresis(0.5, 0.5, regions=["rc"]), ConfidentCore(0.5, regions=["rc"]), MinVolume(1, ["rc"])):
-        with pytest.raises(PostprocessingError, match=r"regions has rc, the regions of data\.labels are et, tc, wt"):
-            steps(step)(labels, MM, BRATS_METS)
-    with pytest.raises(PostprocessingError, match="needs the classes netc and snfh"):
-        steps(FillHoles())(labels, MM, LabelScheme(("lesion", "b", "c")))
+        rules = steps(step)
+        assert not rules(labels, MM, BRATS_METS).any()
+        assert rules.lacking(BRATS_METS) == [
+            "postprocessing.steps.0 leaves out rc, not among the labels netc, snfh, et"
+        ]
+        assert rules.lacking(LabelScheme(("netc", "snfh", "et", "rc"))) == []
+    custom = LabelScheme(("lesion", "b", "c"))
+    labels = np.full((4, 3, 3, 3), 0, np.float32)
+    labels[1], labels[1, 1, 1, 1], labels[0, 1, 1, 1] = 1, 0, 1
+    rules = steps(FillHoles(), SolidCore(), RequireCore(), Hysteresis(0.5, 0.5, regions=["b"]))
+    assert not rules(labels, MM, custom)[1, 1, 1]  # nothing fills the hole
+    assert [line.split(" leaves out ")[1].partition(", not")[0] for line in rules.lacking(custom)] == [
+        "netc, snfh", "netc, snfh, et", "snfh"
+    ]  # fmt: skip
+    with pytest.raises(PostprocessingError, match=r"regions has cavity, the regions of data\.labels are et, tc, wt"):
+        steps(MinVolume(1, ["cavity"])).lacking(BRATS_METS)
 
 
 def written(path, rules):

@@ -1,120 +1,16 @@
-"""From class probabilities to labels: decoding, then named steps of one rule each.
+"""Steps that judge 26-connected components: by their most probable voxel, their size, or what they consist of."""
 
-Labels are classes, so ET ⊂ TC ⊂ WT holds whatever a step does. Components are 26-connected.
-"""
-
-import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from scipy import ndimage
 
 from brats_lightning.core.components import NEIGHBOURS_26, label_components
 from brats_lightning.core.geometry import nonzero_box
 from brats_lightning.core.labels import LabelScheme, in_classes
-from brats_lightning.core.targets import decode_regions
-
-Number = int | float
-
-# The classes around a region, from the inside out: voxels that the region loses become one of these.
-_ENCLOSING = {"et": ("netc", "snfh"), "tc": ("snfh",)}
-
-
-class PostprocessingError(ValueError):
-    """Settings that cannot be applied."""
-
-
-@dataclass(frozen=True)
-class Labelling:
-    """One case during post-processing: its labels, which the steps change, and what the steps need to know."""
-
-    labels: UInt8[np.ndarray, "z y x"]
-    probabilities: Float[np.ndarray, "k z y x"]
-    voxel_volume: float  # mm³
-    scheme: LabelScheme
-
-    def regions(self, names: Sequence[str] | None, default: Iterable[str]) -> Iterator[tuple[list[int], list[int]]]:
-        """The classes of each region, and those around it from the inside out; by default of ``default``'s regions."""
-        known = self.scheme.regions
-        if unknown := set(names or ()) - set(known):
-            raise PostprocessingError(
-                f"postprocessing: regions has {min(unknown)}, the regions of data.labels are {', '.join(known)}"
-            )
-        for name in [name for name in default if name in known] if names is None else names:
-            around = [self.scheme.index(other) for other in _ENCLOSING.get(name, ()) if other in self.scheme.names]
-            yield sorted(known[name]), [*around, 0]
-
-
-@dataclass(frozen=True)
-class Step(ABC):
-    """One rule, with its settings."""
-
-    @abstractmethod
-    def __call__(self, case: Labelling) -> None:
-        """Change the labels; a `PostprocessingError` if the scheme lacks a class or region that the step needs."""
-
-
-@dataclass(frozen=True)
-class Postprocessing:
-    """Labels from class probabilities: decoded, then changed by the steps in order.
-
-    Args:
-        steps: name → `Step`; None leaves a step out.
-        decode: ``argmax``: the most probable class; ``regions``: by `brats_lightning.core.targets.decode_regions`; None
-            leaves the choice to the network's target (see `decoding`), without one to ``argmax``.
-
-    Raises:
-        PostprocessingError: impossible settings.
-    """
-
-    steps: Mapping[str, Any] = field(default_factory=dict)
-    decode: str | None = None
-
-    def __post_init__(self) -> None:
-        steps = {name: step for name, step in (self.steps or {}).items() if step is not None}
-        object.__setattr__(self, "steps", steps)
-        for name, step in steps.items():
-            if not isinstance(step, Step):
-                raise PostprocessingError(
-                    f"postprocessing.steps.{name} has the settings {step} and no _target_: this step was not chosen; "
-                    f"choose it, e.g. by postprocessing=hysteresis or 'postprocessing/step=[{name}]', or leave it out, "
-                    f"postprocessing.steps.{name}=null"
-                )
-        if self.decode not in ("argmax", "regions", None):
-            raise PostprocessingError(f"postprocessing.decode must be argmax, regions or null, got {self.decode!r}")
-
-    def decoding(self, decode: str) -> "Postprocessing":
-        """The same steps, with this ``decode`` if it is None."""
-        return replace(self, decode=self.decode or decode)
-
-    def __call__(
-        self, probabilities: Float[np.ndarray, "k z y x"], spacing: Sequence[Number], scheme: LabelScheme
-    ) -> UInt8[np.ndarray, "z y x"]:
-        """Class index of each voxel.
-
-        Args:
-            probabilities: of the classes, the background first; they sum to 1 in each voxel.
-            spacing: (z, y, x) in mm.
-            scheme: the classes.
-
-        Raises:
-            ValueError: a step, or decoding by regions, does not fit the classes.
-        """
-        labels = np.zeros(probabilities.shape[1:], np.uint8)
-        inside = probabilities[0] < 0.6  # anything else is decoded only up to ½; the rest allows for rounding
-        voxels = probabilities[:, inside]
-        if self.decode == "regions":
-            labels[inside] = decode_regions(torch.from_numpy(voxels[:, None, None]), scheme).numpy()[0, 0]
-        else:
-            labels[inside] = voxels.argmax(0)  # the first of equals
-        for step in self.steps.values():
-            step(Labelling(labels, probabilities, math.prod(spacing), scheme))
-        return labels
+from brats_lightning.inference.postprocessing.rules import Labelling, Number, PostprocessingError, Step
 
 
 @dataclass(frozen=True)
@@ -209,50 +105,6 @@ def _with_peak(
 
 
 @dataclass(frozen=True)
-class SolidCore(Step):
-    """Oedema (SNFH) becomes NETC where tumour core encloses it in slices of at least two of the three orientations.
-
-    In such a slice no path of 4-connected voxels outside the core leads to the slice's border. Oedema surrounds a core
-    and is never inside it, but in a patch smaller than the tumour the inside looks like oedema. A cavity (RC) is not
-    core. Does nothing if NETC, SNFH or ET is not among the classes.
-    """
-
-    def __call__(self, case: Labelling) -> None:
-        """Fill the core."""
-        scheme = case.scheme
-        if not {"netc", "snfh", "et"} <= set(scheme.names):
-            return
-        core = in_classes(case.labels, scheme.regions["tc"])
-        box = nonzero_box(core)  # nothing outside is enclosed
-        part, core = case.labels[box], core[box]
-        oedema = part == scheme.index("snfh")
-        if not oedema.any():
-            return
-        planes = [np.expand_dims(ndimage.generate_binary_structure(2, 1), axis) for axis in range(3)]
-        enclosed = [ndimage.binary_fill_holes(core, plane) for plane in planes]
-        part[(np.sum(enclosed, axis=0, dtype=np.uint8) >= 2) & oedema] = scheme.index("netc")
-
-
-@dataclass(frozen=True)
-class FillHoles(Step):
-    """Background enclosed by tumour core becomes NETC, other background enclosed by the whole tumour SNFH.
-
-    Enclosed is 6-connected background that doesn't reach the volume's border. Needs the classes netc and snfh.
-    """
-
-    def __call__(self, case: Labelling) -> None:
-        """Fill the holes."""
-        scheme = case.scheme
-        if not {"netc", "snfh"} <= set(scheme.names):
-            raise PostprocessingError("postprocessing: fill_holes needs the classes netc and snfh among data.labels")
-        part = case.labels[nonzero_box(case.labels)]
-        for region, name in (("tc", "netc"), ("wt", "snfh")):
-            if region in scheme.regions:
-                mask = in_classes(part, scheme.regions[region])
-                part[ndimage.binary_fill_holes(mask) & (part == 0)] = scheme.index(name)
-
-
-@dataclass(frozen=True)
 class MinVolume(Step):
     """Remove components of a region smaller than ``mm3``, by default of all regions in the order ET, TC, WT, others.
 
@@ -292,9 +144,13 @@ class RequireCore(Step):
 
     keep_surest: bool = False
 
+    def lacking(self, scheme: LabelScheme) -> list[str]:
+        """The class without which it does nothing."""
+        return [] if "snfh" in scheme.names else ["snfh"]
+
     def __call__(self, case: Labelling) -> None:
         """Remove oedema without a core."""
-        if "snfh" not in case.scheme.names:
+        if self.lacking(case.scheme):
             return
         box = nonzero_box(case.labels)
         part = case.labels[box]
