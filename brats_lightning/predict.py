@@ -62,8 +62,8 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
         log.warning(line)
     tolerance = affine_tolerance(cfg, ensemble)
     make_folder(cfg.output)
-    models = list(zip(identities(ensemble), ensemble.models, strict=True))
-    made_by = origin([name for name, _ in models], postprocess)
+    models = identities(ensemble)
+    made_by = origin(models, postprocess)
     if not cfg.overwrite:
         check_existing({file: made_by for files in wanted.values() for file in files})
 
@@ -88,16 +88,10 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
                     mask_file, *probability_files = wanted[case.id]
                     make_folder(mask_file.parent)
                     for probability_file in probability_files:
-                        members = tuple(Member(name, model.part_of(case.id)) for name, model in models)
-                        settings = (
-                            ensemble.scheme.names,
-                            ensemble.decode,
-                            header,
-                            members,
-                            as_config(postprocess),
-                            made_by,
-                        )
-                        write_probabilities(probability_file, found, Record(case.id, *settings))
+                        parts = [model.part_of(case.id) for model in ensemble.models]
+                        network = ensemble.scheme.names, ensemble.decode, header, tuple(map(Member, models, parts))
+                        record = Record(case.id, *network, as_config(postprocess), made_by)
+                        write_probabilities(probability_file, found, record)
                     write_mask(mask_file, found.transform.restore(labels), header, made_by)
                     seconds = round(time.monotonic() - started, 1)
                     summary["cases"][case.id] = case_summary(labels, found, ensemble.scheme) | {"seconds": seconds}
@@ -122,10 +116,10 @@ def _wanted(cases: Sequence["Case"], cfg: DictConfig) -> dict[str, list[Path]]:
     Raises:
         ValueError: two cases have one name, or the files would replace the input's or be taken for some of it.
     """
-    if cfg.names not in ("id", "layout"):
-        raise ValueError(f"names must be id or layout, got {cfg.names!r}")
     from brats_lightning.data.probabilities import ENDING
 
+    if cfg.names not in ("id", "layout"):
+        raise ValueError(f"names must be id or layout, got {cfg.names!r}")
     output = Path(cfg.output)
     ends = (".nii.gz", ENDING) if cfg.probabilities else (".nii.gz",)
     names = {case.id: case.mask_name.removesuffix(".nii.gz") if cfg.names == "layout" else case.id for case in cases}

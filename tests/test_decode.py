@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from brats_lightning.config.postprocessing import as_config
+from brats_lightning.config.postprocessing import as_config, tuned_file
 from brats_lightning.config.resolvers import config_dir
 from brats_lightning.data.cases import CaseError
 from brats_lightning.data.probabilities import read_record
@@ -90,6 +90,21 @@ def test_masks_are_those_of_predict(predicted, decoded, tmp_path, choice, target
     for name, path in found.items():
         assert path.read_bytes() == expected[name].read_bytes()  # voxels, header and origin
     assert len(np.unique(nib.load(found[f"{NAMES[0]}.nii.gz"]).dataobj)) > 1
+
+
+def test_tuned_rules_are_those_of_the_checkpoint_or_the_folder(predicted, decoded, tmp_path):
+    path = bright_is_et(tmp_path / "a.ckpt")
+    rules = {"chosen": as_config(Postprocessing({"small": MinVolume(3)}))}
+    tuned_file(path).write_text(json.dumps(rules))
+    predicted(path, "postprocessing=tuned")
+    with pytest.raises(ValueError, match=r"no .*saved/postprocessing.yaml; make it with: .* probabilities="):
+        decoded("postprocessing=tuned")
+    tuned_file(tmp_path / "saved").write_text(json.dumps(rules))
+    decoded("postprocessing=tuned")
+    decoded("postprocessing=tuned", f"postprocessing.checkpoint={path}", to="again")
+    for folder in ("out", "again"):
+        for name, mask in masks(tmp_path / folder).items():
+            assert mask.read_bytes() == (tmp_path / "saved" / name).read_bytes()
 
 
 def test_the_rules_are_those_of_predict_unless_chosen(predicted, decoded, tmp_path):

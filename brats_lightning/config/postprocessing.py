@@ -31,23 +31,26 @@ def trained_postprocessing(models: Sequence[TrainedModel], trust: Sequence[str] 
     )
 
 
-def tuned_file(checkpoint: Path | str) -> Path:
-    """The file in which `brats_lightning.tune` writes the rules for a checkpoint."""
-    checkpoint = Path(checkpoint)
-    return checkpoint.with_name(f"{checkpoint.stem}_postprocessing.yaml")
+def tuned_file(source: Path | str) -> Path:
+    """The file in which `brats_lightning.tune` writes the rules for a checkpoint, or for a folder of probabilities."""
+    source = Path(source).expanduser()
+    if source.is_dir():
+        return source / "postprocessing.yaml"
+    return source.with_name(f"{source.stem}_postprocessing.yaml")
 
 
 def tuned(checkpoint: str | Path | Sequence[str | Path], trust: Sequence[str] = ()) -> Postprocessing:
-    """The rules that `brats_lightning.tune` chose for a checkpoint, or for an ensemble.
+    """The rules that `brats_lightning.tune` chose for a checkpoint or a folder of probabilities, or for several.
 
     Raises:
-        PostprocessingError: a checkpoint that was not tuned, or members with different rules.
+        PostprocessingError: one that was not tuned, or several with different rules.
     """
     found = {}
     for path in [checkpoint] if isinstance(checkpoint, str | Path) else checkpoint:
         file = tuned_file(path)
         if not file.is_file():
-            raise PostprocessingError(f"there is no {file}; make it with: python -m brats_lightning.tune ckpt={path}")
+            given = f"{'probabilities' if Path(path).is_dir() else 'ckpt'}={path}"
+            raise PostprocessingError(f"there is no {file}; make it with: python -m brats_lightning.tune {given}")
         content: Any = OmegaConf.to_container(OmegaConf.load(file))
         found[file] = _built(content["chosen"], trust, file)
     return _common(found, "the members were tuned to different rules; tune them together: 'ckpt=[A,B]'")
