@@ -117,7 +117,12 @@ class Job:
         """Overrides of `predict` for the held-out cases of this training of a config."""
         files = {"ckpt": self.checkpoint, "split": self.folder / "split.json", "output": self.predictions}
         files["summary"] = self.predicted
-        settings = ["part=val", "probabilities=true", f"device={'cpu' if cfg.trainer.accelerator == 'cpu' else 'auto'}"]
+        settings = [
+            "input=null",
+            "part=val",
+            "probabilities=true",
+            f"device={'cpu' if cfg.trainer.accelerator == 'cpu' else 'auto'}",
+        ]
         packages = {
             value.split(".")[0] for key, value in leaves(OmegaConf.to_container(cfg)) if key.endswith("._target_")
         }
