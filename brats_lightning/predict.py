@@ -148,7 +148,7 @@ def _cases(cfg: DictConfig) -> Sequence["Case"]:
     if cfg.input is not None:
         return input_cases(cfg)
     if cfg.split is None:
-        raise ValueError("input=null means the cases of the checkpoint's run: say which of them by split=RUN/split.json part=…")
+        raise ValueError("input=null takes the cases of the checkpoint's run; say which: split=RUN/split.json part=val")
     first, _ = ensemble_members([cfg.ckpt] if isinstance(cfg.ckpt, str) else cfg.ckpt)[0]
     return trained_cases(load_model(first, tuple(cfg.trust)), tuple(cfg.trust))
 
