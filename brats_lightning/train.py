@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.config.entry_point import entry_point
 from brats_lightning.config.outcomes import Ending, forget_outcome, names_of, record_ending, write_scores
+from brats_lightning.config.repeat import repeated
 from brats_lightning.config.resolvers import leaves
 from brats_lightning.config.resume import announce_resume, expand, refuse_used_folder
 from brats_lightning.runtime.files import make_folder, remove_leftovers, write_text
@@ -138,10 +139,13 @@ def _with_seed(cfg: DictConfig, saved: Mapping[str, Any] | None) -> DictConfig:
 
 def _begin(cfg: DictConfig, saved: Mapping[str, Any] | None) -> None:
     from brats_lightning.config.build import describe_data
+    from brats_lightning.training.provenance import record_start
 
     if saved is not None:
         announce_resume(cfg, saved)
     write_text(Path(cfg.paths.run_dir) / "config.yaml", OmegaConf.to_yaml(cfg))
+    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    record_start(Path(cfg.paths.run_dir), cfg.seed, overrides)
     log.info("run folder: %s · seed %d", cfg.paths.run_dir, cfg.seed)
     log.info("data: %s", describe_data(cfg))
 
@@ -166,6 +170,7 @@ def _introduce(cfg: DictConfig, trainer: "pl.Trainer", model: "Segmentation") ->
 def _prepared_data(cfg: DictConfig, saved: Mapping[str, Any] | None, first: bool) -> "CaseData":
     from brats_lightning.config.build import build_data
     from brats_lightning.data.splits import PARTS, Split
+    from brats_lightning.training.provenance import record_data
 
     split = None if saved is None else saved.get("split")  # missing if the module was trained without our data
     data = build_data(cfg, split and Split(*(tuple(split[part]) for part in PARTS)))
@@ -175,6 +180,7 @@ def _prepared_data(cfg: DictConfig, saved: Mapping[str, Any] | None, first: bool
     data.test_on = cfg.test_on or "test"
     if first:
         data.split.save(Path(cfg.paths.run_dir) / "split.json")
+        record_data(Path(cfg.paths.run_dir), cfg.data.description, data)
         log.info("%s", data.summary())
     return data
 
@@ -234,7 +240,8 @@ def _columns(cfg: DictConfig) -> dict[str, Any]:
     columns: dict[str, Any] = {}
     if HydraConfig.initialized():
         hydra = HydraConfig.get()
-        columns = {group: hydra.runtime.choices.get(group) for group in _CHOICES}
+        choices = hydra.runtime.choices  # none in a repetition of a run, whose config is complete
+        columns = {group: choices[group] for group in _CHOICES if group in choices}
         given = (override.lstrip("+").split("=", 1) for override in hydra.overrides.task if "=" in override)
         keys = (key for key, _ in given if "." in key and not key.startswith(_INDIFFERENT))
         columns |= {key: str(OmegaConf.select(cfg, key)) for key in keys}
@@ -307,7 +314,7 @@ def join(config: str) -> None:
 def _command_line(given: Sequence[str]) -> list[str]:
     """The arguments with ``resume=RUN`` expanded; only the first of several processes has a run folder."""
     refuse_used_folder(given)
-    arguments = expand(given)
+    arguments = repeated(expand(given))
     if processes.started_from_outside() and not processes.is_first_process():  # or Hydra makes a folder for each
         nowhere = tempfile.mkdtemp()
         atexit.register(shutil.rmtree, nowhere, ignore_errors=True)

@@ -118,7 +118,7 @@ def as_command(words):
     else:
         return None
     flags = [word for word in arguments if word.startswith("-")]
-    for flag in {"--config-dir", "--cfg"} & set(flags):
+    for flag in {"--config-dir", "--config-name", "--cfg"} & set(flags):
         flags.insert(flags.index(flag) + 1, arguments[arguments.index(flag) + 1])
     return Command(module, [word for word in arguments if word not in flags], flags)
 

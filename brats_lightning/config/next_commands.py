@@ -26,17 +26,20 @@ def next_commands(cfg: DictConfig) -> list[tuple[str, str]]:
     part = next(part for part in ("test", "val", "train") if cases_of[part])
     ckpt, split, masks = run / "checkpoints/best.ckpt", f"split={run / 'split.json'}", run / "masks"
     chosen = [split, *([f"part={part}"] if part != "test" else [])]
-    cases = _data_set(cfg)
+    curves = [("curves and pictures", shlex.join(["tensorboard", "--logdir", str(run)]))]
+    curves = curves if "tensorboard" in (cfg.logger or {}) else []
+    tune = [("better post-processing", _command("tune", f"ckpt={ckpt}"))]
+    if (cases := _data_set(cfg)) is None:
+        return [*curves, *tune]
     if by_folder := not cases:
         cases = [f"input={(folder := _folder(cfg))}"]
     references = [f"references={folder}", *_label_settings(cfg)] if by_folder else cases
     scores = [f"predictions={masks}", *references, *chosen, f"output={run / 'scores'}"]
-    curves = [("curves and pictures", shlex.join(["tensorboard", "--logdir", str(run)]))]
     return [
-        *(curves if "tensorboard" in (cfg.logger or {}) else []),
+        *curves,
         (f"masks of the {part} cases", _command("predict", f"ckpt={ckpt}", *cases, *chosen, f"output={masks}")),
         ("their scores, with a report", _command("evaluate", *scores)),
-        ("better post-processing", _command("tune", f"ckpt={ckpt}")),
+        *tune,
     ]
 
 
@@ -52,11 +55,16 @@ def _folder(cfg: DictConfig) -> str:
     return os.path.commonpath([path.parent for case in cases for path in case.files.values()])
 
 
-def _data_set(cfg: DictConfig) -> Sequence[str]:
-    """The run's own options of its data set, by which other commands find it, too; none where the folder is enough."""
+def _data_set(cfg: DictConfig) -> Sequence[str] | None:
+    """The run's own options of its data set, by which other commands find it, too; none where the folder is enough.
+
+    None where they are not known: a run that is repeated has a complete config instead.
+    """
     if cfg.data.source._target_.startswith(_BY_FOLDER) and cfg.data.masks is None:
         return []
     hydra: Any = HydraConfig.get()
+    if "data" not in hydra.runtime.choices:
+        return None
     given = [text for text in hydra.overrides.task if text.startswith("data.")]
     return [*(f"--config-dir={folder}" for folder in search_path()), f"data={hydra.runtime.choices.data}", *given]
 

@@ -13,7 +13,10 @@ from brats_lightning.runtime.files import UnwritableFile, make_folder
 from brats_lightning.runtime.locks import InUse, claimed
 
 # What every start writes: the settings, which the command line has, and lines that the terminal has shown.
-_RECORDS = ("*.log", ".hydra", ".lock", ".submitit", "config.yaml", "multirun.yaml", "split.json")
+_RECORDS = (
+    *("*.log", ".hydra", ".lock", ".submitit", "config.yaml", "multirun.yaml", "split.json"),
+    *("provenance.yaml", "*.diff"),
+)
 
 _made: set[Path] = set()  # by this process
 

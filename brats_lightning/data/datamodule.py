@@ -4,8 +4,9 @@ import logging
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -163,6 +164,20 @@ class CaseData(pl.LightningDataModule):
         left = f"left out: {', '.join(left_out)}" if left_out else ""
         words = (f"cases: {parts}", ", ".join(lacking), masks_apart(self._found), left)
         return "; ".join(filter(None, words))
+
+    def identities(self) -> dict[str, dict[str, Any]]:
+        """Case → what it is recognised by, of all that can be used.
+
+        That is its ``part`` of the split, None of a newcomer; the ``bytes`` of its raw files; and CRC-32 of the cached
+        ``image`` and ``mask``, in hexadecimal digits.
+        """
+        part_of = {name: part for part, names in asdict(self.split).items() for name in names}
+        files = {case.id: case.files.values() for case in self._found}
+        return {
+            name: {"part": part_of.get(name), "bytes": sum(path.stat().st_size for path in files[name])}
+            | {array: f"{case.arrays[array].crc32:08x}" for array in ("image", "mask")}
+            for name, case in sorted(self.cases.items())
+        }
 
     def scored_cases(self, stage: str) -> list[CachedCase]:
         """The cases that ``val`` or ``test`` scores, in order."""

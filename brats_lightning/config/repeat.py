@@ -1,0 +1,57 @@
+"""Training a run again from its own config: ``--config-dir RUN --config-name config``.
+
+That config is resolved and says nothing of Hydra: paths in it lead into the folder of the run. The command line is
+completed so that the repetition has a folder of its own, with the seed and the split of the run.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from brats_lightning.config.command_line import quote
+from brats_lightning.config.resolvers import leaves, within
+
+_NAME = "config"
+_SPLIT = ("split_from", "folds", "fold")  # of `data`: other ways to the split that is taken from the run
+_HYDRA = {  # of conf/train.yaml
+    "+hydra": "default",
+    "hydra.job.name": "train",
+    "+hydra.callbacks.sweep_table._target_": "brats_lightning.config.sweep.SweepTable",
+}
+
+
+def repeated(arguments: Sequence[str]) -> list[str]:
+    """The command line of a repetition, completed; any other one as it is.
+
+    What lay in the folder of the run is placed in the new one; a resumed run is repeated from its beginning. Settings
+    on the command line win.
+    """
+    folder, name = _flag(arguments, "--config-dir", "-cd"), _flag(arguments, "--config-name", "-cn")
+    if folder is None or name != _NAME or not (Path(folder) / "split.json").is_file():
+        return list(arguments)
+    run = Path(folder).expanduser().absolute()
+    saved: Any = OmegaConf.to_container(OmegaConf.load(run / f"{_NAME}.yaml"))
+    own = {key: _moved(value, saved["paths"]["run_dir"]) for key, value in leaves(saved)}
+    settings = {key: value for key, value in own.items() if value is not None}
+    settings |= _HYDRA | {"paths.run_dir": quote("${hydra:runtime.output_dir}"), "ckpt_path": "null", "resume": "null"}
+    settings |= {"data.split_file": quote(str(run / "split.json")), **{f"data.{key}": "null" for key in _SPLIT}}
+    given = [argument.lstrip("+~").split("=", 1)[0] for argument in arguments]
+    added = [f"{key}={value}" for key, value in settings.items() if not within(key.lstrip("+"), given)]
+    return [*arguments, *added]
+
+
+def _moved(value: Any, old: str) -> str | None:
+    """The quoted reference that replaces a path into the old folder; None for any other value."""
+    inside = isinstance(value, str) and (value == old or value.startswith(f"{old}/"))
+    return quote("${paths.run_dir}" + value.removeprefix(old)) if inside else None
+
+
+def _flag(arguments: Sequence[str], *names: str) -> str | None:
+    """The value of a flag with dashes."""
+    for place, argument in enumerate(arguments):
+        flag, sign, value = argument.partition("=")
+        if flag in names:
+            return value if sign else next(iter(arguments[place + 1 : place + 2]), None)
+    return None
