@@ -161,7 +161,7 @@ class Study:
             StudyError: folds, seeds or arms that make no sense; it names all faults.
         """
         hydra = HydraConfig.get().overrides
-        given = [text for text in hydra.task if _key(text) not in _OWN]
+        given = [text for text in hydra.task if _key(text) not in (*_OWN, "launcher")]
         given += [
             f"{key}={OmegaConf.select(cfg, key)}".replace("None", "null") for key in _SET if not _sets(given, key)
         ]
@@ -170,7 +170,9 @@ class Study:
         if faults:
             raise StudyError("\n  ".join(["the study:", *faults]))
         flags = [f"--config-dir={path}" for path in search_path()]
-        flags += [text for text in hydra.hydra if _key(text) == "hydra.searchpath" or "launcher" in _key(text)]
+        asked = [*hydra.task, *hydra.hydra]
+        passed = re.compile(r"launcher|hydra[./]launcher.*|hydra\.searchpath").fullmatch
+        flags += [text for text in asked if passed(_key(text))]
         named = {name: tuple(overrides or ()) for name, overrides in arms.items()}
         return cls(Path(cfg.paths.run_dir), cfg.folds, tuple(cfg.seeds), named, tuple(given), tuple(flags))
 
@@ -281,9 +283,8 @@ class Study:
     def command(self, arm: str) -> list[str]:
         """The words of the command that trains one fold of an arm by itself."""
         search = [flag for flag in self.flags if "launcher" not in flag]
-        given = [text for text in self.overrides(arm) if _key(text) != "launcher"]
         own = [f"data.folds={self.folds}", "data.fold=0", f"seed={self.seeds[0]}"]
-        return ["python", "-m", "brats_lightning.train", *search, *given, *own]
+        return ["python", "-m", "brats_lightning.train", *search, *self.overrides(arm), *own]
 
 
 def _faults(cfg: DictConfig, arms: Any, given: Sequence[str]) -> list[str]:

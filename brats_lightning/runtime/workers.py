@@ -117,18 +117,24 @@ def end_with_parent(parent: int | None = None) -> None:
     A pool's worker waits at a pipe that the other workers hold open, too, and would never notice.
 
     Args:
-        parent: its process id; None is the process that `multiprocessing` started this one from, if it did.
+        parent: its process id; None is the process that `multiprocessing` or loky started this one from, if one did.
     """
     started_by = multiprocessing.parent_process()
     if parent is None and started_by is None:
         return
+    watched = os.getppid() if parent is None else parent
+
+    def alive() -> bool:
+        if parent is not None or started_by is None:
+            return True
+        try:
+            return started_by.is_alive()  # also where a server process, which may live on, has forked this one
+        except ValueError:  # loky's, which knows nothing of its parent
+            return True
 
     def watch() -> None:
-        if parent is not None:
-            while os.getppid() == parent:
-                time.sleep(0.5)
-        elif started_by is not None:
-            started_by.join()
+        while os.getppid() == watched and alive():
+            time.sleep(0.5)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="watch parent").start()
