@@ -6,18 +6,15 @@ Nothing heavy is imported before a config is complete, so that ``--help`` and a 
 import json
 import logging
 import os
-import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
-
-from brats_lightning.config.command_line import typed
-from brats_lightning.config.resolvers import leaves, within
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -187,13 +184,16 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
     postprocessing = build_part("postprocessing", cfg.postprocessing).decoding(target.decode)
     for line in postprocessing.lacking(data.scheme):
         log.warning(line)
+    network, start = build_network(cfg)
+    if start:
+        log.info("weights: %s", start)
     optimizer, scheduler = build_optimizer(cfg)
     loss = build_part("loss", weighted(OmegaConf.to_container(cfg.loss)))
     loss = loss if isinstance(loss, DeepSupervision) else DeepSupervision(loss)
     if data.partly_labelled:
         loss.loss = KnownVoxels(loss.loss, target.background)
     return Segmentation(
-        network=build_network(cfg),
+        network=network,
         loss=loss,
         optimizer=optimizer,
         scheduler=scheduler,
@@ -205,39 +205,20 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
     )
 
 
-def build_network(cfg: DictConfig) -> "nn.Module":
-    """The network of a config, with the weights of its checkpoint ``weights`` if it names one.
+def build_network(cfg: DictConfig) -> "tuple[nn.Module, str]":
+    """The network of a config, with the weights of ``weights`` if it names any; and what it starts from, in words.
 
     Raises:
-        CheckpointError: these weights are of another network.
+        CheckpointError: no weights can be read or used.
     """
-    from brats_lightning.config.checkpoint import CheckpointError, load_weights, read_checkpoint
-
     network = build_part("model", cfg.model)
     if empty := [name for name, weight in network.named_parameters() if not weight.numel()]:
         raise ValueError(f"model: {empty[0]} has no weights; is a number of channels 0?")
-    if cfg.weights is not None:
-        saved = read_checkpoint(cfg.weights, "weights")
-        try:
-            load_weights(network, saved, f"weights={cfg.weights} are of another network")
-        except CheckpointError as error:
-            if settings := _settings_of_weights(saved["config"], cfg):
-                raise CheckpointError(f"{str(error).partition(': ')[0]}; they fit one with {settings}") from error
-            raise
-    return network
+    if cfg.weights is None:
+        return network, ""
+    from brats_lightning.config.weights import start_from
 
-
-def _settings_of_weights(saved: Mapping[str, Any], cfg: DictConfig) -> str:
-    """The settings that a config's network would need for the weights of a checkpoint, as they are typed."""
-    deciding = ("model", "target", "target_extra", "data.modalities", "data.labels")
-    follow = ("model.in_channels", "model.out_channels")
-    here = dict(leaves(OmegaConf.to_container(cfg)))
-    differ = {
-        key: typed(value)
-        for key, value in leaves(saved)
-        if within(key, deciding) and not within(key, follow) and key in here and here[key] != value
-    }
-    return " ".join(shlex.quote(f"{key}={value}") for key, value in differ.items())
+    return network, start_from(cfg, network, partial(build_part, "model"))
 
 
 def build_optimizer(cfg: DictConfig) -> tuple[Callable[..., Any], Callable[..., Any]]:

@@ -72,11 +72,15 @@ def _split(path: Path, checkpoint: Mapping[str, Any]) -> Mapping[str, Sequence[s
     return read_split(file, "ckpt") if file.is_file() else None
 
 
+def network_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The state dict of a checkpoint's network."""
+    return {k.removeprefix("network."): v for k, v in checkpoint["state_dict"].items() if k.startswith("network.")}
+
+
 def load_weights(network: nn.Module, checkpoint: Mapping[str, Any], mismatch: str) -> None:
     """Load a checkpoint's weights into a network, or raise a CheckpointError that begins with ``mismatch``."""
-    saved = {k.removeprefix("network."): v for k, v in checkpoint["state_dict"].items() if k.startswith("network.")}
     try:
-        network.load_state_dict(saved)
+        network.load_state_dict(network_weights(checkpoint))
     except RuntimeError as error:  # whose message has a line for each weight
         lines = [line.strip() for line in str(error).splitlines()]
         more = f" and {len(lines) - 2} more" if len(lines) > 2 else ""
@@ -170,15 +174,7 @@ def read_checkpoint(path: Path | str, key: str = "ckpt") -> dict[str, Any]:
         inside = path / "checkpoints/best.ckpt"
         found = inside if inside.is_file() else "<run folder>/checkpoints/best.ckpt"
         raise CheckpointError(f"{key}: there is no checkpoint {path}; set {key}={found}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, about kinds of archives that are refused below
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"{key}: {path} is damaged, or holds more than tensors and plain containers: {first}"
-        ) from error
+    checkpoint = load_plain(path, key)
     config = checkpoint.get("config") if isinstance(checkpoint, dict) else None
     if not isinstance(config, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(
@@ -191,3 +187,20 @@ def read_checkpoint(path: Path | str, key: str = "ckpt") -> dict[str, Any]:
             "that wrote it"
         )
     return checkpoint
+
+
+def load_plain(path: Path, key: str, allowed: Sequence[Any] = ()) -> Any:
+    """The content of a file that ``torch.save`` wrote: memory-mapped tensors, plain containers and ``allowed`` classes.
+
+    Raises:
+        CheckpointError: it is damaged, or holds anything else; the message begins with ``key``.
+    """
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(allowed)):
+            warnings.simplefilter("ignore")  # torch's, about kinds of archives that our callers refuse
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"{key}: {path} is damaged, or holds more than tensors and plain containers: {first}"
+        ) from error

@@ -22,7 +22,7 @@ _RECORD = "resumed.yaml"  # the overrides of the last resumption; those the run 
 
 # Settings that may change when a run resumes from a checkpoint; all others decide what is learned or scored.
 _FREE = (
-    *("ckpt_path", "weights", "resume", "name", "test_on", "paths", "logger", "callbacks", "trainer"),
+    *("ckpt_path", "weights", "weights_mode", "resume", "name", "test_on", "paths", "logger", "callbacks", "trainer"),
     *("optimizer.lr", "inference.batch_size"),
     *("data.root", "data.background", "data.description", "data.masks", "data.verify", "data.on_bad_case"),
     *("data.workers", "data.cache_workers", "data.loader_timeout"),

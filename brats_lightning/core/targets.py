@@ -29,6 +29,7 @@ class ClassTarget:
     def __init__(self, scheme: LabelScheme) -> None:
         self.scheme = scheme
         self.channels = scheme.num_classes
+        self.names = scheme.class_names  # of the channels
         self.background = (0.0,) + (_IMPOSSIBLE,) * len(scheme.names)  # logits of what no window covers
 
     def encode(self, mask: UInt8[Tensor, "b z y x"]) -> UInt8[Tensor, "b z y x"]:
@@ -86,7 +87,8 @@ class RegionTarget:
                 f"[{','.join(scheme.names)}] {' and '.join(shells) or 'there is none'}; got {list(extra)}"
             )
         self._extra = [scheme.index(name) for name in extra]
-        self.channels = len(scheme.regions) + len(extra)
+        self.names = (*scheme.regions, *extra)  # of the channels
+        self.channels = len(self.names)
         self.background = (_IMPOSSIBLE,) * self.channels  # logits of what no window covers
 
     def encode(self, mask: UInt8[Tensor, "b z y x"]) -> UInt8[Tensor, "b k z y x"]:
