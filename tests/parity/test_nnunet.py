@@ -65,9 +65,9 @@ def _train(root, number, planner, target):
     api.preprocess([number], plans or "nnUNetPlans", configurations=("3d_fullres",), num_processes=(1,))
     trainer = get_trainer_from_args(str(number), "3d_fullres", 0, "nnUNetTrainer", plans, device=torch.device("cpu"))
     trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 1, 3, 1
-    os.environ |= {"nnUNet_n_proc_DA": "0"}  # augmentation in this process; its planner wants a number above  # noqa: SIM112
+    os.environ |= {"nnUNet_n_proc_DA": "0"}  # augmentation in this process; its planner wants a number above
     trainer.run_training()
-    os.environ |= {"nnUNet_n_proc_DA": "1"}  # noqa: SIM112
+    os.environ |= {"nnUNet_n_proc_DA": "1"}
     return root / "results" / name / f"nnUNetTrainer__{plans}__3d_fullres"
 
 
