@@ -8,6 +8,7 @@ from brats_lightning.config.postprocessing import as_config, tuned, tuned_file
 from brats_lightning.config.resolvers import config_dir
 from brats_lightning.core.labels import BRATS_METS, LabelScheme
 from brats_lightning.inference.postprocessing import (
+    ByRegion,
     ConfidentCore,
     FillHoles,
     Hysteresis,
@@ -374,8 +375,15 @@ def test_holes_become_what_encloses_them():
     assert np.count_nonzero(out != labels) == 2
     labels[2, 2, 3] = 2  # oedema in the wall: now the whole tumour encloses, no longer the core
     assert steps(FillHoles())(volume(labels), MM, BRATS_METS)[2, 2, 2] == 2
+    assert steps(FillHoles(["tc"]))(volume(labels), MM, BRATS_METS)[2, 2, 2] == 0
     labels[:, 2, 2] = 0  # open to the outside
     assert steps(FillHoles())(volume(labels), MM, BRATS_METS)[2, 2, 2] == 0
+    cavity = np.full((3, 3, 3), 4, np.uint8)
+    cavity[1, 1, 1] = 0
+    scheme = LabelScheme(("netc", "snfh", "et", "rc"))
+    probabilities = np.stack([cavity == index for index in range(5)]).astype(np.float32)
+    assert steps(FillHoles())(probabilities, MM, scheme)[1, 1, 1] == 0
+    assert (steps(FillHoles(["rc"]))(probabilities, MM, scheme) == 4).all()
 
 
 @pytest.mark.parametrize(
@@ -386,6 +394,8 @@ def test_holes_become_what_encloses_them():
         (lambda: Hysteresis(low=0.1, high=1), "low ≤ high"),
         (lambda: ConfidentCore(1), "0 ≤ threshold < 1 .*, got threshold=1"),
         (lambda: MinVolume(-1), "at least 0"),
+        (lambda: ByRegion(low=1), "0 ≤ low < 1"),
+        (lambda: ByRegion(low=0.5, high=0.4), "low ≤ high ≤ 1, got low=0.5 high=0.4"),
         (lambda: Postprocessing(decode="softmax"), "decode must be argmax, regions or null, got 'softmax'"),
     ],
 )
@@ -409,7 +419,7 @@ def test_rules_that_do_not_fit_the_classes():
     rules = steps(FillHoles(), SolidCore(), RequireCore(), Hysteresis(0.5, 0.5, regions=["b"]))
     assert not rules(labels, MM, custom)[1, 1, 1]  # nothing fills the hole
     assert [line.split(" leaves out ")[1].partition(", not")[0] for line in rules.lacking(custom)] == [
-        "netc, snfh", "netc, snfh, et", "snfh"
+        "tc, wt", "netc, snfh, et", "snfh"
     ]  # fmt: skip
     with pytest.raises(PostprocessingError, match=r"regions has cavity, the regions of data\.labels are et, tc, wt"):
         steps(MinVolume(1, ["cavity"])).lacking(BRATS_METS)
@@ -488,8 +498,8 @@ def test_every_step_is_a_choice_and_may_be_switched_off(chosen):
     names = sorted(path.stem for path in (config_dir() / "postprocessing/step").glob("*.yaml"))
     rules = chosen("postprocessing=none", f"postprocessing/step=[{','.join(names)}]")
     assert {name: type(step) for name, step in rules.steps.items()} == {
-        "core": ConfidentCore, "fill_holes": FillHoles, "hysteresis": Hysteresis, "min_volume": MinVolume,
-        "require_core": RequireCore, "solid_core": SolidCore,
+        "by_region": ByRegion, "core": ConfidentCore, "fill_holes": FillHoles, "hysteresis": Hysteresis,
+        "min_volume": MinVolume, "require_core": RequireCore, "solid_core": SolidCore,
     }  # fmt: skip
     assert list(chosen("postprocessing=strict", "postprocessing.steps.core=null").steps) == [
         "hysteresis", "solid_core", "require_core",

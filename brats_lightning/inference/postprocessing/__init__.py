@@ -1,5 +1,6 @@
 """From class probabilities to labels: decoding, and the steps of post-processing."""
 
+from brats_lightning.inference.postprocessing.by_region import ByRegion as ByRegion
 from brats_lightning.inference.postprocessing.components import ConfidentCore as ConfidentCore
 from brats_lightning.inference.postprocessing.components import Hysteresis as Hysteresis
 from brats_lightning.inference.postprocessing.components import MinVolume as MinVolume

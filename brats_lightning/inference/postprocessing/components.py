@@ -10,7 +10,7 @@ from scipy import ndimage
 from brats_lightning.core.components import NEIGHBOURS_26, label_components
 from brats_lightning.core.geometry import nonzero_box
 from brats_lightning.core.labels import LabelScheme, in_classes
-from brats_lightning.inference.postprocessing.rules import Labelling, Number, PostprocessingError, Step
+from brats_lightning.inference.postprocessing.rules import Labelling, Number, PostprocessingError, Region, Step
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,9 @@ class Hysteresis(Step):
 
     def __call__(self, case: Labelling) -> None:
         """Keep the components with a peak."""
-        foreground = [(list(range(1, case.scheme.num_classes)), [0])]
-        for classes, (outside, *_) in foreground if self.regions is None else case.regions(self.regions, ()):
+        foreground = list(range(1, case.scheme.num_classes))
+        whole = [Region(foreground, foreground, [0])]
+        for classes, _, (outside, *_) in whole if self.regions is None else case.regions(self.regions, ()):
             p = 1 - case.probabilities[0] if self.regions is None else case.probabilities[classes].sum(0)
             box = nonzero_box(p > self.low)
             p, labels, lost = p[box], case.labels[box], in_classes(case.labels, classes)
@@ -74,7 +75,7 @@ class ConfidentCore(Step):
     def __call__(self, case: Labelling) -> None:
         """Replace the components without a peak by the class that encloses their region."""
         judged: list[int] = []
-        for classes, (outside, *_) in case.regions(self.regions, ("et", "tc")):
+        for classes, _, (outside, *_) in case.regions(self.regions, ("et", "tc")):
             mask = in_classes(case.labels, classes)
             box = nonzero_box(mask)
             p, labels, mask = case.probabilities[(classes, *box)].sum(0), case.labels[box], mask[box]
@@ -123,7 +124,7 @@ class MinVolume(Step):
         """Replace the small components."""
         least = self.mm3 / case.voxel_volume * (1 - 1e-6)  # spacings carry rounding errors
         part = case.labels[nonzero_box(case.labels)]
-        for classes, around in case.regions(self.regions, case.scheme.regions):
+        for classes, _, around in case.regions(self.regions, case.scheme.regions):
             components, n = label_components(in_classes(part, classes))
             for number, box in enumerate(ndimage.find_objects(components) if n else [], 1):
                 wider = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)

@@ -1,5 +1,6 @@
 """Steps that fill what a tumour encloses."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,21 +44,21 @@ class SolidCore(Step):
 class FillHoles(Step):
     """Background enclosed by tumour core becomes NETC, other background enclosed by the whole tumour SNFH.
 
-    Enclosed is 6-connected background that doesn't reach the volume's border. Without the classes netc and snfh it does
-    nothing.
+    Enclosed is 6-connected background that doesn't reach the volume's border. Other ``regions``, given from the inside
+    out, are filled with the class that is in no region inside: RC with RC.
     """
 
+    regions: Sequence[str] | None = None
+
     def lacking(self, scheme: LabelScheme) -> list[str]:
-        """Classes without which it does nothing."""
-        return [name for name in ("netc", "snfh") if name not in scheme.names]
+        """Regions that cannot be filled."""
+        return (
+            super().lacking(scheme) if self.regions else [name for name in ("tc", "wt") if name not in scheme.regions]
+        )
 
     def __call__(self, case: Labelling) -> None:
         """Fill the holes."""
-        scheme = case.scheme
-        if self.lacking(scheme):
-            return
         part = case.labels[nonzero_box(case.labels)]
-        for region, name in (("tc", "netc"), ("wt", "snfh")):
-            if region in scheme.regions:
-                mask = in_classes(part, scheme.regions[region])
-                part[ndimage.binary_fill_holes(mask) & (part == 0)] = scheme.index(name)
+        for region in case.regions(self.regions, ("tc", "wt")):
+            enclosed = ndimage.binary_fill_holes(in_classes(part, region.classes)) & (part == 0)
+            part[enclosed] = region.own[0]

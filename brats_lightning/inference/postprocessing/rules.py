@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,20 @@ class PostprocessingError(ValueError):
     """Settings that cannot be applied."""
 
 
+class Region(NamedTuple):
+    """A region in numbers.
+
+    Attributes:
+        classes: its class indices.
+        own: those in no region inside it, which a voxel gets that is in the region and in none inside.
+        around: the classes that enclose it, from the inside out, the background last.
+    """
+
+    classes: list[int]
+    own: list[int]
+    around: list[int]
+
+
 @dataclass(frozen=True)
 class Labelling:
     """One case during post-processing: its labels, which the steps change, and what the steps need to know."""
@@ -35,8 +49,8 @@ class Labelling:
     voxel_volume: float  # mm³
     scheme: LabelScheme
 
-    def regions(self, names: Sequence[str] | None, default: Iterable[str]) -> Iterator[tuple[list[int], list[int]]]:
-        """The classes of each region that there is, and those around it from the inside out.
+    def regions(self, names: Sequence[str] | None, default: Iterable[str]) -> Iterator[Region]:
+        """Each region that there is.
 
         Args:
             names: of the regions; None takes those of ``default``.
@@ -46,8 +60,10 @@ class Labelling:
         for name in default if names is None else names:
             if name not in known:
                 continue
+            inside = {index for other in known.values() if set(other) < set(known[name]) for index in other}
             around = [self.scheme.index(other) for other in _ENCLOSING.get(name, ()) if other in self.scheme.names]
-            yield sorted(known[name]), [*around, 0]
+            classes = sorted(known[name])
+            yield Region(classes, [index for index in classes if index not in inside] or classes, [*around, 0])
 
 
 @dataclass(frozen=True)
