@@ -172,7 +172,7 @@ class CaseData(pl.LightningDataModule):
         ``image`` and ``mask``, in hexadecimal digits.
         """
         part_of = {name: part for part, names in asdict(self.split).items() for name in names}
-        files = {case.id: case.files.values() for case in self._found}
+        files = {case.id: set(case.files.values()) for case in self._found}  # a file may hold several sequences
         return {
             name: {"part": part_of.get(name), "bytes": sum(path.stat().st_size for path in files[name])}
             | {array: f"{case.arrays[array].crc32:08x}" for array in ("image", "mask")}
