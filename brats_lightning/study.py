@@ -129,6 +129,8 @@ class _Progress:
 
 def _train(asked: "Study") -> None:
     """Run the trainings that are left; those that failed in an earlier start are tried again."""
+    from brats_lightning.config.study import StudyError
+
     for job in asked.jobs:
         if job.outcome and job.outcome.ending == Ending.FAILED:
             forget_outcome(job.folder)
@@ -137,9 +139,12 @@ def _train(asked: "Study") -> None:
         for job in left:
             job.check_free()
         shown = _Progress("training", asked.jobs, lambda job: job.outcome and (job.outcome.reason or "finished"))
-        run_jobs("train", asked.flags, [job.training() for job in left], asked.folder, shown)
+        run_jobs("train", [*asked.flags, *asked.shared], [job.training() for job in left], asked.folder, shown)
         if not any(job.outcome for job in left):  # the first of them ends the process in which they run
-            log.error("%s: its process was ended from outside; perhaps the memory was too small", left[0])
+            last = (asked.folder / "train.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+            if not any(job.folder.exists() for job in left):
+                raise StudyError(f"no training could be started: {' '.join(last)}")
+            log.error("%s: ended from outside, perhaps for want of memory; train.log ends: %s", left[0], " ".join(last))
             crashed.add(left[0])
 
 

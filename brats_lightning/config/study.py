@@ -183,6 +183,12 @@ class Study:
         return [*(text for text in self.given if _key(text) not in replaced), *own]
 
     @cached_property
+    def shared(self) -> list[str]:
+        """The overrides of `train` that no arm replaces; a launcher's resources follow from them."""
+        replaced = {_key(text) for own in self.arms.values() for text in own}
+        return [text for text in self.given if _key(text) not in replaced]
+
+    @cached_property
     def jobs(self) -> list[Job]:
         """All of them, those of the first fold first."""
         return [self._job(arm, seed, fold) for fold in range(self.folds) for seed in self.seeds for arm in self.arms]
@@ -198,7 +204,8 @@ class Study:
         split = quote(str(self.folder / FOLDS))
         own = [f"seed={seed}", f"data.split_file={split}", "data.folds=null", f"data.fold={fold}"]
         folder = self.folder / arm / f"seed{seed}" / f"fold{fold}"
-        return Job(arm, seed, fold, folder, (*self.overrides(arm), *own))
+        shared = set(self.shared)
+        return Job(arm, seed, fold, folder, (*(text for text in self.overrides(arm) if text not in shared), *own))
 
     def configs(self) -> dict[str, DictConfig]:
         """Arm → its config of `train`, resolved.
