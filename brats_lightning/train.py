@@ -26,7 +26,7 @@ from brats_lightning.config.entry_point import entry_point
 from brats_lightning.config.outcomes import Ending, forget_outcome, names_of, record_ending, write_scores
 from brats_lightning.config.repeat import repeated
 from brats_lightning.config.resolvers import leaves
-from brats_lightning.config.resume import announce_resume, expand, refuse_used_folder
+from brats_lightning.config.resume import announce_resume, expand, going_on, in_own_folder
 from brats_lightning.runtime.files import make_folder, remove_leftovers, write_text
 from brats_lightning.runtime.locks import claimed
 from brats_lightning.runtime.workers import end_with_parent
@@ -263,7 +263,7 @@ def _run(cfg: DictConfig) -> float | None:
     from brats_lightning.training.callbacks.pruning import Pruned
 
     end_with_parent()  # a worker of the joblib launcher, which would train on without it
-    folder = make_folder(cfg.paths.run_dir)
+    folder, cfg = make_folder(cfg.paths.run_dir), going_on(cfg)
     if not processes.is_first_process():
         return objective_value(cfg, train(cfg))
     with claimed(folder / ".lock", f"the run folder {folder}"):
@@ -313,8 +313,7 @@ def join(config: str) -> None:
 
 def _command_line(given: Sequence[str]) -> list[str]:
     """The arguments with ``resume=RUN`` expanded; only the first of several processes has a run folder."""
-    refuse_used_folder(given)
-    arguments = repeated(expand(given))
+    arguments = repeated(expand(in_own_folder(given)))
     if processes.started_from_outside() and not processes.is_first_process():  # or Hydra makes a folder for each
         nowhere = tempfile.mkdtemp()
         atexit.register(shutil.rmtree, nowhere, ignore_errors=True)

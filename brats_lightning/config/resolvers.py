@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("output_count", _output_count, replace=True)
     OmegaConf.register_new_resolver("expanded", expanded, replace=True)
     OmegaConf.register_new_resolver("equal", lambda one, other: one == other, replace=True)
+    OmegaConf.register_new_resolver("product", mul, replace=True)
     OmegaConf.register_new_resolver("cpu_count", cpu_count, replace=True)
+    OmegaConf.register_new_resolver("process_count", _process_count, replace=True)
+    OmegaConf.register_new_resolver("gpu_count", _gpu_count, replace=True)
     OmegaConf.register_new_resolver("new_folder", new_folder, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("study_folder", _study_folder, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("patch_size", _patch_size, replace=True)
@@ -50,6 +54,19 @@ def _volume_scaled(value: float, side: int, size: Sequence[int]) -> float:
 def _output_count(labels: Sequence[str], target: str, extra: Sequence[str] | None = None) -> int:
     """Output channels of a network: the classes and the background, or the regions, as many as the labels, and more."""
     return len(labels) + (target == "classes") + len(extra or ())
+
+
+def _process_count(devices: int | str | Sequence[int]) -> int:
+    """Processes on a machine of a cluster: one for each of the trainer's devices, which this machine may not have."""
+    count = len(devices) if isinstance(devices, Sequence) and not isinstance(devices, str) else devices
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"launcher=slurm requests what the trainer needs: set trainer.devices=N, got {devices}")
+    return count
+
+
+def _gpu_count(accelerator: str, processes: int) -> int | None:
+    """GPUs that a job requests on a machine."""
+    return None if accelerator == "cpu" else processes
 
 
 def _patch_size(sampling: DictConfig) -> list[int]:

@@ -35,16 +35,38 @@ class ResumeError(ValueError):
     """A run that cannot be resumed, or not with these settings."""
 
 
-def refuse_used_folder(arguments: Sequence[str]) -> None:
-    """Refuse a new run in the folder of another, whose record Hydra would replace, and the run its checkpoints.
+def _is_requeued() -> bool:
+    """Whether this is a job of SLURM that ran before: after a preemption, a time limit or the failure of a node."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
+
+
+def going_on(cfg: DictConfig) -> DictConfig:
+    """The config of a requeued job with the newest checkpoint of its own folder; any other config as it is."""
+    if not _is_requeued():
+        return cfg
+    try:
+        checkpoint = newest_checkpoint(Path(cfg.paths.run_dir))
+    except ResumeError as error:
+        log.warning("the job was requeued and starts anew: %s", error)
+        return cfg
+    return OmegaConf.merge(cfg, {"ckpt_path": str(checkpoint), "weights": None})  # type: ignore[return-value]
+
+
+def in_own_folder(arguments: Sequence[str]) -> list[str]:
+    """The command line, unless its run would replace another's record and checkpoints.
+
+    That of a requeued job resumes the run in its ``hydra.run.dir``.
 
     Raises:
-        ResumeError: ``hydra.run.dir`` holds checkpoints.
+        ResumeError: ``hydra.run.dir`` holds checkpoints of another run.
     """
     folder = named_folder(arguments)
     resumes = {"resume", "ckpt_path", "-m", "--multirun"} & {argument.split("=", 1)[0] for argument in arguments}
-    if folder is not None and not resumes and any((folder / "checkpoints").glob("*.ckpt")):
+    if folder is None or resumes or not any((folder / "checkpoints").glob("*.ckpt")):
+        return list(arguments)
+    if not _is_requeued():
         raise ResumeError(f"{folder} holds a run: continue it with resume={folder}, or choose another hydra.run.dir")
+    return [*arguments, f"resume={quote(str(folder))}"]
 
 
 def expand(arguments: Sequence[str]) -> list[str]:

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else []))  # --signal=USR1
+_NOTICES = (signal.SIGUSR1, signal.SIGUSR2)  # of SLURM, ahead of a job's end: --signal=USR1@120; submitit asks for USR2
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, *(_NOTICES if "SLURM_JOB_ID" in os.environ else ()))
 _ONE_REQUEST = 2.0  # seconds within which a second signal is the same request: launchers repeat those of the group
 
 
@@ -73,6 +74,18 @@ def check() -> None:
         raise Interrupted(signum)
 
 
+def pass_on(signum: int) -> bool:
+    """After `listening`, leave SLURM's notice to who handled it before, such as submitit; whether somebody did.
+
+    In the first process of a job, submitit requeues the job and ends the process. It must not do so any earlier.
+    """
+    handler = signal.getsignal(signum)
+    if signum not in _NOTICES or not callable(handler):
+        return False
+    handler(signum, None)
+    return True
+
+
 def hold(busy: bool) -> None:
     """Say whether stopping now would lose something; `waiting` then waits on."""
     _state.busy = busy
@@ -96,7 +109,7 @@ def waiting() -> Iterator[None]:
 
 def _note(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
     first, now = _state.received, time.monotonic()
-    _state.received = first or (signum, now)
+    _state.received = (signum, first[1]) if first and signum in _NOTICES else first or (signum, now)
     if (first and now - first[1] > _ONE_REQUEST) or (_state.waiting and not _state.busy):
         raise Interrupted(signum)
     if not first and os.environ.get("LOCAL_RANK", "0") == "0":
@@ -117,5 +130,6 @@ def leave_signals_to_parent(grace: int = 60) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.alarm(grace)  # whose own signal then ends it
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for signum in (signal.SIGINT, *_NOTICES):
+        signal.signal(signum, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, wait)

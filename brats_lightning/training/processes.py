@@ -54,7 +54,8 @@ def cluster_environment() -> "ClusterEnvironment | None":
 
     if "SLURM_JOB_ID" not in os.environ or TorchElasticEnvironment.detect():
         return None
-    return SLURMEnvironment() if _srun_tasks() > 1 else LightningEnvironment()
+    # submitit requeues a job, once `exit_codes` passes SLURM's notice on to it; Lightning would do so at the same time.
+    return SLURMEnvironment(auto_requeue=False) if _srun_tasks() > 1 else LightningEnvironment()
 
 
 def check_processes(trainer: "Trainer") -> None:
@@ -120,7 +121,13 @@ def other_processes(trainer: "Trainer", command: Sequence[str]) -> Iterator[None
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Exit with a signal's code after an interruption, and turn an error of the loader into one line."""
+    """Exit with a signal's code after an interruption, and turn an error of the loader into one line.
+
+    Raises:
+        SystemExit: a signal ended the block, whose run is now saved; or submitit has requeued the job.
+        RuntimeError: submitit will do so in another process of the job, which must not be ended by this one's code.
+        LoaderError: a process of the loader failed.
+    """
     from pytorch_lightning.utilities.exceptions import SIGTERMException
 
     from brats_lightning.data.loading import LoaderError, loader_failure
@@ -128,16 +135,19 @@ def exit_codes() -> Iterator[None]:
     with signals.listening():
         try:
             yield
+            return
         except (SIGTERMException, signals.Interrupted) as error:
-            signum = getattr(error, "signum", None) or signals.received() or signal.SIGTERM
-            raise SystemExit(128 + signum) from None
+            signum = signals.received() or getattr(error, "signum", signal.SIGTERM)
         except (RuntimeError, LoaderError) as error:
             failure = error if isinstance(error, LoaderError) else loader_failure(error)
             if failure is None:
                 raise
-            if signum := signals.received():  # sent to the whole group, it ended a reader that had just started
-                raise SystemExit(128 + signum) from None
-            raise failure from error
+            if not (received := signals.received()):  # sent to the whole group, it ended a reader that had just started
+                raise failure from error
+            signum = received
+    if signals.pass_on(signum) and not is_first_process():
+        raise RuntimeError("stopped, as the job's first process, which requeues the job or says why not")
+    raise SystemExit(128 + signum)
 
 
 def _leave_group() -> None:

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from brats_lightning.config.command_line import quote
 from brats_lightning.config.resolvers import config_dir
-from brats_lightning.config.resume import ResumeError, compare, expand, newest_checkpoint, record, refuse_used_folder
+from brats_lightning.config.resume import ResumeError, compare, expand, going_on, in_own_folder, newest_checkpoint, record
 from brats_lightning.inference.ensemble import CHECKPOINT_FORMAT
 from brats_lightning.train import train
 
@@ -54,7 +54,7 @@ def test_a_new_run_in_the_folder_of_another_is_refused(tmp_path):
     run = write_run(tmp_path)
     for line in ([f"hydra.run.dir={run}"], ["model=unet", "hydra.run.dir='my run'"]):
         with pytest.raises(ResumeError, match="my run holds a run: continue it with resume="):
-            refuse_used_folder(line)
+            in_own_folder(line)
     for line in (
         [f"hydra.run.dir={run}", f"resume={run}"],
         [f"hydra.run.dir={run}", "ckpt_path=a.ckpt"],
@@ -62,7 +62,7 @@ def test_a_new_run_in_the_folder_of_another_is_refused(tmp_path):
         [f"hydra.run.dir={tmp_path}/new"],
         ["model=unet"],
     ):
-        refuse_used_folder(line)
+        in_own_folder(line)
 
 
 def test_the_run_is_started_again_with_what_it_was_started_with(tmp_path):

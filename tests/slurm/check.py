@@ -1,0 +1,167 @@
+"""Sweeps under a real SLURM, some of whose jobs are pre-empted: ``make slurm-check``, or
+
+    python -m tests.slurm.check --folder DIR
+
+Starts a SLURM of one node, with two cores and no GPU, in a temporary folder, and stops it at the end. It needs root, and
+Debian's packages slurm-wlm and munge. The jobs of a sweep differ only in the number of their loaders, so that all must
+have the same losses, to the last bit, however often they were pre-empted. Exits with 1 if something is not as it should.
+"""
+
+import argparse
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.slurm.cluster import cluster, lacking
+
+STEPS = 400
+SETTINGS = [
+    *("experiment=quick", "model.widths=[8,16]", "sampling.size=[16,16,16]", "inference.window=[48,48,48]", "seed=0"),
+    *(f"trainer.max_steps={STEPS}", f"trainer.val_check_interval={STEPS // 2}", "trainer.log_every_n_steps=1"),
+    *("trainer.precision=32-true", "protocols=[]", "inference.overlap=0", "~callbacks.precision_recall"),
+    *("callbacks.latest.every_n_train_steps=1000", "callbacks.progress.interval=0.2"),
+    *("launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=1"),
+]
+SECONDS = 400  # for a sweep
+
+
+class Sweep:
+    """A sweep that runs, in a folder of its own."""
+
+    def __init__(self, folder: Path, environment: dict[str, str], *overrides: str) -> None:
+        self.folder, self.environment = folder, environment
+        command = [sys.executable, "-m", "brats_lightning.train", "-m", *SETTINGS, *overrides]
+        command += [f"hydra.sweep.dir={folder}", f"paths.outputs={folder.parent}"]
+        with (folder.parent / f"{folder.name}.log").open("w") as log:
+            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        self.began = time.monotonic()
+
+    def __enter__(self) -> "Sweep":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def log(self, job: int) -> str:
+        """What a job has written so far."""
+        return "".join(path.read_text() for path in self.folder.glob(f"{job}_*/train.log"))
+
+    def wait_for(self, job: int, step: int) -> None:
+        """Wait until a job has done so many steps."""
+        while not any(int(done) >= step for done in re.findall(rf"step (\d+) of {STEPS}", self.log(job))):
+            assert self.process.poll() is None, f"the sweep ended before job {job} came to step {step}"
+            assert time.monotonic() - self.began < SECONDS, f"job {job} does not come to step {step}"
+            time.sleep(0.1)
+
+    def job_id(self, job: int) -> str:
+        """SLURM's number of a running job."""
+        listed = self.slurm("squeue", "-h", "-r", "-t", "running", "-o", "%i %A").split("\n")
+        return next(line.split()[1] for line in listed if f"_{job} " in line)
+
+    def tell_of_end(self, job: int) -> None:
+        """Send the signal that SLURM sends before it ends a job."""
+        # To the job's step: to all of a job, scancel of 22.05 takes the requeued job for an error and tries again.
+        self.slurm("scancel", "--signal=USR2", f"{self.job_id(job)}.0")
+
+    def slurm(self, *command: str) -> str:
+        """The answer of a command of SLURM."""
+        return subprocess.run(command, env=self.environment, check=True, capture_output=True, text=True).stdout
+
+    def ended(self) -> float:
+        """Wait for the end; its seconds."""
+        code = self.process.wait(timeout=SECONDS)
+        assert code == 0, f"the sweep ended with {code}; see {self.folder}.log"
+        return time.monotonic() - self.began
+
+
+def curve(run: Path) -> list[tuple[int, float]]:
+    """The losses that a run logged, over all its event files, by the time of their logging."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    points = []
+    for file in (run / "tensorboard").glob("events.*"):
+        events = EventAccumulator(str(file), size_guidance={"scalars": 0})
+        events.Reload()
+        if "train/loss" in events.Tags()["scalars"]:
+            points += [(event.wall_time, event.step, event.value) for event in events.Scalars("train/loss")]
+    return [(step, value) for _, step, value in sorted(points)]
+
+
+def check_jobs(sweep: Sweep, jobs: int, restarts: dict[int, int]) -> None:
+    """All jobs have one curve and the same scores; those in ``restarts`` were resumed so many times, the others never."""
+    with (sweep.folder / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == jobs, rows
+    assert not [row for row in rows if row.get("failed")], rows
+    runs = [next(sweep.folder.glob(f"{job}_*")) for job in range(jobs)]
+    expected, scores = curve(runs[0]), json.loads((runs[0] / "metrics.json").read_text())
+    assert [step for step, _ in expected] == sorted({step for step, _ in expected}), "job 0: not one curve"
+    assert len(expected) == STEPS, f"job 0 logged {len(expected)} steps"
+    for job, run in enumerate(runs):
+        resumed = len(re.findall("resuming at step", sweep.log(job)))
+        assert resumed == restarts.get(job, 0), f"job {job} was resumed {resumed} times"
+        assert curve(run) == expected, f"job {job}: other steps or losses than job 0"
+        found = json.loads((run / "metrics.json").read_text())
+        assert found == scores, f"job {job}: other scores than job 0"
+
+
+def preempted_sweep(folder: Path, environment: dict[str, str]) -> str:
+    """Four jobs; one is told of its end as by submitit's signal, and one is requeued by an administrator."""
+    with Sweep(folder, environment, "trainer=cpu", "data.workers=0,1,2,3") as sweep:
+        sweep.wait_for(1, 50)
+        sweep.tell_of_end(1)
+        sweep.wait_for(2, 50)
+        sweep.slurm("scontrol", "requeue", sweep.job_id(2))
+        seconds = sweep.ended()
+    check_jobs(sweep, 4, {1: 1, 2: 1})
+    return f"a sweep of 4 jobs, one told of its end, one requeued: {seconds:.0f} s"
+
+
+def preempted_ddp(folder: Path, environment: dict[str, str]) -> str:
+    """Two jobs of two processes each; the second is told of its end."""
+    with Sweep(folder, environment, "trainer=ddp_cpu", "data.workers=0,1") as sweep:
+        sweep.wait_for(1, 50)
+        sweep.tell_of_end(1)
+        seconds = sweep.ended()
+    check_jobs(sweep, 2, {1: 1})
+    assert "hardware: 2 × " in sweep.log(1)
+    return f"2 jobs of 2 processes, one told of its end: {seconds:.0f} s"
+
+
+CHECKS = {check.__name__: check for check in (preempted_sweep, preempted_ddp)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="where the runs stay; default: a temporary one")
+    parser.add_argument("--checks", default=",".join(CHECKS), help=f"of {', '.join(CHECKS)}")
+    chosen = parser.parse_args(arguments)
+    if why := lacking():
+        raise SystemExit(f"slurm-check cannot run here: {why}")
+    os.environ |= {"OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (chosen.folder or Path(temporary) / "runs").absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        began, failed = time.monotonic(), 0
+        with cluster(Path(temporary) / "cluster") as environment:
+            for name in chosen.checks.split(","):
+                try:
+                    print("passed:", CHECKS[name](folder / name, environment), flush=True)
+                except (AssertionError, OSError, subprocess.SubprocessError, StopIteration) as error:
+                    failed += 1
+                    print(f"FAILED: {name}: {error!r}", flush=True)
+        print(f"{failed or 'none'} of {len(chosen.checks.split(','))} failed, in {time.monotonic() - began:.0f} s")
+    raise SystemExit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
