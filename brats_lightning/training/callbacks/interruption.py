@@ -11,6 +11,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from brats_lightning.data.loading import LoaderError
 from brats_lightning.runtime import signals
+from brats_lightning.training import processes
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +34,11 @@ class Interruption(pl.Callback):
         self._whole = False  # the last step is complete and the next one has not begun
         self._before_validation = False
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Take the signals back from Lightning, whose handlers communicate with other processes at any point."""
         signals.listen()
+        if trainer.num_nodes > 1:
+            processes.notice_lost_machines()
 
     on_test_start = on_train_start
 

@@ -1,6 +1,6 @@
 """Sweeps under a real SLURM, some of whose jobs are pre-empted: ``make slurm-check``, or
 
-    python -m tests.slurm.check --folder DIR
+    python -m tests.cluster.check --folder DIR
 
 Starts a SLURM of one node, with two cores and no GPU, in a temporary folder, and stops it at the end. It needs root, and
 Debian's packages slurm-wlm and munge. The jobs of a sweep differ only in the number of their loaders, so that all must
@@ -19,9 +19,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.slurm.cluster import cluster, lacking
+from tests.cluster.slurm import cluster, lacking
 
-STEPS = 400
+STEPS = 300
 SETTINGS = [
     *("experiment=quick", "model.widths=[8,16]", "sampling.size=[16,16,16]", "inference.window=[48,48,48]", "seed=0"),
     *(f"trainer.max_steps={STEPS}", f"trainer.val_check_interval={STEPS // 2}", "trainer.log_every_n_steps=1"),
@@ -75,10 +75,10 @@ class Sweep:
         """The answer of a command of SLURM."""
         return subprocess.run(command, env=self.environment, check=True, capture_output=True, text=True).stdout
 
-    def ended(self) -> float:
-        """Wait for the end; its seconds."""
+    def ended(self, expected: int = 0) -> float:
+        """Wait for the end, with that exit code; its seconds."""
         code = self.process.wait(timeout=SECONDS)
-        assert code == 0, f"the sweep ended with {code}; see {self.folder}.log"
+        assert code == expected, f"the sweep ended with {code}; see {self.folder}.log"
         return time.monotonic() - self.began
 
 
@@ -136,7 +136,23 @@ def preempted_ddp(folder: Path, environment: dict[str, str]) -> str:
     return f"2 jobs of 2 processes, one told of its end: {seconds:.0f} s"
 
 
-CHECKS = {check.__name__: check for check in (preempted_sweep, preempted_ddp)}
+def time_limit(folder: Path, environment: dict[str, str]) -> str:
+    """A job of two processes without an end, which may come back once from its time limit, and then has failed."""
+    limits = ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=1", "hydra.launcher.max_num_timeout=1"]
+    with Sweep(folder, environment, "trainer=ddp_cpu", "trainer.max_steps=1000000", *limits) as sweep:
+        seconds = sweep.ended(1)
+    (row,) = csv.DictReader((folder / "sweep.csv").open())
+    assert "hydra.launcher.max_num_timeout" in row["failed"], row
+    saved = [int(step) for step in re.findall(r"stopped at step \d+; step (\d+) is saved", sweep.log(0))]
+    resumed = [int(step) for step in re.findall(r"resuming at step (\d+)", sweep.log(0))]
+    assert len(saved) == 2, f"stopped at {saved}"
+    assert resumed == saved[:1], f"stopped at {saved}, resumed at {resumed}"
+    steps = [step for step, _ in curve(next(folder.glob("0_*")))]
+    assert steps == list(range(saved[1])), "not one curve"
+    return f"a job of 2 processes that reaches its time limit twice: {seconds:.0f} s"
+
+
+CHECKS = {check.__name__: check for check in (preempted_sweep, preempted_ddp, time_limit)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
