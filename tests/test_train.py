@@ -212,6 +212,27 @@ def test_starting_from_weights(composed, trained, tmp_path):
     assert results["val/dice_mean"] == pytest.approx(trained[0]["best/val/dice_mean"], abs=1e-6)
 
 
+def test_starting_from_weights_that_match(composed, trained, tmp_path):
+    """Fewer sequences, regions with a shell instead of classes; the first lines say once what was loaded."""
+    best = trained[1] / "checkpoints/best.ckpt"
+    other = ["data.modalities=[t2f,t1c]", "target=regions", "target_extra=[netc]", "loss=dice_topk"]
+    stop = ["trainer.max_steps=1", "optimizer.lr=0", "logger=none", "test_on=null"]
+    with CaughtLines() as lines:
+        results = train(composed(*stop, *other, f"weights={best}", "weights_mode=matching"))
+    (said,) = (line for line in lines if line.startswith("weights: "))
+    assert said.splitlines()[0] == f"weights: {best}, those that match"
+    assert "t2f, t1c by name" in said
+    assert "et, netc by name; tc, wt new" in said
+    old, new = (
+        torch.load(path, weights_only=True)["state_dict"] for path in (best, tmp_path / "run/checkpoints/last.ckpt")
+    )
+    first, head = "network.encoder.0.0.conv1.weight", "network.heads.0.weight"
+    assert torch.equal(new[first], old[first][:, [3, 1]])
+    assert torch.equal(new[head][[0, 3]], old[head][[3, 1]])  # ET and NETC
+    assert len(new[head]) == 4
+    assert {name for name in results if name.startswith("val/dice_")} >= {"val/dice_et", "val/dice_tc", "val/dice_wt"}
+
+
 def test_weights_of_another_network_are_refused(composed, trained):
     with pytest.raises(ValueError, match="of another network"):
         train(composed(f"weights={trained[1]}/checkpoints/best.ckpt", "model=resunet", "logger=none"))

@@ -48,13 +48,16 @@ class DeepSupervision(nn.Module):
         return {size[1:]: self._reference(target, size) for size in sizes}
 
     def forward(
-        self, logits: Logits | list[Float[Tensor, "b k _ _ _"]], target: Reference, lesions: References | None = None
+        self,
+        logits: Logits | Sequence[Float[Tensor, "b k _ _ _"]],
+        target: Reference,
+        lesions: References | None = None,
     ) -> Float[Tensor, ""] | dict[str, Float[Tensor, ""]]:
         """What the loss returns for the full resolution, its total replaced by the mean over all.
 
         ``lesions`` are what `find_lesions` made of the same target, if it was asked.
         """
-        levels = [logits] if isinstance(logits, Tensor) else logits
+        levels = [logits] if isinstance(logits, Tensor) else list(logits)
         sizes = self._sizes[target.shape] = [level.shape[1:] for level in levels]
         known = lesions or {}
         references = [known.get(size[1:]) or self._reference(target, size) for size in sizes]
