@@ -11,9 +11,11 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from omegaconf.errors import ConfigAttributeError
 
 from brats_lightning.compare import compare
 from brats_lightning.config.differences import SECTIONS, UNKNOWN, NoRun, differences
+from brats_lightning.config.errors import explanation
 from brats_lightning.config.repeat import repeated
 from brats_lightning.config.resolvers import config_dir, register_resolvers, resolved
 from brats_lightning.data.splits import Split
@@ -103,6 +105,16 @@ def test_a_run_records_where_it_comes_from(run_twice):
     }
 
 
+def test_the_config_of_another_version_is_explained(composed):
+    cfg = composed()
+    with pytest.raises(ConfigAttributeError) as caught:
+        _ = OmegaConf.masked_copy(cfg, ["data"]).target
+    assert explanation(caught.value, "train", []) is None  # of our own config it would be a bug
+    said = explanation(caught.value, "another", [])
+    assert said.startswith("the config that --config-name names has no target, which this version")
+    assert said.endswith("or set it: +target=…")
+
+
 # ---- records
 
 CASES = {
@@ -118,7 +130,8 @@ CODE = {
 
 def run_folder(folder, cases=CASES, code=CODE, diff="+1", scores=None, packages=None, settings=None):
     folder.mkdir()
-    config = {"paths": {"run_dir": str(folder)}, "seed": 0, "name": folder.name, "data": {"fold": 0, "root": "cases"}}
+    config = {"paths": {"run_dir": str(folder)}, "seed": 0, "name": folder.name, "ckpt_path": None}
+    config |= {"data": {"fold": 0, "root": "cases"}}
     config |= {"callbacks": {"best": {"dirpath": f"{folder}/checkpoints"}}, **(settings or {})}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     parts = [[name for name, case in cases.items() if case["part"] == part] for part in ("train", "val", "test")]
@@ -170,9 +183,11 @@ def test_each_kind_of_difference_is_named_with_the_value_of_each_run(tmp_path, c
 
 
 def test_how_an_equal_split_was_made_is_no_difference(tmp_path):
-    one, two = run_folder(tmp_path / "one"), run_folder(tmp_path / "two", settings={"data": {"root": "cases"}})
+    weights = {"weights": f"{tmp_path}/two-too/best.ckpt"}  # not in the folder of the second run
+    one = run_folder(tmp_path / "one", settings=weights)
+    two = run_folder(tmp_path / "two", settings={"data": {"root": "cases"}, **weights})
     assert differences([one, two])["settings"] == {}
-    other = run_folder(tmp_path / "other", {"A": CASES["A"]}, settings={"data": {"root": "cases"}})
+    other = run_folder(tmp_path / "other", {"A": CASES["A"]}, settings={"data": {"root": "cases"}, **weights})
     assert differences([one, other])["settings"] == {"data.fold": [0, None]}
 
 
@@ -197,7 +212,7 @@ def test_what_an_older_run_did_not_record_is_said(tmp_path, capsys):
 
 def test_other_folders_are_refused_all_at_once(tmp_path):
     one = run_folder(tmp_path / "one")
-    with pytest.raises(NoRun, match=r"config\.yaml\): .*/none, .*/neither"):
+    with pytest.raises(NoRun, match=r"split\.json\): .*/none, .*/neither"):
         differences([one, tmp_path / "none", tmp_path / "neither"])
     with pytest.raises(NoRun, match="two or more"):
         differences([one])
@@ -254,3 +269,9 @@ def test_paths_into_the_old_folder_lead_into_the_new_one_and_the_users_settings_
         "data.folds=null",
         "data.fold=null",
     }
+
+
+def test_a_run_from_the_checkpoint_of_another_begins_with_it_again(tmp_path):
+    run = run_folder(tmp_path / "run", settings={"ckpt_path": "other/checkpoints/last.ckpt"})
+    line = [f"--config-dir={run}", "--config-name=config"]
+    assert not [text for text in repeated(line) if text.startswith(("ckpt_path", "data."))]

@@ -32,10 +32,11 @@ def differences(runs: Sequence[Path]) -> dict[str, dict[str, list[Any]]]:
     or ``mask`` in the cache, which is left out where the runs preprocess or label differently.
 
     Raises:
-        NoRun: fewer than two folders, or one without ``config.yaml``; it names all of them.
+        NoRun: fewer than two folders, or one without config or split; it names all of them.
     """
-    if faulty := [str(run) for run in runs if not (run / "config.yaml").is_file()]:
-        raise NoRun(f"runs: not the folder of a run (it has no config.yaml): {', '.join(faulty)}")
+    needed = ("config.yaml", "split.json")
+    if faulty := [str(run) for run in runs if not all((run / name).is_file() for name in needed)]:
+        raise NoRun(f"runs: not the folder of a run (with {' and '.join(needed)}): {', '.join(faulty)}")
     if len(runs) < 2:
         raise NoRun(f"runs: two or more are compared, '[A,B]', got {len(runs)}")
     records = [_records(run) for run in runs]
@@ -74,13 +75,9 @@ def _records(run: Path) -> dict[str, Any]:
     own = config["paths"]["run_dir"]
     settings = dict(leaves(config))
     records: dict[str, Any] = {"seed": {"seed": settings.get("seed")}}
-    records["settings"] = {
-        key: value.replace(own, "RUN") if isinstance(value, str) else value
-        for key, value in settings.items()
-        if not within(key, _ELSEWHERE)
-    }
-    if (split := _json(run / "split.json")) is not None:
-        records["split"] = {name: part for part, names in split.items() for name in names}
+    records["settings"] = {key: _local(value, own) for key, value in settings.items() if not within(key, _ELSEWHERE)}
+    split = _json(run / "split.json")
+    records["split"] = {name: part for part, names in split.items() for name in names}
     if (scores := _json(run / "metrics.json")) is not None:
         records["scores"] = scores
     if (origin := read_provenance(run)) is not None:
@@ -89,6 +86,12 @@ def _records(run: Path) -> dict[str, Any]:
         if "data" in origin:
             records |= {"data": _cases(origin["data"]["cases"]), "cache_format": origin["data"]["cache_format"]}
     return records
+
+
+def _local(value: Any, own: str) -> Any:
+    """A path into the run's own folder as ``RUN/…``, any other value as it is."""
+    inside = isinstance(value, str) and f"{value}/".startswith(f"{own}/")
+    return f"RUN{value.removeprefix(own)}" if inside else value
 
 
 def _code(run: Path, code: Mapping[str, Any]) -> Flat:

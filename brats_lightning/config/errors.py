@@ -6,8 +6,9 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, OmegaConfBaseException
 
 from brats_lightning.config import hints
 from brats_lightning.config.command_line import needs_quotes, quote
@@ -44,6 +45,13 @@ def explanation(error: BaseException, config_name: str, arguments: Sequence[str]
             return advice.format(*filter(None, match.groups()))
     if isinstance(error, HydraException):
         return _of_hydra(error, config_name, arguments)
+    foreign = HydraConfig.initialized() and HydraConfig.get().job.config_name != config_name
+    if isinstance(error, ConfigAttributeError) and foreign:
+        key = error.full_key
+        return (
+            f"the config that --config-name names has no {key}, which this version of the program needs: take the "
+            f"version that wrote it (in a run folder, provenance.yaml has the commit), or set it: +{key}=…"
+        )
     message = _own(error)
     if message is None or not isinstance(error, OSError):
         for key, hint in hints.of_values(config_name, arguments).items():

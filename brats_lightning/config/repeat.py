@@ -25,18 +25,20 @@ _HYDRA = {  # of conf/train.yaml
 def repeated(arguments: Sequence[str]) -> list[str]:
     """The command line of a repetition, completed; any other one as it is.
 
-    What lay in the folder of the run is placed in the new one; a resumed run is repeated from its beginning. Settings
-    on the command line win.
+    What lay in the folder of the run is placed in the new one. A run that was resumed is repeated from its beginning;
+    one that began with the checkpoint of another begins with it again. Settings on the command line win.
     """
     folder, name = _flag(arguments, "--config-dir", "-cd"), _flag(arguments, "--config-name", "-cn")
-    if folder is None or name != _NAME or not (Path(folder) / "split.json").is_file():
+    run = Path(folder or "").expanduser().absolute()
+    if folder is None or name != _NAME or not (run / "split.json").is_file():
         return list(arguments)
-    run = Path(folder).expanduser().absolute()
     saved: Any = OmegaConf.to_container(OmegaConf.load(run / f"{_NAME}.yaml"))
     own = {key: _moved(value, saved["paths"]["run_dir"]) for key, value in leaves(saved)}
     settings = {key: value for key, value in own.items() if value is not None}
-    settings |= _HYDRA | {"paths.run_dir": quote("${hydra:runtime.output_dir}"), "ckpt_path": "null", "resume": "null"}
-    settings |= {"data.split_file": quote(str(run / "split.json")), **{f"data.{key}": "null" for key in _SPLIT}}
+    settings |= _HYDRA | {"paths.run_dir": quote("${hydra:runtime.output_dir}"), "resume": "null"}
+    if saved["ckpt_path"] is None or own["ckpt_path"]:  # the checkpoint of another run has its split
+        settings |= {"ckpt_path": "null", "data.split_file": quote(str(run / "split.json"))}
+        settings |= {f"data.{key}": "null" for key in _SPLIT}
     given = [argument.lstrip("+~").split("=", 1)[0] for argument in arguments]
     added = [f"{key}={value}" for key, value in settings.items() if not within(key.lstrip("+"), given)]
     return [*arguments, *added]
@@ -44,7 +46,7 @@ def repeated(arguments: Sequence[str]) -> list[str]:
 
 def _moved(value: Any, old: str) -> str | None:
     """The quoted reference that replaces a path into the old folder; None for any other value."""
-    inside = isinstance(value, str) and (value == old or value.startswith(f"{old}/"))
+    inside = isinstance(value, str) and f"{value}/".startswith(f"{old}/")
     return quote("${paths.run_dir}" + value.removeprefix(old)) if inside else None
 
 
