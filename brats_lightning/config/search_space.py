@@ -18,8 +18,9 @@ Space = dict[str, "BaseDistribution"]  # by key, with the sign that adds or appe
 def search_space(overrides: Sequence[str], loader: ConfigLoader | None = None) -> tuple[Space, list[str]]:
     """The distributions of a sweep, and the overrides that are the same in every trial; of one key the last one counts.
 
-    ``a,b``, ``choice`` and ``glob`` are categories, ``interval`` and ``range`` numbers, whole if their limits are, and
-    on a logarithmic scale with ``tag(log, …)``. As in a grid, a ``range`` ends before its second value.
+    ``a,b``, ``choice`` and ``glob`` are categories; ``interval`` and ``range`` are numbers, on a logarithmic scale with
+    ``tag(log, …)``. As everywhere in Hydra, ``interval(1,4)`` is not of whole numbers, which ``int(interval(1,4))`` is,
+    and a ``range`` ends before its second value.
 
     Args:
         overrides: ``key=value``, as Hydra's command line takes them.
@@ -64,12 +65,7 @@ def _distribution(override: Override) -> "BaseDistribution":
 
 def as_overrides(values: Mapping[str, Any]) -> list[str]:
     """The values of a trial as overrides."""
-    return [f"{key}={as_typed(value)}" for key, value in values.items()]
-
-
-def as_typed(value: Any) -> str:
-    """A value of a trial as it is typed."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in values.items()]
 
 
 def combinations(space: Space) -> int:

@@ -4,8 +4,8 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +38,9 @@ _FEW = 10  # trials from which no importance follows
 _NUMBER = re.compile(r"^ *- hydra\.sweeper\.trial=(\d+)$", re.MULTILINE)  # in the overrides of a job
 
 
-def open_study(settings: DictConfig) -> "Study":
-    """The study of a sweep with the settings ``hydra.sweeper``, made if need be.
+@contextmanager
+def opened(settings: DictConfig) -> "Iterator[Study]":
+    """The study of a sweep with the settings ``hydra.sweeper``, made if need be; its database is closed afterwards.
 
     Raises:
         ValueError: there is no such database, or no such pruner, or the study has another direction.
@@ -53,23 +54,25 @@ def open_study(settings: DictConfig) -> "Study":
         pruner = hydra.utils.instantiate(settings.pruner) if settings.pruner else optuna.pruners.NopPruner()
     file = settings.storage.startswith("sqlite")
     options = {"connect_args": {"timeout": 60}} if file else {"pool_pre_ping": True}  # seconds to wait for the others
+    name = settings.study_name or _NAME
     try:
+        storage = optuna.storages.RDBStorage(settings.storage, engine_kwargs=options)
         study = optuna.create_study(
-            storage=optuna.storages.RDBStorage(settings.storage, engine_kwargs=options),
-            study_name=settings.study_name or _NAME,
-            direction=settings.direction,
-            pruner=pruner,
-            load_if_exists=True,
+            storage=storage, study_name=name, direction=settings.direction, pruner=pruner, load_if_exists=True
         )
     except (ImportError, ValueError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
         raise ValueError(f"hydra.sweeper.storage={shown(settings.storage)}: {str(error).splitlines()[0]}") from error
-    if study.direction.name.lower() != settings.direction:
-        raise ValueError(
-            f"hydra.sweeper.direction is {settings.direction}, but study {study.study_name} in "
-            f"{shown(settings.storage)} has {study.direction.name.lower()}; choose another hydra.sweeper.study_name"
-        )
     study.stop = lambda: None  # type: ignore[method-assign]  # called by samplers without more values; the loop is ours
-    return study
+    try:
+        if (known := study.direction.name.lower()) != settings.direction:
+            raise ValueError(
+                f"hydra.sweeper.direction is {settings.direction}, but study {name} in {shown(settings.storage)} has "
+                f"{known}; choose another hydra.sweeper.study_name or hydra.sweep.dir"
+            )
+        yield study
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 def shown(url: str) -> str:
@@ -87,13 +90,12 @@ def importances(settings: DictConfig) -> dict[str, float]:
     """How much each key mattered, with 1 as their sum, largest first; empty for too few trials, or one key."""
     import optuna
 
-    study = open_study(settings)
-    ended = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-    keys = {key for trial in ended for key in trial.params}
-    if sum(math.isfinite(trial.value or 0.0) for trial in ended) < _FEW or len(keys) < 2:
-        return {}
-    with warnings.catch_warnings():
+    with opened(settings) as study, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of choices that few trials had
+        ended = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+        keys = {key for trial in ended for key in trial.params}
+        if sum(math.isfinite(trial.value or 0.0) for trial in ended) < _FEW or len(keys) < 2:
+            return {}
         found = optuna.importance.get_param_importances(study)
     return {key.lstrip("+"): value for key, value in found.items()}
 
@@ -255,11 +257,11 @@ def pruning(objective: str, trial: int | None) -> "Pruning":
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
-            study = open_study(settings)
-            (own,) = (each for each in study.get_trials(deepcopy=False) if each.number == trial)
-            reported = Trial(study, own._trial_id)
-            reported.report(score, step)
-            return reported.should_prune()
+            with opened(settings) as study:
+                (own,) = (each for each in study.get_trials(deepcopy=False) if each.number == trial)
+                reported = Trial(study, own._trial_id)
+                reported.report(score, step)
+                return bool(reported.should_prune())
         except (ValueError, OptunaError, SQLAlchemyError) as error:
             log.warning("trial %d, step %d was not reported: %s", trial, step, error)
             return False

@@ -2,14 +2,15 @@
 
 import csv
 import json
+import math
 import subprocess
 import sys
 
 import pytest
 from omegaconf import OmegaConf
 
-from brats_lightning.config.outcomes import Ending, record_ending
-from brats_lightning.config.sweep import SweepTable, collect
+from brats_lightning.config.outcomes import Ending, record_ending, write_scores
+from brats_lightning.config.sweep import SweepTable, collect, command_of
 from tests.conftest import TINY
 
 
@@ -82,6 +83,44 @@ def test_the_table_is_printed_and_written(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "model/size" in printed
     assert printed.index("0.7000") < printed.index("0.5000")
+
+
+def test_the_best_job_is_a_command(tmp_path, capsys):
+    finished(tmp_path)
+    (tmp_path / "1_res/config.yaml").write_text("seed: 7\n")
+    assert command_of(tmp_path / "1_res") == (
+        "python -m brats_lightning.train '--config-dir=/my conf' seed=0 model=resunet model/size=base +x=1"
+    )
+    job(tmp_path, "9_b", ["launcher=joblib", "loss.w=[1, 2]", "ckpt_path=a.ckpt"], {"best/val/dice_mean": 0.8})
+    (tmp_path / "9_b/config.yaml").write_text("seed: 7\n")
+    with pytest.raises(SystemExit):
+        SweepTable().on_multirun_end(config_of(tmp_path))
+    command = "python -m brats_lightning.train '--config-dir=/my conf' 'loss.w=[1, 2]' seed=7"
+    assert f"by itself:\n  {command}\n" in capsys.readouterr().out
+    assert "&#39;loss.w=[1, 2]&#39; seed=7</pre>" in (tmp_path / "sweep.html").read_text()
+
+
+def test_jobs_are_in_the_order_of_their_numbers(tmp_path):
+    for number in (10, 9, 2):
+        job(tmp_path, f"{number}_unet", [f"data.fold={number}"], {"best/val/dice_mean": 0.5})
+    assert [row["job"] for row in collect(tmp_path, "val/dice_mean", "max")[1]] == ["2_unet", "9_unet", "10_unet"]
+
+
+def test_a_pruned_job_is_a_result_with_its_scores_so_far(tmp_path):
+    job(tmp_path, "0_slow", ["optimizer.lr=1e-9"], None)
+    record_ending(tmp_path / "0_slow", Ending.PRUNED, "pruned at step 2")
+    write_scores(tmp_path / "0_slow", {"val/dice_mean": 0.9, "val/dice_et": math.nan})
+    job(tmp_path, "1_good", ["optimizer.lr=1e-3"], {"best/val/dice_mean": 0.1})
+    SweepTable().on_multirun_end(config_of(tmp_path))
+    rows = collect(tmp_path, "val/dice_mean", "max")[1]
+    assert [row["job"] for row in rows] == ["1_good", "0_slow"]
+    assert rows[1] == {
+        "job": "0_slow",
+        "optimizer.lr": "1e-9",
+        "outcome": "pruned at step 2",
+        "val/dice_mean": 0.9,
+        "val/dice_et": None,
+    }
 
 
 def test_brackets_are_printed_as_they_stand(tmp_path, capsys):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def sweep(tmp_path, shared_outputs, composed):
     chosen["train"] = [name for patient in patients if patient not in held_out for name in of[patient]]
     (tmp_path / "split.json").write_text(json.dumps(chosen))
 
-    def run(*arguments: str, succeeds: bool = True) -> list[Path]:
+    def run(*arguments: str, succeeds: bool = True, killed_after: int | None = None) -> list[Path]:
         command = [
             sys.executable, "-m", "brats_lightning.train", *arguments, *TINY, "trainer=ddp_cpu",
             "loss=spy",
@@ -61,6 +62,13 @@ def sweep(tmp_path, shared_outputs, composed):
             "trainer.max_steps=2", "trainer.val_check_interval=2", "data.workers=0",
         ]  # fmt: skip
         environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+        if killed_after is not None:  # so many notes
+            with subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
+                while len(list(run.notes.iterdir())) < killed_after:
+                    assert process.poll() is None
+                    time.sleep(0.1)
+                process.kill()
+            return []
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=540)
         assert (done.returncode == 0) is succeeds, done.stdout + done.stderr
         return sorted(path.parent for path in (tmp_path / "out").rglob("config.yaml") if path.parent.name != ".hydra")
@@ -77,8 +85,8 @@ def notes_by_job(folder):
 
 
 def check(runs, notes, jobs):
-    """One folder per job; both ranks of each trained the same values; every case was counted once."""
-    assert len(runs) == len(notes) == jobs
+    """Both ranks of each job trained the same values; every case was counted once."""
+    assert len(notes) == jobs
     for pair in notes:
         assert {note["rank"] for note in pair} == {"0", "1"}
         assert pair[0]["sharpness"] == pair[1]["sharpness"]
@@ -91,21 +99,30 @@ def check(runs, notes, jobs):
 def test_sweep_without_a_seed_and_with_the_users_config_folder(sweep, tmp_path):
     runs = sweep("-m", "--config-dir", f"{tmp_path}/conf", "loss.sharpness=2.0,3.0", "seed=null")
     notes = notes_by_job(sweep.notes)
+    assert len(runs) == 2
     check(runs, notes, jobs=2)
     assert {pair[0]["sharpness"] for pair in notes} == {2.0, 3.0}
     assert notes[0][0]["seed"] != notes[1][0]["seed"]  # drawn anew for each job
 
 
-def test_optuna_sweep(sweep, tmp_path):
+def test_optuna_sweep_killed_and_resumed(sweep, tmp_path):
     pytest.importorskip("optuna")
-    runs = sweep(
+    first = (
+        "        self.steps = getattr(self, 'steps', 0) + 1\n"  # the processes wait for each other before the second
+    )
+    hang = "        if self.steps == 2 and len(list(self.folder.iterdir())) > 2:\n            time.sleep(600)\n"
+    (tmp_path / "spy.py").write_text("import time\n" + SPY.replace("        return", f"{first}{hang}        return"))
+    options = [
         "-m", "--config-dir", f"{tmp_path}/conf", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2",
-        "hydra.sweeper.n_jobs=1", "hydra.sweeper.direction=maximize", "loss.sharpness=interval(1.0,9.0)",
-        "trainer.precision=bf16-mixed",
-    )  # fmt: skip
+        "hydra.sweeper.study_name=killed", "loss.sharpness=interval(1.0,9.0)", "trainer.precision=bf16-mixed",
+    ]  # fmt: skip
+    sweep(*options, killed_after=4)
+    (tmp_path / "spy.py").write_text(SPY)
+    runs = sweep(*options)
+    assert [run.name[:2] for run in runs] == ["0_", "1_"]
     notes = notes_by_job(sweep.notes)
-    check(runs, notes, jobs=2)
-    assert notes[0][0]["sharpness"] != notes[1][0]["sharpness"]
+    check(runs, notes, jobs=3)
+    assert len({pair[0]["sharpness"] for pair in notes}) == 2  # the third tried those of the killed one again
 
 
 def test_a_process_that_fails_stops_the_others(sweep, tmp_path):

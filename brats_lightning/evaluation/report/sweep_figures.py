@@ -85,7 +85,7 @@ def importance_chart(importances: Mapping[str, float]) -> Chart:
 
 
 def parallel_chart(ranked: Sequence[Job], varied: Sequence[str], objective: str) -> Chart:
-    """Each job as a line through its settings to its score, the better the darker.
+    """Each job as a line through its settings to its score, the better the stronger.
 
     Args:
         ranked: the jobs, best first.
@@ -120,10 +120,11 @@ def parallel_chart(ranked: Sequence[Job], varied: Sequence[str], objective: str)
 
 def _draw_axis(axes: Axes, look: Look, x: int, ticks: Mapping[str, float]) -> None:
     axes.plot([x, x], [0, 1], color=look.ink, lw=0.8, zorder=3)
-    for label, height in ticks.items():
+    for i, (label, height) in enumerate(ticks.items()):
         text = label if len(label) <= _LONGEST else f"{label[: _LONGEST - 1]}…"
         axes.plot(x, height, "_", color=look.ink, ms=6, zorder=3)
-        axes.annotate(text, (x, height), (5, 0), textcoords="offset points", va="center", fontsize=8, zorder=4)
+        place: dict[str, Any] = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(text, (x, height), fontsize=8, zorder=4, gid=f"label-{x}-{i}", **place)  # the page sets it off
 
 
 def _heights(values: Sequence[Any]) -> tuple[list[float], dict[str, float]]:

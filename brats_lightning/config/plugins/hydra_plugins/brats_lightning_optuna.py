@@ -5,7 +5,9 @@ that Optuna is imported later.
 """
 
 import logging
+import re
 import time
+import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -23,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from brats_lightning.config.build import settings_of
 from brats_lightning.config.outcomes import Outcome, names_of
 from brats_lightning.config.search_space import Space, as_overrides, combinations, search_space
-from brats_lightning.config.trials import Trials, open_study, shown
+from brats_lightning.config.trials import Trials, opened, shown
 from brats_lightning.runtime.files import make_folder
 from brats_lightning.runtime.locks import claimed
 from brats_lightning.training.processes import started_from_outside
@@ -65,16 +67,13 @@ class OptunaSweeper(Sweeper):
         params = [f"{key}={value}" for key, value in (settings.params or {}).items() if value is not None]
         space, fixed = search_space([*params, *arguments], self.hydra_context.config_loader)
         if not space:
-            raise ValueError(
-                "hydra/sweeper=optuna: there is nothing to draw; give hydra.sweeper.params, or key=choice(…)"
-            )
-        with claimed(folder / ".lock", f"the sweep's folder {folder}"):
-            trials = Trials(open_study(settings), folder, self.config.objective)
+            raise ValueError("hydra/sweeper=optuna has nothing to draw; give hydra.sweeper.params, or key=choice(…)")
+        with claimed(folder / ".lock", f"the sweep's folder {folder}"), opened(settings) as study:
+            trials = Trials(study, folder, self.config.objective)
             trials.recover()
             self._run(trials, space, fixed)
 
     def _run(self, trials: Trials, space: Space, fixed: Sequence[str]) -> None:
-
         settings, begun = self.config.hydra.sweeper, trials.counted()
         wanted = settings.n_trials
         if settings.sampler._target_ == _GRID:
@@ -92,7 +91,6 @@ class OptunaSweeper(Sweeper):
                 log.info("%s", _line(trials, trial.number, outcome, f"{done} of {wanted} done", left))
 
     def _launch(self, trials: Trials, batch: Sequence[Any], fixed: Sequence[str]) -> list[Outcome]:
-
         template = OmegaConf.to_container(self.config.hydra.sweep)["subdir"]  # type: ignore[call-overload,index]
         jobs = [[*fixed, *as_overrides(trial.params), *trials.place(trial, template)] for trial in batch]
         reason = "ended without scores; see its train.log"
@@ -103,7 +101,7 @@ class OptunaSweeper(Sweeper):
             raise
         except Exception as error:  # a launcher's: it lost a job, and says nothing of the others
             log.error("%s: %s", type(error).__name__, error)
-            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            reason = f"{type(error).__name__}: {_first_line(str(error))}"
         return trials.settle(batch, reason)
 
     def _sampler(self, number: int) -> Any:
@@ -112,11 +110,11 @@ class OptunaSweeper(Sweeper):
         own = {}
         if node.get("seed") is not None and node._target_ != _SEQUENCE:
             own["seed"] = int(np.random.SeedSequence((node.seed, number)).generate_state(1)[0])
-        with settings_of("hydra.sweeper.sampler"):
+        with settings_of("hydra.sweeper.sampler"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Optuna says of some samplers that they are experimental
             return hydra.utils.instantiate(node, **own)
 
     def _introduce(self, trials: Trials, space: Space, begun: int, wanted: int) -> None:
-
         settings = self.config.hydra.sweeper
         sampler = settings.sampler._target_.rpartition(".")[2]
         pruner = settings.pruner._target_.rpartition(".")[2] if settings.pruner else "no pruner"
@@ -127,21 +125,26 @@ class OptunaSweeper(Sweeper):
 
 
 def _check(settings: DictConfig) -> None:
-
     if settings.direction not in ("minimize", "maximize"):
         raise ValueError(f"hydra.sweeper.direction must be minimize or maximize, got {settings.direction!r}")
     for name in ("n_trials", "n_jobs"):
         if settings[name] < 1:
             raise ValueError(f"hydra.sweeper.{name} must be 1 or more, got {settings[name]}")
+    if not settings.storage:
+        raise ValueError("hydra.sweeper.storage must be the URL of a database, such as sqlite:////shared/study.db")
     if started_from_outside():  # each process would draw its own values
         raise ValueError("an Optuna sweep starts the processes of its runs itself: start it without torchrun and srun")
+
+
+def _first_line(reason: str) -> str:
+    return re.split("[;\n]", reason)[0]  # without the advice
 
 
 def _line(trials: Trials, number: int, outcome: Outcome, done: str, left: float) -> str:
     """What came of a trial, the best so far, and the time left."""
     value = next((outcome.scores[name] for name in names_of(trials.objective) if name in outcome.scores), None)
     result = f"{trials.objective} {'undefined' if value is None else f'{value:.4f}'}"
-    words = [f"trial {number}: {outcome.reason.partition(chr(10))[0] or result}"]
+    words = [f"trial {number}: {_first_line(outcome.reason) or result}"]
     if (best := trials.best()) is not None:
         words.append(f"best {best.value:.4f} in trial {best.number}")
     words.append(done)
