@@ -192,7 +192,7 @@ def test_what_the_command_refuses(composed, tmp_path, monkeypatch):
     ):
         with pytest.raises(ValueError, match=message):
             export(composed(*overrides, name="export"))
-    ckpt = built(tmp_path / "a.ckpt", UNET)
+    ckpt = voxelwise(tmp_path / "a.ckpt", [[1.0]] * 4, [0.0] * 4)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ExportError, match=r"pip install 'brats-lightning\[export\]'"):
         export(composed(f"ckpt={ckpt}", f"output={tmp_path}/a.onnx", name="export"))

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Float32, Shaped, UInt8, UInt16
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -21,7 +21,10 @@ from brats_lightning.data.sampling.patches import PatchSampler
 Batch = TypeVar("Batch", bound="_Batch")
 
 REDRAWS = 10  # at most, of a patch in which nothing is labelled
-PLACES, AUGMENTATION, COPY_PASTE, DROPOUT, SEQUENCES = range(5)  # what a batch's random numbers are for
+Seed = tuple[int, int, int]  # the run's seed, the epoch, and the place of a patch among those of the epoch
+# What random numbers are for. Those of a patch depend on its place, so that a batch is the same however many processes
+# share it.
+ORDER, SIZE, PLACES, AUGMENTATION, COPY_PASTE, DROPOUT, SEQUENCES = range(7)
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,11 @@ class PatchBatch(_Batch):
 
     spacing: list[tuple[float, float, float]]  # (z, y, x) in mm of each patch
     cases: list[str]  # whose patches these are
-    seed: tuple[int, ...]
+    seeds: list[Seed]  # of each patch
 
-    def seed_for(self, purpose: int) -> int:
-        """A well-mixed 63-bit seed of this batch, another one for each purpose."""
-        return int(np.random.SeedSequence((*self.seed, purpose)).generate_state(1, np.uint64)[0] >> 1)
+    def seed_for(self, purpose: int, patch: int = 0) -> int:
+        """A well-mixed 63-bit seed of a patch, another one for each purpose; that of the first is also the batch's."""
+        return int(np.random.SeedSequence((*self.seeds[patch], purpose)).generate_state(1, np.uint64)[0] >> 1)
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,9 @@ class WholeCase(_Batch):
 
 
 class PatchBatches(Dataset[PatchBatch]):
-    """Batch number ``b`` of epoch ``e``, the same whichever worker reads it and whenever.
+    """The part of a process in batch number ``b`` of epoch ``e``, the same whichever worker reads it and whenever.
+
+    All processes together read the patches that a single one would read with ``world_size`` times the batch size.
 
     An epoch goes ``patches_per_case`` times through the shuffled cases (or draws as many by the sampler's weights);
     batches that cannot be filled at its end are dropped, unless there is not even one. A patch loses each optional
@@ -103,40 +108,48 @@ class PatchBatches(Dataset[PatchBatch]):
         size, sources = self.loader.batch_size, self.normaliser.sources
         order = self._cases_of(epoch)
         first = (batch * self.world_size + self.rank) * size
-        chosen = [self.cases[order[(first + i) % len(order)]] for i in range(size)]
-        # All processes draw the same size, each its own places.
-        shape = self.sampler.draw_size(np.random.default_rng((self.seed, epoch, batch)))
-        seed = (self.seed, epoch, batch, self.rank)
+        seeds = [(self.seed, epoch, place) for place in range(first, first + size)]
+        chosen = [self.cases[order[place % len(order)]] for _, _, place in seeds]
+        # All processes draw the same size.
+        shape = self.sampler.draw_size(np.random.default_rng((self.seed, epoch, batch, SIZE)))
 
         images = np.empty((size, len(sources), *shape), dtype=np.uint16)
         masks = np.empty((size, *shape), dtype=np.uint8)
-        rng = np.random.default_rng((*seed, PLACES))
-        for case, image, mask in zip(chosen, images, masks, strict=True):
-            start = self._place(case, mask, rng)
-            read_box(case.image(), start, shape, out=image, channels=case.channels(sources))
-        if self.copy_paste is not None:  # with its own random numbers: the patches are the same without it
-            rng = np.random.default_rng((*seed, COPY_PASTE))
-            for case, image, mask in zip(chosen, images, masks, strict=True):
-                there = [channel for channel, name in enumerate(sources) if name in case.modalities]
-                part = image if len(there) == len(sources) else image[there]
-                self.copy_paste(part, mask, case, [sources[channel] for channel in there], rng)
-                if part is not image:
-                    image[there] = part
         parameters = np.stack([self.normaliser.parameters(case.intensities) for case in chosen])
-        if self.sequence_dropout:
-            optional = [sources.index(name) for name in self.normaliser.optional]
-            dropped = np.zeros((size, len(sources)), bool)
-            drawn = np.random.default_rng((*seed, SEQUENCES)).random((size, len(optional)))
-            dropped[:, optional] = drawn < self.sequence_dropout
-            parameters[dropped] = 0
+        for seed, case, *patch in zip(seeds, chosen, images, masks, parameters, strict=True):
+            self._read(seed, case, *patch)
         return PatchBatch(
             torch.from_numpy(images),
             torch.from_numpy(masks),
             torch.from_numpy(parameters),
             [case.spacing for case in chosen],
             [case.id for case in chosen],
-            seed,
+            seeds,
         )
+
+    def _read(
+        self,
+        seed: Seed,
+        case: CachedCase,
+        image: UInt16[np.ndarray, "m z y x"],
+        mask: UInt8[np.ndarray, "z y x"],
+        parameters: Float32[np.ndarray, "m 4"],
+    ) -> None:
+        """Read one patch into arrays, of which ``parameters`` are its case's."""
+        sources = self.normaliser.sources
+        start = self._place(case, mask, np.random.default_rng((*seed, PLACES)))
+        read_box(case.image(), start, mask.shape, out=image, channels=case.channels(sources))
+        if self.copy_paste is not None:  # with its own random numbers: the patch is the same without it
+            there = [channel for channel, name in enumerate(sources) if name in case.modalities]
+            part = image if len(there) == len(sources) else image[there]
+            rng = np.random.default_rng((*seed, COPY_PASTE))
+            self.copy_paste(part, mask, case, [sources[channel] for channel in there], rng)
+            if part is not image:
+                image[there] = part
+        if self.sequence_dropout:
+            optional = np.array([sources.index(name) for name in self.normaliser.optional], int)
+            drawn = np.random.default_rng((*seed, SEQUENCES)).random(len(optional))
+            parameters[optional[drawn < self.sequence_dropout]] = 0
 
     def _place(self, case: CachedCase, mask: UInt8[np.ndarray, "z y x"], rng: np.random.Generator) -> Ints:
         """First voxel of a patch with something to learn, whose mask is read into ``mask``."""
@@ -150,7 +163,7 @@ class PatchBatches(Dataset[PatchBatch]):
 
     def _cases_of(self, epoch: int) -> np.ndarray:
         if self._order[0] != epoch:
-            rng = np.random.default_rng((self.seed, epoch))
+            rng = np.random.default_rng((self.seed, epoch, 0, ORDER))
             weights = self.sampler.case_weights(self.cases)
             n = len(self.cases)
             if weights is None:

@@ -272,8 +272,9 @@ class CaseData(pl.LightningDataModule):
             return replace(batch, image=self.normaliser(batch.image[None], batch.normalisation[None])[0])
         image, mask = self.normaliser(batch.image, batch.normalisation), batch.mask
         if self.augmentation is not None and self.trainer is not None and self.trainer.training:
-            draws = torch.Generator().manual_seed(batch.seed_for(AUGMENTATION))
-            image, mask = self.augmentation(image, mask, draws, batch.spacing)
+            for patch, spacing in enumerate(batch.spacing):
+                one, draws = slice(patch, patch + 1), torch.Generator().manual_seed(batch.seed_for(AUGMENTATION, patch))
+                self.augmentation(image[one], mask[one], draws, [spacing])  # in place
             for channel in self.normaliser.presences:  # which intensity changes have treated like a scan
                 image[:, channel] = image[:, channel] > 0
         return replace(batch, image=image, mask=mask)

@@ -31,7 +31,7 @@ class WeightedDiceLoss(ClassSumsLoss):
             only ratios matter. None: all equal.
         include_background: whether the background is one of the classes; regions have none.
         batch: sums over the whole batch instead of each sample: steadier for tiny lesions, but large ones dominate.
-            In distributed training the batch is that of one process.
+            In distributed training the batch is that of all processes.
         smooth: added to the denominator only; in the numerator it would reward empty predictions.
         absent_fraction: fraction of the volume at which false positives of an absent class cost ½.
 
@@ -57,7 +57,7 @@ class WeightedDiceLoss(ClassSumsLoss):
     def from_sums(self, sums: ClassSums) -> Float[Tensor, ""]:
         """The loss, from the class sums of a batch."""
         if self.batch:
-            sums = sums.over_batch()
+            sums = sums.over_batch(all_processes=self.training)  # each process validates cases of its own
         first = 1 if sums.exclusive and not self.include_background else 0
         if first and self._only_background:
             raise ValueError("class_weights of the foreground are all 0; give one a weight or set include_background")

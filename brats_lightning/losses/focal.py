@@ -7,12 +7,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from brats_lightning.losses.sums import ClassSums, ClassSumsLoss
+from brats_lightning.runtime.collective import mean_over_processes
 
 
 class CategoricalFocalLoss(ClassSumsLoss):
     """Focal loss (Lin et al. 2017, https://arxiv.org/abs/1708.02002).
 
-    With p the softmax probability of a voxel's reference class y, over all voxels of the batch::
+    With p the softmax probability of a voxel's reference class y, over all voxels of the batch, in distributed training
+    that of all processes::
 
         loss = α Σ w_y (1 - p)^γ (-log p) / Σ w_y
 
@@ -42,5 +44,7 @@ class CategoricalFocalLoss(ClassSumsLoss):
     def from_sums(self, sums: ClassSums) -> Float[Tensor, ""]:
         """The loss, from the class sums of a batch."""
         weights = self.weights_of(sums)
-        voxels = weights * (sums.reference if sums.exclusive else sums.voxels)
-        return self.alpha * (weights * sums.focal).sum() / voxels.sum().clamp_min(torch.finfo(weights.dtype).tiny)
+        voxels = (weights * (sums.reference if sums.exclusive else sums.voxels)).sum()
+        if self.training and sums.exclusive and self.class_weights is not None:  # else equal in all processes
+            voxels = mean_over_processes(voxels)  # as their gradients, and so their losses, are averaged
+        return self.alpha * (weights * sums.focal).sum() / voxels.clamp_min(torch.finfo(weights.dtype).tiny)

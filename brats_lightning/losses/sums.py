@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from brats_lightning.losses.lesions import LesionMap, RegionLesions, check_shapes
+from brats_lightning.runtime.collective import sum_over_processes
 from brats_lightning.runtime.device import chunk_size, to_device
 
 Logits = Float[Tensor, "b k z y x"]
@@ -36,10 +37,13 @@ class ClassSums(NamedTuple):
     # Of each sample and region the lesions and, by segment, Σ of the probability of what is wrong about the region
     lesions: Sequence[Sequence[tuple[RegionLesions, Float[Tensor, " _"]]]] = ()
 
-    def over_batch(self) -> "ClassSums":
-        """The sums of all samples as of one, without lesions."""
+    def over_batch(self, all_processes: bool) -> "ClassSums":
+        """The sums of all samples, of this process or of all that train together, as of one; without lesions."""
         names = ("reference", "false_negatives", "false_positives", "focal", "voxels")
-        return self._replace(**{name: getattr(self, name).sum(0, keepdim=True) for name in names}, lesions=())
+        parts = [getattr(self, name).sum(0, keepdim=True) for name in names]
+        if all_processes:
+            parts = list(sum_over_processes(torch.cat(parts, 1)).split([part.shape[1] for part in parts], 1))
+        return self._replace(**dict(zip(names, parts, strict=True)), lesions=())
 
 
 def class_sums(

@@ -22,6 +22,7 @@ from brats_lightning.losses import DeepSupervision
 from brats_lightning.metrics.official import headline_names, headline_scores, score_case
 from brats_lightning.metrics.voxel import CaseScores, confusion_matrix, voxel_scores
 from brats_lightning.runtime import signals
+from brats_lightning.runtime.collective import mean_over_processes, sum_over_processes
 from brats_lightning.runtime.device import on_host
 
 
@@ -77,14 +78,19 @@ class Segmentation(pl.LightningModule):
         lesions = self.loss.find_lesions(target)  # on the CPU, while the network runs
         logits = self.network(batch.image)
         parts = self._parts(logits, target, lesions)
-        self.log_dict({f"train/{_loss_name(part)}": value.detach() for part, value in parts.items()})
-        self.log("loss", parts["loss"].detach(), prog_bar=True, logger=False)
-        # Counting voxels makes the host wait for a GPU, so only for the steps that are logged.
+        losses = {part: value.detach() for part, value in parts.items()}
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and (self.global_step + 1) % every == 0:
+        logged = bool(every) and (self.global_step + 1) % every == 0
+        if logged:  # of the patches of all processes
+            means = mean_over_processes(torch.stack(list(losses.values())))
+            losses = dict(zip(losses, means, strict=True))
+        self.log_dict({f"train/{_loss_name(part)}": value for part, value in losses.items()})
+        self.log("loss", losses["loss"], prog_bar=True, logger=False)
+        # Counting voxels makes the host wait for a GPU, so only for the steps that are logged.
+        if logged:
             full = logits[0] if isinstance(logits, list | tuple) else logits
             confusion = confusion_matrix(batch.mask, self.target.decide(full.detach()), self.scheme.num_classes)
-            scores = voxel_scores(confusion, self.scheme)
+            scores = voxel_scores(sum_over_processes(confusion), self.scheme)
             names = ["accuracy", *(name for name in scores if name.startswith("dice_"))]
             self.log_dict({f"train/patch_{name}": scores[name] for name in names if scores[name] == scores[name]})
         return parts["loss"]
@@ -114,7 +120,10 @@ class Segmentation(pl.LightningModule):
         # The loss names its parts only when it is called; a few voxels are enough.
         logits = torch.zeros((1, self.target.channels, 8, 8, 8), device=self.device)
         mask = torch.zeros((1, 8, 8, 8), dtype=torch.uint8, device=self.device)
+        training = self.loss.training
+        self.loss.eval()  # in training, it could wait for processes that do not ask for the names
         parts = self._parts(logits, self.target.encode(mask))
+        self.loss.train(training)
         return [*voxel_scores(empty, self.scheme), *self.lesion_names, *map(_loss_name, parts)]
 
     def validation_step(self, batch: WholeCase, batch_index: int) -> dict[str, Any] | None:  # noqa: ARG002

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from brats_lightning.data.batches import PatchBatches, WholeCases
 from brats_lightning.data.cache import entry
 from brats_lightning.data.cases import CaseError
 from brats_lightning.data.loading import BatchKeys, LoaderError, LoaderSettings
-from brats_lightning.data.sampling.patches import UniformPatches
+from brats_lightning.data.sampling.patches import SliceBlocks
 from tests.data.tiny_cases import brain, lesions, save, write_case
 
 
@@ -66,7 +68,7 @@ def test_batches_depend_on_their_key_alone(build):
     first, again, other = batches[0, 1], batches[0, 1], batches[0, 0]
     assert torch.equal(first.image, again.image)
     assert torch.equal(first.mask, again.mask)
-    assert first.seed == again.seed != other.seed
+    assert first.seeds == again.seeds != other.seeds
     assert first.image.dtype == torch.uint16
     assert first.image.shape == (2, 4, 4, 6, 6)
 
@@ -126,17 +128,39 @@ def test_lesion_weights_steer_which_case_is_drawn(build):
     assert abs(counts[0] - 150) < 40
 
 
-def test_two_processes_share_each_step_and_size(build):
-    data = build("data.val_share=0", "data.test_share=0", "data.batch_size=1", "data.patches_per_case=2")
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_the_batches_of_a_single_one(build, root, processes):
+    shape = (32, 34, 30)
+    for number in range(5):
+        images = {name: brain(4 * number + i, shape) for i, name in enumerate(("t1n", "t1c", "t2w", "t2f"))}
+        write_case(root, f"BraTS-MET-{number:05d}-000", seg=lesions(shape), **images)
+    data = build(
+        *("data.val_share=0", "data.test_share=0", "data.patches_per_case=3", "copy_paste=lesions"),
+        *("augmentation=strong", "augmentation.sequence_dropout=0.5", "data.optional=[t2w,t2f]", "data.workers=0"),
+    )
     cases = [data.cases[name] for name in data.split.train]
-    ranks = [
-        PatchBatches(cases, UniformPatches([3, 3, 3]), data.normaliser, LoaderSettings(1, 2, 0), 0, rank, 2)
-        for rank in (0, 1)
-    ]
-    assert len(ranks[0]) == len(ranks[1]) == 6
-    drawn = np.bincount([batches._cases_of(0)[2 * i + r] for r, batches in enumerate(ranks) for i in range(6)])
-    assert drawn.tolist() == [2] * 6  # every case as often as in a single process
-    assert ranks[0][0, 0].seed != ranks[1][0, 0].seed
+    sampler = SliceBlocks([8, 24], [24, 24], multiple_of=4, lesion_ratio=0.5)
+
+    def read(batch_size, *process):
+        loader = LoaderSettings(batch_size, 3, 0)
+        parts = cases, sampler, data.normaliser, loader, 7, *process
+        return PatchBatches(*parts, copy_paste=data.copy_paste, sequence_dropout=0.5)
+
+    def on_device(batch):
+        data.trainer = SimpleNamespace(training=True)
+        return data.on_after_batch_transfer(batch, 0)
+
+    alone, shared = read(6), [read(6 // processes, rank, processes) for rank in range(processes)]
+    assert {len(part) for part in (alone, *shared)} == {3}
+    sizes = set()
+    for key in [(0, 0), (0, 2), (1, 1)]:
+        whole, parts = on_device(alone[key]), [on_device(part[key]) for part in shared]
+        assert torch.equal(torch.cat([part.image for part in parts]), whole.image)
+        assert torch.equal(torch.cat([part.mask for part in parts]), whole.mask)
+        assert [name for part in parts for name in part.cases] == whole.cases
+        assert len({image.sum().item() for image in whole.image}) == 6  # all different
+        sizes.add(whole.mask.shape)
+    assert len(sizes) > 1
 
 
 def test_keys_go_on_where_training_stopped():

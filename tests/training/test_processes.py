@@ -7,9 +7,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from brats_lightning.train import train
 from brats_lightning.training import processes
 from tests.conftest import TINY
 
@@ -34,14 +38,10 @@ class Spy(torch.nn.Module):
 
 
 @pytest.fixture
-def sweep(tmp_path, shared_outputs, composed):
-    """Run the command in a fresh process with the user's own config folder; returns each run's folder."""
+def split_file(tmp_path, composed):
+    """Three cases for validation and one for the test: no multiples of two processes."""
     from brats_lightning.synthetic.phantom import phantom_cases
 
-    (tmp_path / "spy.py").write_text(SPY)
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "conf/loss").mkdir(parents=True)
-    (tmp_path / "conf/loss/spy.yaml").write_text(f"_target_: spy.Spy\nfolder: {tmp_path}/notes\nsharpness: 1.0\n")
     settings = dict(composed("data=phantom_tiny").data.source)
     settings.pop("_target_")
     ids = [case.id for case in phantom_cases(**settings)]
@@ -52,13 +52,23 @@ def sweep(tmp_path, shared_outputs, composed):
     held_out = {single[0], *single[1:4]}
     chosen["train"] = [name for patient in patients if patient not in held_out for name in of[patient]]
     (tmp_path / "split.json").write_text(json.dumps(chosen))
+    return tmp_path / "split.json"
+
+
+@pytest.fixture
+def sweep(tmp_path, shared_outputs, split_file):
+    """Run the command in a fresh process with the user's own config folder; returns each run's folder."""
+    (tmp_path / "spy.py").write_text(SPY)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "conf/loss").mkdir(parents=True)
+    (tmp_path / "conf/loss/spy.yaml").write_text(f"_target_: spy.Spy\nfolder: {tmp_path}/notes\nsharpness: 1.0\n")
 
     def run(*arguments: str, succeeds: bool = True, killed_after: int | None = None) -> list[Path]:
         command = [
             sys.executable, "-m", "brats_lightning.train", *arguments, *TINY, "trainer=ddp_cpu",
             "loss=spy",
             f"paths.outputs={tmp_path}/out", f"paths.cache_dir={shared_outputs}/cache",
-            f"paths.phantom_dir={shared_outputs}/phantoms", f"data.split_file={tmp_path}/split.json",
+            f"paths.phantom_dir={shared_outputs}/phantoms", f"data.split_file={split_file}",
             "trainer.max_steps=2", "trainer.val_check_interval=2", "data.workers=0",
         ]  # fmt: skip
         environment = os.environ | {"PYTHONPATH": str(tmp_path)}
@@ -130,6 +140,71 @@ def test_a_process_that_fails_stops_the_others(sweep, tmp_path):
     (tmp_path / "spy.py").write_text(SPY.replace("            port, rank =", failing))
     runs = sweep("--config-dir", f"{tmp_path}/conf", succeeds=False)
     assert not (runs[0] / "metrics.json").exists()
+
+
+# One learns nothing, so that its scores are those of equal weights; the other learns by losses that depend on the whole
+# batch. All that is drawn at random is switched on.
+STILL = {"optimizer.lr": 0.0}
+LEARNING = {"optimizer.lr": 0.05, "loss.parts.dice.batch": True, "loss.parts.focal.class_weights": [0.1, 1.0, 2.0, 3.0]}
+SAME = [
+    *("experiment=quick", "model.widths=[4,8,16]", "sampling.size=[16,16,16]", "inference.window=[24,24,24]"),
+    *("augmentation=strong", "copy_paste=lesions", "optimizer=sgd", "seed=0", "trainer.precision=32-true"),
+    *(
+        "trainer.max_steps=20",
+        "trainer.val_check_interval=20",
+        "trainer.log_every_n_steps=1",
+        *("model.deep_supervision=1", "protocols=[brats2026]"),
+        *("~callbacks.pictures", "~callbacks.precision_recall"),
+    ),
+]
+
+
+def curve(run, name):
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    return [point.value for point in events.Scalars(name)]
+
+
+def test_two_processes_train_like_one(tmp_path, shared_outputs, split_file, composed):
+    """The same batches of four, by one process or two; so are losses, gradients and scores."""
+    folder = tmp_path / "conf/experiment"
+    folder.mkdir(parents=True)
+    same = [*SAME, f"data.split_file={split_file}"]
+    alone, names = {}, ("still", "learning")
+    for name, settings in zip(names, (STILL, LEARNING), strict=True):
+        own = {"defaults": ["quick", "_self_"], **OmegaConf.from_dotlist([f"{k}={v}" for k, v in settings.items()])}
+        OmegaConf.save(own, folder / f"{name}.yaml")
+        (folder / f"{name}.yaml").write_text("# @package _global_\n" + (folder / f"{name}.yaml").read_text())
+        given = [f"{key}={value}" for key, value in settings.items()]
+        train(composed(*same, *given, "trainer=cpu", "data.batch_size=4", plain=True, run=name))
+        alone[name] = tmp_path / name
+    command = [
+        *(sys.executable, "-m", "brats_lightning.train", "-m", "--config-dir", f"{tmp_path}/conf"),
+        *(
+            *same[1:],
+            "experiment=still,learning",
+            "trainer=ddp_cpu",
+            "data.batch_size=2",
+            f"hydra.sweep.dir={tmp_path}/two",
+        ),
+        *(f"paths.cache_dir={shared_outputs}/cache", f"paths.phantom_dir={shared_outputs}/phantoms"),
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    together = dict(zip(names, sorted(tmp_path.glob("two/*_*")), strict=True))
+    for name in names:
+        for score in ("train/loss", "train/loss_dice", "train/loss_focal", "train/patch_accuracy"):
+            one, two = curve(alone[name], score), curve(together[name], score)
+            assert len(one) == len(two) == 20
+            voxels = 3 / (4 * 16**3)  # whose class rounding may change
+            np.testing.assert_allclose(two, one, rtol=0, atol=voxels if score.endswith("accuracy") else 1e-5)
+    losses = curve(alone["learning"], "train/loss")
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.05
+    one, two = (json.loads((runs["still"] / "metrics.json").read_text()) for runs in (alone, together))
+    scores = {key for key in one if key.startswith(("val/", "test/"))}
+    assert {key: two[key] for key in scores} == {key: one[key] for key in scores}
+    assert (two["val/cases_dice_wt"], two["test/cases_dice_wt"]) == (3, 1)
+    assert two["val/loss"] > 0
 
 
 class OneDevice:
