@@ -2,10 +2,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: help setup train test coverage lint format oracle parity bench docs tensorboard wheel clean
+.PHONY: help setup train test coverage lint format oracle parity slurm-check bench docs tensorboard wheel clean
 
 help: ## list these targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 # The stamp is newer than pyproject.toml as long as the environment fits it.
 $(VENV)/installed: pyproject.toml
@@ -38,6 +38,9 @@ format: setup ## rewrite the sources in the project's style
 
 oracle: setup ## compare the brats2026 scores with the official program, in a separate environment
 	$(BIN)/python -m tests.oracle.brats2026
+
+slurm-check: setup ## pre-empt jobs of a real SLURM, and pull the cable of a machine; on Debian, as root
+	$(BIN)/python -m tests.cluster.check
 
 # The other packages install torchvision, which is not needed here and whose wheel does not load with a CPU build of torch.
 .venv-bench/installed: pyproject.toml

@@ -17,8 +17,11 @@ from brats_lightning.config.command_line import needs_quotes, quote
 _FOREIGN = {
     r'Could not detect "srun"': "launcher=slurm: this machine has no SLURM (no srun); start the sweep on a login node "
     "of the cluster, or use launcher=joblib, or none",
-    r"Job not requeued because: timed-out too many times": "the job reached its time limit, hydra.launcher.timeout_min, "
+    r"ValueError raised while resolving interpolation: (.*)": "{0}",
+    r"Job not requeued because: timed-out too many times": "the job reached its limit, hydra.launcher.timeout_min, "
     "more often than hydra.launcher.max_num_timeout allows; it is saved, and resume=RUN continues it",
+    r"^RuntimeError: .*gloo|^DistBackendError": "the connection to another process of the run failed: it ended, or its "
+    "machine is gone; its own output says why. The run is saved up to its last checkpoint: resume=RUN continues it",
     r"^OutOfMemoryError|CUDA out of memory": "the GPU's memory is too small for this: lower data.batch_size or "
     "sampling.size, or for prediction inference.window; brats-plan proposes what fits",
     r"^MemoryError|DefaultCPUAllocator: can't allocate": "the machine's memory is too small for this: lower "

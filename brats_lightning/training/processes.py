@@ -141,7 +141,7 @@ def exit_codes() -> Iterator[None]:
             yield
             return
         except (SIGTERMException, signals.Interrupted) as error:
-            signum = signals.received() or getattr(error, "signum", signal.SIGTERM)
+            signum = signals.received() or int(getattr(error, "signum", signal.SIGTERM))
         except (RuntimeError, LoaderError) as error:
             failure = error if isinstance(error, LoaderError) else loader_failure(error)
             if failure is None:

@@ -1,10 +1,11 @@
-"""Sweeps under a real SLURM, some of whose jobs are pre-empted: ``make slurm-check``, or
+"""Sweeps under a real SLURM, some of whose jobs are pre-empted, and a run that loses machines: ``make slurm-check``, or
 
     python -m tests.cluster.check --folder DIR
 
-Starts a SLURM of one node, with two cores and no GPU, in a temporary folder, and stops it at the end. It needs root, and
-Debian's packages slurm-wlm and munge. The jobs of a sweep differ only in the number of their loaders, so that all must
-have the same losses, to the last bit, however often they were pre-empted. Exits with 1 if something is not as it should.
+Starts a SLURM of one node, with two cores and no GPU, in a temporary folder, and stops it at the end. The jobs of a
+sweep differ only in the number of their loaders, so that all must have the same losses, to the last bit, however often
+they were pre-empted. It needs root, and Debian's packages slurm-wlm, munge and iproute2. Exits with 1 if something is
+not as it should be.
 """
 
 import argparse
@@ -16,20 +17,32 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from tests.cluster.slurm import cluster, lacking
+import torch
+
+from tests.cluster import machines, slurm
 
 STEPS = 300
 SETTINGS = [
     *("experiment=quick", "model.widths=[8,16]", "sampling.size=[16,16,16]", "inference.window=[48,48,48]", "seed=0"),
     *(f"trainer.max_steps={STEPS}", f"trainer.val_check_interval={STEPS // 2}", "trainer.log_every_n_steps=1"),
     *("trainer.precision=32-true", "protocols=[]", "inference.overlap=0", "~callbacks.precision_recall"),
-    *("callbacks.latest.every_n_train_steps=1000", "callbacks.progress.interval=0.2"),
-    *("launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=1"),
+    *("callbacks.latest.every_n_train_steps=20", "callbacks.progress.interval=0.2"),
 ]
-SECONDS = 400  # for a sweep
+LAUNCHER = ["launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=1"]
+SECONDS = 400  # for a sweep, or for a run to come to a step
+
+
+def wait_for(step: int, log: Callable[[], str], processes: Sequence[subprocess.Popen]) -> None:
+    """Wait until a run's log says that it has done so many steps, while all these processes run."""
+    until = time.monotonic() + SECONDS
+    while not any(int(done) >= step for done in re.findall(r"step (\d+) of", log())):
+        assert all(process.poll() is None for process in processes), f"it ended before it came to step {step}"
+        assert time.monotonic() < until, f"it does not come to step {step}"
+        time.sleep(0.1)
 
 
 class Sweep:
@@ -37,11 +50,11 @@ class Sweep:
 
     def __init__(self, folder: Path, environment: dict[str, str], *overrides: str) -> None:
         self.folder, self.environment = folder, environment
-        command = [sys.executable, "-m", "brats_lightning.train", "-m", *SETTINGS, *overrides]
+        command = [sys.executable, "-m", "brats_lightning.train", "-m", *SETTINGS, *LAUNCHER, *overrides]
         command += [f"hydra.sweep.dir={folder}", f"paths.outputs={folder.parent}"]
         with (folder.parent / f"{folder.name}.log").open("w") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        self.began = time.monotonic()
+        self.began = time.monotonic()  # for its duration
 
     def __enter__(self) -> "Sweep":
         return self
@@ -56,10 +69,7 @@ class Sweep:
 
     def wait_for(self, job: int, step: int) -> None:
         """Wait until a job has done so many steps."""
-        while not any(int(done) >= step for done in re.findall(rf"step (\d+) of {STEPS}", self.log(job))):
-            assert self.process.poll() is None, f"the sweep ended before job {job} came to step {step}"
-            assert time.monotonic() - self.began < SECONDS, f"job {job} does not come to step {step}"
-            time.sleep(0.1)
+        wait_for(step, lambda: self.log(job), [self.process])
 
     def job_id(self, job: int) -> str:
         """SLURM's number of a running job."""
@@ -96,7 +106,7 @@ def curve(run: Path) -> list[tuple[int, float]]:
 
 
 def check_jobs(sweep: Sweep, jobs: int, restarts: dict[int, int]) -> None:
-    """All jobs have one curve and the same scores; those in ``restarts`` were resumed so many times, the others never."""
+    """All jobs have one curve and the same scores; those in ``restarts`` were resumed so many times, others never."""
     with (sweep.folder / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == jobs, rows
@@ -152,7 +162,60 @@ def time_limit(folder: Path, environment: dict[str, str]) -> str:
     return f"a job of 2 processes that reaches its time limit twice: {seconds:.0f} s"
 
 
-CHECKS = {check.__name__: check for check in (preempted_sweep, preempted_ddp, time_limit)}
+def lost_machines(folder: Path, environment: dict[str, str]) -> str:
+    """A run on two machines that loses the second, is resumed, loses the first, is resumed, and comes to its end."""
+    run, waited = folder / "run", []
+    settings = [*SETTINGS, "trainer=ddp_cpu", "trainer.devices=1", "trainer.num_nodes=2", "trainer.max_steps=1000000"]
+    arguments = [
+        *settings,
+        "trainer.val_check_interval=1000000",
+        f"paths.outputs={folder.parent}",
+        f"hydra.run.dir={run}",
+    ]
+    step = 0  # of the newest checkpoint
+    for lost in (1, 0):
+        with torchrun(arguments, environment, folder) as both:
+            wait_for(step + 50, lambda: "".join(path.read_text() for path in run.glob("train.log")), both)
+            machines.pull_cable(lost)
+            machines.kill(lost)
+            began = time.monotonic()
+            code = both[1 - lost].wait(timeout=60)
+            waited.append(time.monotonic() - began)
+            assert code != 0, f"without machine {lost} the run ended as if it were complete"
+        before, step = step, torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+        assert step > before, f"nothing was saved after step {before}"
+        arguments = [f"resume={run}"]
+    with torchrun([f"resume={run}", f"trainer.max_steps={step + 20}"], environment, folder) as both:
+        codes = [process.wait(timeout=SECONDS) for process in both]
+    assert codes == [0, 0], f"the resumed run ended with {codes}"
+    assert {number for number, _ in curve(run)} == set(range(step + 20)), "steps are missing"
+    assert (run / "metrics.json").is_file()
+    return f"a run that loses either of 2 machines ended after {waited[0]:.0f} s and {waited[1]:.0f} s"
+
+
+@contextmanager
+def torchrun(arguments: list[str], environment: dict[str, str], folder: Path) -> Iterator[list[subprocess.Popen]]:
+    """One process of the program on each of two machines, started by torchrun as the manual says."""
+    folder.mkdir(exist_ok=True)
+    with machines.two_machines():
+        processes = []
+        for number in (0, 1):
+            command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+            command += [f"--node-rank={number}", f"--master-addr={machines.ADDRESSES[0]}", "--master-port=29400"]
+            command += ["-m", "brats_lightning.train", *arguments]
+            with (folder / f"machine{number}.log").open("a") as log:
+                processes.append(
+                    subprocess.Popen(
+                        machines.on(number, command),
+                        env=environment | {"GLOO_SOCKET_IFNAME": machines.INTERFACE},  # the hosts' names are the same
+                        stdout=log,
+                        stderr=log,
+                    )
+                )
+        yield processes
+
+
+CHECKS = {check.__name__: check for check in (preempted_sweep, preempted_ddp, time_limit, lost_machines)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -161,14 +224,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, help="where the runs stay; default: a temporary one")
     parser.add_argument("--checks", default=",".join(CHECKS), help=f"of {', '.join(CHECKS)}")
     chosen = parser.parse_args(arguments)
-    if why := lacking():
+    if why := slurm.lacking() or machines.lacking():
         raise SystemExit(f"slurm-check cannot run here: {why}")
     os.environ |= {"OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as temporary:
         folder = (chosen.folder or Path(temporary) / "runs").absolute()
         folder.mkdir(parents=True, exist_ok=True)
         began, failed = time.monotonic(), 0
-        with cluster(Path(temporary) / "cluster") as environment:
+        with slurm.cluster(Path(temporary) / "cluster") as environment:
             for name in chosen.checks.split(","):
                 try:
                     print("passed:", CHECKS[name](folder / name, environment), flush=True)

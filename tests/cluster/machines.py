@@ -1,4 +1,4 @@
-"""Two machines for torchrun: network namespaces joined by a cable that can be pulled. They share this machine's disk."""
+"""Two machines for torchrun: network namespaces joined by a cable that can be pulled. They share one disk."""
 
 import os
 import shutil

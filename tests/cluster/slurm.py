@@ -115,9 +115,10 @@ def _wait_for_node(environment: dict[str, str], folder: Path) -> None:
 
 def _wait_until_idle(environment: dict[str, str]) -> None:
     until = time.monotonic() + 40
-    while time.monotonic() < until and subprocess.run(
-        ["squeue", "-h"], env=environment, capture_output=True, text=True
-    ).stdout.strip():
+    while (
+        time.monotonic() < until
+        and subprocess.run(["squeue", "-h"], env=environment, capture_output=True, text=True).stdout.strip()
+    ):
         time.sleep(0.5)
 
 

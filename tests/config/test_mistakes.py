@@ -76,6 +76,10 @@ TYPED = {
     "line ends of Windows": ("train", ["model=unet\r"], "carriage returns"),
     "a folder of configs": ("train", ["--config-dir", "nowhere"], "Additional config directory"),
     "no SLURM": ("train", ["-m", "launcher=slurm", "seed=0,1"], "this machine has no SLURM (no srun)"),
+    "an unknown number of GPUs": (
+        "train", ["-m", "launcher=slurm", "trainer=ddp", "seed=0,1"],
+        "launcher=slurm requests what the trainer needs: set trainer.devices=N, got -1",
+    ),
     "no run": ("train", ["resume=nowhere"], "does not exist; give the folder that holds checkpoints/ and .hydra/"),
     "no mandatory value": ("train", ["data=brats_mets"], "must be given on the command line: data.root=…"),
 }  # fmt: skip
@@ -177,6 +181,8 @@ def test_a_full_disk(says, tmp_path, monkeypatch):
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
         (PermissionError(errno.EACCES, "Permission denied", "/data/x"), "/data/x: Permission denied"),
         (HydraException("In 'train': Could not find 'hydra/launcher/joblib'"), "needs the extra sweep: pip install"),
+        (RuntimeError("Job not requeued because: timed-out too many times."), "resume=RUN continues it"),
+        (RuntimeError("[/x/gloo/transport/tcp/pair.cc:537] Read error [10.0.0.2]:6: x"), "its machine is gone"),
         (ValueError("from a library"), None),
     ],
 )  # fmt: skip

@@ -10,7 +10,15 @@ from omegaconf import OmegaConf
 
 from brats_lightning.config.command_line import quote
 from brats_lightning.config.resolvers import config_dir
-from brats_lightning.config.resume import ResumeError, compare, expand, going_on, in_own_folder, newest_checkpoint, record
+from brats_lightning.config.resume import (
+    ResumeError,
+    compare,
+    expand,
+    going_on,
+    in_own_folder,
+    newest_checkpoint,
+    record,
+)
 from brats_lightning.inference.ensemble import CHECKPOINT_FORMAT
 from brats_lightning.train import train
 
@@ -43,6 +51,25 @@ def write_checkpoint(run, name, step):
 @pytest.fixture(autouse=True)
 def here(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+
+
+def test_a_requeued_job_goes_on_in_its_folder(tmp_path, monkeypatch, caplog):
+    run = write_run(tmp_path)
+    write_checkpoint(run, "best", 5)
+    cfg = OmegaConf.create({"paths": {"run_dir": str(run)}, "ckpt_path": None, "weights": "w.ckpt", "seed": 3})
+    assert going_on(cfg) == cfg  # a first start
+
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    last = OmegaConf.create({"ckpt_path": str(run / "checkpoints/last.ckpt"), "weights": None})
+    assert going_on(cfg) == OmegaConf.merge(cfg, last)
+    line = [f"hydra.run.dir='{run}'", "model=unet"]
+    assert in_own_folder(line) == [*line, f"resume={quote(str(run))}"]
+
+    (run / "checkpoints/last.ckpt").write_bytes(b"damaged")
+    assert going_on(cfg).ckpt_path == str(run / "checkpoints/best.ckpt")
+    (run / "checkpoints/best.ckpt").unlink()
+    assert going_on(cfg) == cfg
+    assert "starts anew" in caplog.text
 
 
 def test_other_command_lines_stay_as_they_are():

@@ -59,6 +59,28 @@ def test_waiting_goes_on_while_an_end_would_lose_something(listening):
     assert signals.received()
 
 
+def test_slurms_notice_outweighs_another_signal(monkeypatch):
+    monkeypatch.setattr(signals, "_SIGNALS", (*signals._SIGNALS, signal.SIGUSR2))
+    with signals.listening():
+        send(signal.SIGTERM)
+        send(signal.SIGUSR2)
+        assert signals.received() == signal.SIGUSR2
+        send(signal.SIGTERM)
+        assert signals.received() == signal.SIGUSR2
+
+
+def test_only_a_notice_is_passed_on_and_only_to_a_handler(monkeypatch):
+    told = []
+    for signum in (signal.SIGTERM, signal.SIGUSR2):
+        before = signal.signal(signum, lambda *given: told.append(given[0]))
+        try:
+            assert signals.pass_on(signum) is (signum == signal.SIGUSR2)
+        finally:
+            signal.signal(signum, before)
+    assert told == [signal.SIGUSR2]
+    assert not signals.pass_on(signal.SIGUSR2)
+
+
 def test_handlers_are_restored():
     before = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
     with signals.listening():
@@ -79,7 +101,7 @@ def test_a_worker_outlives_the_groups_signals_for_a_while():
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True) as worker:
         assert worker.stdout.readline() == "ready\n"
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in (signal.SIGINT, signal.SIGUSR2, signal.SIGTERM):
             worker.send_signal(signum)
         worker.stdin.write("\n")
         worker.stdin.flush()

@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ import torch
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from brats_lightning.runtime import signals
 from brats_lightning.train import train
 from brats_lightning.training import processes
 from tests.conftest import TINY
@@ -286,8 +289,42 @@ def test_the_trainer_and_we_agree_on_who_starts_the_processes(composed, variable
     variables_of(variables | {"SLURM_NTASKS_PER_NODE": "2"})
     trainer = build_trainer(composed("trainer=ddp_cpu", "logger=none"))
     assert trainer.world_size == 2
-    assert trainer.strategy.cluster_environment.creates_processes_externally is not starts
+    environment = trainer.strategy.cluster_environment
+    assert environment.creates_processes_externally is not starts
+    assert not getattr(environment, "auto_requeue", False)  # which submitit does
     assert processes.started_from_outside() is not starts
+
+
+@pytest.mark.parametrize(("rank", "ended_by"), [("0", SystemExit), ("1", RuntimeError)])
+def test_slurms_notice_is_passed_on_when_the_run_is_saved(variables_of, monkeypatch, rank, ended_by):
+    """To submitit, which requeues the job in its first process; another must not end that one by its exit code."""
+    variables_of(SBATCH | SRUN | {"SLURM_PROCID": rank})
+    monkeypatch.setattr(signals, "_SIGNALS", (*signals._SIGNALS, signal.SIGUSR2))
+    order = []
+
+    @processes.exit_codes()
+    def run():
+        os.kill(os.getpid(), signal.SIGUSR2)
+        order.append("saved")
+        signals.check()
+
+    before = signal.signal(signal.SIGUSR2, lambda *_: order.append("requeued"))
+    try:
+        with pytest.raises(ended_by):
+            run()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert order == ["saved", "requeued"]
+
+
+def test_connections_fail_when_a_machine_is_gone():
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        processes.notice_lost_machines()
+        options = [client.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)]
+        names = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+        options += [client.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names]
+        client.send(b"still open")
+    assert options == [1, 10, 5, 4, 30_000]
 
 
 @pytest.mark.parametrize("variables", [SALLOC | SRUN | {"SLURM_NTASKS_PER_NODE": "2"}, {"WORLD_SIZE": "2"}])

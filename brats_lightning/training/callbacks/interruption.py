@@ -34,7 +34,7 @@ class Interruption(pl.Callback):
         self._whole = False  # the last step is complete and the next one has not begun
         self._before_validation = False
 
-    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         """Take the signals back from Lightning, whose handlers communicate with other processes at any point."""
         signals.listen()
         if trainer.num_nodes > 1:
