@@ -5,10 +5,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from brats_lightning import tune as entry
 from brats_lightning.config.allow_list import build_saved
 from brats_lightning.config.postprocessing import as_config, tuned, tuned_file
 from brats_lightning.data.cases import CaseError
+from brats_lightning.decode import decode
+from brats_lightning.inference import tuning
+from brats_lightning.inference.ensemble import Ensemble
 from brats_lightning.inference.postprocessing import Hysteresis, MinVolume, Postprocessing
 from brats_lightning.predict import predict
 from brats_lightning.tune import tune
@@ -268,8 +270,8 @@ def test_test_and_training_cases_are_never_opened(run, runs, tmp_path, monkeypat
         for path in (tmp_path / "in" / name).iterdir():
             path.write_bytes(b"not to be read")
     opened = []
-    original = entry._score_all
-    monkeypatch.setattr(entry, "_score_all", lambda *args: opened.append(1) or original(*args))
+    original = tuning.score_rules
+    monkeypatch.setattr(tuning, "score_rules", lambda *args: opened.append(1) or original(*args))
     assert run(runs[0])["cases"] == NAMES[1:3]
     assert len(opened) == 2
 
@@ -284,13 +286,13 @@ def test_a_case_that_tests_any_of_the_models_is_left_out(run, runs, tmp_path):
 
 def test_folds_are_tuned_together_each_case_by_the_models_it_validates(run, runs, monkeypatch):
     members = []
-    original = entry._score_all
+    original = Ensemble.__call__
 
-    def spy(examination, ensemble, rules, protocol):
+    def spy(ensemble, prepared):
         members.append([model.path for model in ensemble.models])
-        return original(examination, ensemble, rules, protocol)
+        return original(ensemble, prepared)
 
-    monkeypatch.setattr(entry, "_score_all", spy)
+    monkeypatch.setattr(Ensemble, "__call__", spy)
     result = run(runs)
     assert result["cases"] == NAMES[1:4]
     assert members == [[runs[0]], [*runs], [runs[1]]]
@@ -354,3 +356,115 @@ def test_a_checkpoint_fills_no_folder(run, runs, tmp_path, target):
         run(runs[0])
     assert not (tmp_path / "there").exists()
     assert run(runs[0], f"input={tmp_path}/in")["score"] == 1
+
+
+@pytest.fixture
+def saved(runs, composed, tmp_path):
+    """Predicts cases with their probabilities into ``tmp_path/saved``."""
+
+    def make(*overrides, ckpt=runs[0], part="val", to="saved"):
+        where = [f"ckpt={ckpt}", f"input={tmp_path}/in", f"output={tmp_path}/{to}", "device=cpu", "precision=32"]
+        chosen = [f"split={runs[0].parent.parent}/split.json", f"part={part}"] if part else []
+        predict(composed(*where, *chosen, "probabilities=true", *overrides, name="predict"))
+
+    return make
+
+
+@pytest.fixture
+def tune_saved(composed, tmp_path):
+    def make(*overrides, folders="saved"):
+        grid = ["grid.hysteresis.low=[0.25]", "grid.hysteresis.high=[0.7,0.9]", "grid.core.threshold=[]"]
+        where = [f"probabilities={tmp_path}/{folders}" if folders[0] != "[" else f"probabilities={folders}"]
+        settings = [*where, f"references={tmp_path}/in", "processes=1", "grid.min_volume.mm3=[2]"]
+        return tune(composed(*settings, *grid, *overrides, name="tune"))
+
+    return make
+
+
+def test_saved_probabilities_give_the_same_choice(run, runs, saved, tune_saved, composed, tmp_path):
+    saved()
+    expected = run(runs[0], "protocol=brats2023")
+    found = tune_saved("protocol=brats2023")
+    assert found == expected
+    assert found["components"] == ["hysteresis.low", "hysteresis.high", "min_volume.mm3"]
+    assert found["gain"]["gain"] == found["gain"]["held_out"] == pytest.approx(1 - 2 / 28 / 3, abs=1e-6)
+    assert (found["gain"]["p_no_gain"], found["gain"]["within_noise"]) == (0.25, True)  # two patients prove little
+    content = OmegaConf.to_container(OmegaConf.load(tmp_path / "saved/postprocessing.yaml"))
+    assert content == found
+    decode(
+        composed(
+            f"probabilities={tmp_path}/saved", f"output={tmp_path}/out", "postprocessing=tuned", "processes=1",
+            name="decode",
+        )
+    )  # fmt: skip
+    import nibabel as nib
+
+    for name in NAMES[1:3]:
+        assert np.array_equal(np.asanyarray(nib.load(tmp_path / f"out/{name}.nii.gz").dataobj), scan()[1])
+    assert tune_saved("protocol=brats2023", "processes=2") == found
+
+
+def test_a_case_that_a_member_was_trained_or_is_tested_on_is_refused(runs, saved, tune_saved, tmp_path):
+    saved(part=None)
+    with pytest.raises(CaseError) as error:
+        tune_saved()
+    found = {problem.case: problem.found for problem in error.value.problems}
+    assert found == {
+        NAMES[0]: "a member was trained on its patient",
+        NAMES[4]: "a member is tested on its patient",
+    }
+    assert not (tmp_path / "saved/postprocessing.yaml").exists()
+    # one member of an ensemble is enough
+    split = {"train": NAMES[1:2], "val": NAMES[2:4], "test": []}
+    (runs[1].parent.parent / "split.json").write_text(json.dumps(split))
+    saved(ckpt=f"[{runs[0]},{runs[1]}]", to="both")
+    with pytest.raises(CaseError, match="1 case cannot be used") as error:
+        tune_saved(folders="both")
+    (problem,) = error.value.problems
+    assert (problem.case, problem.found) == (NAMES[1], "a member was trained on its patient")
+
+
+def test_models_that_do_not_say_what_they_were_trained_on(runs, saved, tune_saved, tmp_path):
+    copy = tmp_path / "elsewhere/a.ckpt"
+    copy.parent.mkdir()
+    copy.write_bytes(runs[0].read_bytes())
+    saved(ckpt=copy)
+    with pytest.raises(CaseError) as error:
+        tune_saved()
+    assert {problem.found for problem in error.value.problems} == {"what a member was trained on is not known"}
+    assert tune_saved("held_out=true")["cases"] == NAMES[1:3]
+
+
+def test_the_mean_of_several_folders(runs, saved, tune_saved, tmp_path):
+    (runs[1].parent.parent / "split.json").write_text((runs[0].parent.parent / "split.json").read_text())
+    saved(to="a")
+    saved(ckpt=runs[1], to="b")
+    found = tune_saved("protocol=brats2023", folders=f"[{tmp_path}/a,{tmp_path}/b]")
+    assert build_saved(found["chosen"]) == BEST
+    assert (tmp_path / "a/postprocessing.yaml").read_text() == (tmp_path / "b/postprocessing.yaml").read_text()
+
+
+def test_masks_of_saved_cases(saved, tune_saved, tmp_path):
+    saved()
+    (tmp_path / "masks").mkdir()
+    for name in NAMES[1:2]:
+        mask = tmp_path / f"in/{name}/{name}-seg.nii.gz"
+        (tmp_path / f"masks/{name}.nii.gz").write_bytes(mask.read_bytes())
+    with pytest.raises(CaseError, match=rf"{NAMES[2]}.*0 masks"):
+        tune_saved(f"references={tmp_path}/masks")
+    with pytest.raises(ValueError, match="say where the masks of the cases are"):
+        tune_saved("references=null")
+    found = tune_saved("data=brats_mets", f"data.root={tmp_path}/in", f"references={tmp_path}/in")
+    assert found["cases"] == NAMES[1:3]
+    save(tmp_path / f"masks/{NAMES[2]}.nii.gz", scan()[1], np.diag([-1.0, -1, 1, 1]))
+    with pytest.raises(CaseError, match="mm off its probabilities"):
+        tune_saved(f"references={tmp_path}/masks")
+    (tmp_path / f"saved/{NAMES[1]}_probabilities.nii.gz").write_bytes(b"nothing")
+    with pytest.raises(CaseError, match=NAMES[1]):
+        tune_saved()
+
+
+def test_either_checkpoints_or_probabilities(composed):
+    for given in ([], ["ckpt=a", "probabilities=b"]):
+        with pytest.raises(ValueError, match="whose validation cases choose, ckpt=…, or saved probabilities=…"):
+            tune(composed(*given, name="tune"))

@@ -62,12 +62,17 @@ def recorded(records: Sequence[Record], trust: Sequence[str] = ()) -> Postproces
     Raises:
         PostprocessingError: it used different ones.
     """
+    otherwise = "probabilities were saved with different rules; choose: postprocessing=none, hysteresis, …"
+    return _common(all_recorded(records, trust), otherwise)
+
+
+def all_recorded(records: Sequence[Record], trust: Sequence[str] = ()) -> dict[str, Postprocessing]:
+    """As `recorded`, but all different rules, by a file that has them."""
     found = {json.dumps(record.postprocessing, sort_keys=True): record for record in records}
-    rules = {
+    return {
         f"{record.case}, {record.origin}": _built(record.postprocessing, trust, record.case)
         for record in found.values()
     }
-    return _common(rules, "probabilities were saved with different rules; choose: postprocessing=none, hysteresis, …")
 
 
 def as_config(rules: Postprocessing) -> dict[str, Any]:

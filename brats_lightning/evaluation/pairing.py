@@ -193,6 +193,33 @@ def pair_masks(
     return pairs, sorted(problems, key=lambda problem: problem.case)
 
 
+def references_of(
+    ids: Sequence[str], references: Path, cases: Sequence[Case] | None = None
+) -> tuple[dict[str, Path], list[Problem]]:
+    """The reference of each case of these ids, and what is wrong with others.
+
+    Args:
+        ids: of the cases.
+        references: folder of masks, matched by name.
+        cases: of a data set, whose masks are the references instead; None takes the masks in the folder.
+
+    Raises:
+        EvaluationError: there is no such folder, or no mask in it.
+    """
+    if cases is None:
+        in_folder = find_masks(references, "references")
+        found = {name: in_folder.get(case_and_kind(f"{name}.nii.gz")[0], []) for name in ids}
+    else:
+        masks = {case.id: case.mask for case in cases if case.mask}
+        found = {name: [masks[name]] if name in masks else [] for name in ids}
+    problems = [
+        Problem(name, "reference", f"{len(files)} masks", f"one in {references}", "add the mask, or remove the others")
+        for name, files in found.items()
+        if len(files) != 1
+    ]
+    return {name: files[0] for name, files in found.items() if len(files) == 1}, problems
+
+
 def _keys(cases: Sequence[Case]) -> dict[str, str]:
     """Case → the challenge's number in its id, as in folders of masks; its id where not each has its own number."""
     numbers = {case.id: case_and_kind(f"{case.id}_seg.nii.gz")[0] for case in cases}

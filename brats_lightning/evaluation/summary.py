@@ -27,10 +27,9 @@ def lower_is_better(column: str) -> bool:
 def bootstrap_interval(
     sums: Float[np.ndarray, "cases columns"], counts: Float[np.ndarray, "cases columns"], resamples: int, seed: int
 ) -> tuple[Float[np.ndarray, " columns"], Float[np.ndarray, " columns"]]:
-    """Percentile bootstrap 95 % interval of Σ sums / Σ counts, with whole cases drawn with replacement.
+    """Percentile bootstrap 95 % interval of Σ sums / Σ counts, by `bootstrap_ratios`.
 
-    Cases are drawn, not lesions, since lesions of one case are not independent. NaN where fewer than two cases have a
-    count; resamples whose counts are all 0 are skipped.
+    NaN where fewer than two cases have a count; resamples whose counts are all 0 are skipped.
 
     Args:
         sums: of each case; with all ``counts`` 1 the ratio is a mean over cases.
@@ -38,15 +37,26 @@ def bootstrap_interval(
         resamples: number of draws.
         seed: of the draws, which are the same for every column.
     """
-    n = len(sums)
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
-    totals = draws @ counts
-    with np.errstate(invalid="ignore"):
-        ratios = np.where(totals > 0, draws @ sums / np.where(totals > 0, totals, 1), np.nan)
+    ratios = bootstrap_ratios(sums, counts, resamples, seed)
     low, high = np.full((2, sums.shape[1]), np.nan)
     for column in np.flatnonzero((counts > 0).sum(axis=0) >= 2):
         low[column], high[column] = np.nanpercentile(ratios[:, column], (2.5, 97.5))
     return low, high
+
+
+def bootstrap_ratios(
+    sums: Float[np.ndarray, "cases columns"], counts: Float[np.ndarray, "cases columns"], resamples: int, seed: int
+) -> Float[np.ndarray, "resamples columns"]:
+    """Σ sums / Σ counts of each resample, with whole cases drawn with replacement; NaN where the counts are all 0.
+
+    Cases are drawn, not lesions, since lesions of one case are not independent. For the arguments see
+    `bootstrap_interval`.
+    """
+    n = len(sums)
+    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+    totals = draws @ counts
+    with np.errstate(invalid="ignore"):
+        return np.where(totals > 0, draws @ sums / np.where(totals > 0, totals, 1), np.nan)
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:

@@ -67,22 +67,30 @@ class Fusion:
         """
         if len(found) == 1:
             return rules[0](found[0].values, found[0].transform.spacing, scheme), found[0]
-        box = common_box([one.transform for one in found])
-        shares = np.array(self.weights or [1] * len(found), np.float64)
-        mean = np.zeros((scheme.num_classes, *box.shape), np.float32)
-        for one, share in zip(found, shares / shares.sum(), strict=True):
-            values = one.on(box).values
-            values *= np.float32(share)
-            mean += values
-        average = Probabilities(mean, box)
+        mean = average(found, self.weights)
+        box = mean.transform
         if self.method in ("mean", "weighted"):
-            return rules[0](mean, box.spacing, scheme), average
+            return rules[0](mean.values, box.spacing, scheme), mean
         masks = [
             _placed(own(one.values, box.spacing, scheme), one.transform, box)
             for one, own in zip(found, rules, strict=True)
         ]
-        labels = _majority(masks, mean)
-        return (_staple(masks, labels, scheme.num_classes) if self.method == "staple" else labels), average
+        labels = _majority(masks, mean.values)
+        return (_staple(masks, labels, scheme.num_classes) if self.method == "staple" else labels), mean
+
+
+def average(found: Sequence[Probabilities], weights: Sequence[int | float] | None = None) -> Probabilities:
+    """The weighted mean of several predictions on the box around them; a single one as it is."""
+    if len(found) == 1:
+        return found[0]
+    box = common_box([one.transform for one in found])
+    shares = np.array(weights or [1] * len(found), np.float64)
+    mean = np.zeros((len(found[0].values), *box.shape), np.float32)
+    for one, share in zip(found, shares / shares.sum(), strict=True):
+        values = one.on(box).values
+        values *= np.float32(share)
+        mean += values
+    return Probabilities(mean, box)
 
 
 def common_box(boxes: Sequence[GridTransform]) -> GridTransform:

@@ -33,12 +33,15 @@ class ByRegion(Step):
         regions: in the order of writing; those that the labels lack are left out.
     """
 
+    counting = ("low", "high", "largest")
+
     low: Number = 0.5
     high: Number | None = None
     largest: bool = False
     regions: Sequence[str] = ("wt", "tc", "et", "rc")
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "regions", list(self.regions))  # as a config has them
         if not 0 <= self.low < 1 or not self.low <= (self.low if self.high is None else self.high) <= 1:
             raise PostprocessingError(
                 f"by_region needs 0 ≤ low < 1 and low ≤ high ≤ 1, got low={self.low} high={self.high}"

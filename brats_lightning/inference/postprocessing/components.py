@@ -27,6 +27,8 @@ class Hysteresis(Step):
     is confident nowhere and would lose the whole tumour, while almost every case has a lesion.
     """
 
+    counting = ("low", "high", "keep_surest")
+
     low: Number
     high: Number
     keep_surest: bool = False
@@ -63,6 +65,8 @@ class ConfidentCore(Step):
     ``keep_surest`` always keeps the component of each region with the highest probability; of TC also the one that
     holds such a component of ET.
     """
+
+    counting = ("threshold", "keep_surest")
 
     threshold: Number
     keep_surest: bool = False
@@ -113,6 +117,8 @@ class MinVolume(Step):
     background, any other background.
     """
 
+    counting = ("mm3",)
+
     mm3: Number
     regions: Sequence[str] | None = None
 
@@ -142,6 +148,8 @@ class RequireCore(Step):
     If all components are removed, ``keep_surest`` keeps the one with the highest foreground probability, of equals the
     largest.
     """
+
+    counting = ("", "keep_surest")
 
     keep_surest: bool = False
 

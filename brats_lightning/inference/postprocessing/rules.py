@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -68,7 +68,13 @@ class Labelling:
 
 @dataclass(frozen=True)
 class Step(ABC):
-    """One rule, with its settings."""
+    """One rule, with its settings.
+
+    Attributes:
+        counting: the settings on which the number of components depends; "" stands for the step itself.
+    """
+
+    counting: ClassVar[Sequence[str]] = ()
 
     @abstractmethod
     def __call__(self, case: Labelling) -> None:
