@@ -265,7 +265,9 @@ def _run(cfg: DictConfig) -> float | None:
     end_with_parent()  # a worker of the joblib launcher, which would train on without it
     folder, cfg = make_folder(cfg.paths.run_dir), going_on(cfg)
     if not processes.is_first_process():
-        return objective_value(cfg, train(cfg))
+        with suppress(Pruned):  # the first one reports it
+            return objective_value(cfg, train(cfg))
+        return _worst(cfg)
     with claimed(folder / ".lock", f"the run folder {folder}"):
         remove_leftovers(folder / "checkpoints", older_than=0)  # of a killed process: no other one is running
         forget_outcome(folder)

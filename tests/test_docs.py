@@ -150,7 +150,9 @@ def each_choice(overrides):
     """The overrides of a sweep's jobs, as few as hold every value."""
     parsed = OverridesParser.create().parse_overrides(overrides)
     swept = [
-        [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
+        [f"{override.key_or_group}={value}" for value in (override.value().start, override.value().end)]
+        if override.is_interval_sweep()
+        else [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
         if override.is_sweep_override()
         else [override.input_line]
         for override in parsed
