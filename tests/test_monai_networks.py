@@ -4,8 +4,11 @@ import importlib.util
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from brats_lightning.config.build import build_network
 from brats_lightning.config.checkpoint import load_model
+from brats_lightning.inference.ensemble import CHECKPOINT_FORMAT
 from brats_lightning.train import train
 
 monai = pytest.importorskip("monai")
@@ -63,3 +66,23 @@ def test_trains_resumes_and_predicts(composed, tmp_path, monkeypatch, name):
         32,
         32,
     )  # background and classes, without shells
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_starts_from_weights_of_other_sequences_and_labels(composed, tmp_path, name):
+    if name == "swin_unetr" and importlib.util.find_spec("einops") is None:
+        pytest.skip("einops is not installed")
+    settings = ["experiment=quick", *NETWORKS[name]]
+    cfg = composed(*settings, "data.modalities=[t1c,t2f]", plain=True)
+    old, _ = build_network(cfg)
+    config = OmegaConf.to_container(cfg)
+    weights = {f"network.{key}": value for key, value in old.state_dict().items()}
+    torch.save({"state_dict": weights, "config": config, "format": CHECKPOINT_FORMAT}, tmp_path / "old.ckpt")
+    more = [f"weights={tmp_path}/old.ckpt", "weights_mode=matching", "data.labels=[netc,snfh,et,rc]"]
+    network, start = build_network(composed(*settings, *more, plain=True))
+    assert "t1c, t2f by name; t1n, t2w as the mean of t1c, t2f" in start
+    assert "by name; rc new" in start
+    changed = {key for key, value in network.state_dict().items() if value.shape != old.state_dict()[key].shape}
+    assert changed
+    for key, value in network.state_dict().items():
+        assert key in changed or torch.equal(value, old.state_dict()[key])

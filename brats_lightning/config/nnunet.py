@@ -10,7 +10,7 @@ from brats_lightning.config.allow_list import CheckpointError
 from brats_lightning.config.checkpoint import load_plain
 from brats_lightning.core.labels import LabelScheme
 from brats_lightning.data.cases import CaseError
-from brats_lightning.data.layouts.dataset_json import channel_modalities, label_map, read_json
+from brats_lightning.data.layouts.dataset_json import label_map, modality_of, read_json
 from brats_lightning.models.nnunet import from_nnunet
 from brats_lightning.models.transfer import Weights
 
@@ -43,12 +43,13 @@ def read_nnunet(path: Path | str, labels: Sequence[str]) -> tuple[Weights, dict[
 
     Args:
         path: ``DATASET/TRAINER__PLANS__CONFIGURATION``, ``fold_0`` in it, or a file ``.pth`` in that.
-        labels: foreground classes, as `data.labels`, by which regions are named.
+        labels: foreground classes, as `data.labels`. What is none of them, nor a region or sequence of ours, keeps its
+            name.
 
     Raises:
         CheckpointError: files that are absent or hold something else, or a network that ours cannot be.
     """
-    file = _file_of(Path(path).expanduser())
+    file = _file_of(Path(path).expanduser().absolute())
     checkpoint = load_plain(file, "weights", _SCALARS)
     try:
         made = checkpoint["init_args"]
@@ -63,8 +64,6 @@ def read_nnunet(path: Path | str, labels: Sequence[str]) -> tuple[Weights, dict[
         inputs, outputs = _channels(dataset, labels, file)
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"weights: {file} is no checkpoint of nnU-Net v2 with its plans: {error!r}") from error
-    except CaseError as error:
-        raise CheckpointError(f"weights: the channels and labels of {file} are not known here: {error}") from error
     residual = settings["_target_"].endswith("ResEncUNet")
     try:
         renamed = from_nnunet(tensors, len(settings["widths"]), residual)
@@ -94,9 +93,10 @@ def _network_settings(plans: Mapping[str, Any], configuration: str) -> dict[str,
         )
     planned: dict[str, Any] = {}
     name: str | None = configuration
+    left = dict(plans["configurations"])
     while name is not None:  # each configuration may add to another
-        planned = plans["configurations"][name] | planned
-        name = plans["configurations"][name].get("inherits_from")
+        configured = left.pop(name)
+        planned, name = configured | planned, configured.get("inherits_from")
     if "architecture" not in planned:
         raise CheckpointError("weights: the plans are those of an older nnU-Net, before 2.4, and state no architecture")
     kind = planned["architecture"]["network_class_name"].rpartition(".")[2]
@@ -121,6 +121,10 @@ def _network_settings(plans: Mapping[str, Any], configuration: str) -> dict[str,
         "decoder_blocks": _brief(decoder),
         "kernel_sizes": _brief(given["kernel_sizes"]),
         "strides": _brief(given["strides"][1:]),
+        "stem": 1,
+        "norm": "instance",
+        "activation": "leaky_relu",
+        "upsampling": "transposed",
     }
 
 
@@ -132,14 +136,19 @@ def _brief(values: Sequence[Any]) -> Any:
 
 def _channels(dataset: Mapping[str, Any], labels: Sequence[str], file: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the input and output channels of a data set."""
-    modalities = channel_modalities(dataset, None, file)
-    inputs = tuple(str(modalities[number]) for number in sorted(modalities))
+    channels = {int(key): str(name) for key, name in dataset.get("channel_names", dataset.get("modality")).items()}
+    inputs = tuple(modality_of(channels[number]) or channels[number].lower() for number in sorted(channels))
     scheme = LabelScheme(tuple(labels))
-    to_class = label_map(dataset, labels, file) or {}
     names = {frozenset([scheme.index(name)]): name for name in scheme.names}
     names |= {frozenset(classes): region for region, classes in scheme.regions.items()}
-    stated = [value for name, value in dataset["labels"].items() if name not in ("background", "ignore")]
+    try:
+        to_class = label_map(dataset, labels, file) or {}
+    except CaseError:  # labels of other classes
+        names, to_class = {}, {}
     regions = "regions_class_order" in dataset
-    groups: list[list[int]] = [v if isinstance(v, list) else [v] for v in (stated if regions else sorted(stated))]
-    outputs = [names[frozenset(to_class.get(number, number) for number in group)] for group in groups]
-    return inputs, tuple(outputs if regions else ["background", *outputs])
+    stated = {name: value for name, value in dataset["labels"].items() if name not in ("background", "ignore")}
+    outputs = [] if regions else ["background"]
+    for name in stated if regions else sorted(stated, key=stated.__getitem__):
+        numbers = stated[name] if isinstance(stated[name], list) else [stated[name]]
+        outputs.append(names.get(frozenset(to_class.get(number, number) for number in numbers), name.lower()))
+    return inputs, tuple(outputs)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -61,21 +62,29 @@ def _load_nnunet(
     cfg: DictConfig, network: nn.Module, make: Make, weights: Weights, settings: Mapping[str, Any]
 ) -> Transfer:
     """All weights of a checkpoint of nnU-Net, whose channels may be in another order."""
-    alike: Any = {"in_channels": 1, "out_channels": 1, "deep_supervision": 0, "dropout": 0.0}  # these change no weight
+    alike = {"in_channels": 1, "out_channels": 1, "deep_supervision": 0, "dropout": 0.0}  # none is of the architecture
     configured: Any = cfg.model
-    if repr(make({**configured, **alike})) != repr(make({**settings, **alike})):
+    with torch.device("meta"):
+        here = make({**configured, **{key: value for key, value in alike.items() if key in configured}})
+        theirs = make({**settings, **alike})
+    if repr(here) != repr(theirs):
         raise CheckpointError(
             f"weights={cfg.weights} are of another network; they fit one with {_fitting({'model': settings}, cfg)}"
         )
-    here = {"modalities": tuple(cfg.data.modalities), "outputs": _outputs(cfg)}
-    theirs = {"modalities": weights.inputs, "outputs": weights.outputs}
-    if differ := [f"{what} {', '.join(theirs[what])}, not {', '.join(here[what])}" for what in here
-                  if set(here[what]) != set(theirs[what])]:  # fmt: skip
+    channels = [
+        ("modalities", weights.inputs, tuple(cfg.data.modalities)),
+        ("outputs", weights.outputs, _outputs(cfg)),
+    ]
+    differ = [f"{what} {', '.join(a)}, not {', '.join(b)}" for what, a, b in channels if set(a) != set(b)]
+    if differ:
         raise CheckpointError(
             f"weights={cfg.weights} are of a network with the {' and the '.join(differ)}: set data.modalities, "
             "data.labels, target and target_extra to have the same, or weights_mode=matching"
         )
-    return _match(cfg, network, make, weights)
+    done = _match(cfg, network, make, weights)
+    if done.left:
+        raise CheckpointError(f"weights={cfg.weights}: {', '.join(done.left[:3])} … are not among them")
+    return done
 
 
 def _match(cfg: DictConfig, network: nn.Module, make: Make, weights: Weights) -> Transfer:
@@ -85,9 +94,10 @@ def _match(cfg: DictConfig, network: nn.Module, make: Make, weights: Weights) ->
         if key not in cfg.model:
             return {}
         settings: Any = cfg.model
-        return channel_axes(lambda count: make({**settings, key: count}), cfg.model[key])
+        return channel_axes(network, make({**settings, key: settings[key] + 1}), settings[key])
 
-    ends = axes("in_channels"), axes("out_channels")
+    with torch.random.fork_rng(devices=[]):  # the numbers that a run draws stay the same
+        ends = axes("in_channels"), axes("out_channels")
     done = transfer(network, weights, tuple(cfg.data.modalities), _outputs(cfg), ends)
     if not done.loaded and not done.adapted:
         first = next(iter(weights.tensors), "none")

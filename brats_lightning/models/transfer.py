@@ -1,6 +1,6 @@
 """Weights of one network as the start of another with other input or output channels."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -41,15 +41,15 @@ class Transfer:
 Axes = Mapping[str, int]  # name of a weight → the axis that is as long as the network has input, or output, channels
 
 
-def channel_axes(make: Callable[[int], nn.Module], channels: int) -> dict[str, int]:
+def channel_axes(network: nn.Module, wider: nn.Module, channels: int) -> dict[str, int]:
     """The weights whose shape depends on a number of channels, and the axis along which it does.
 
     Args:
-        make: a network with so many channels, the other settings being the same.
-        channels: of the network in question.
+        network: with so many channels.
+        wider: with one more, all else being the same.
+        channels: input or output channels of the first.
     """
-    with torch.device("meta"):
-        narrow, wide = make(channels).state_dict(), make(channels + 1).state_dict()
+    narrow, wide = network.state_dict(), wider.state_dict()
     axes = {}
     for name, tensor in narrow.items():
         if name in wide and wide[name].ndim == tensor.ndim:

@@ -158,6 +158,15 @@ def test_another_network_is_told_what_to_type(source, composed, tmp_path):
     torch.testing.assert_close(network.eval()(IMAGE), source(IMAGE)[:, ORDER])
 
 
+def test_every_difference_is_named(source, composed, tmp_path):
+    folder = write_nnunet(tmp_path, source)
+    preset = ["model=resenc", f"model.widths={WIDTHS}", f"model.blocks={BLOCKS}", "target=regions"]
+    with pytest.raises(
+        CheckpointError, match=r"they fit one with 'model\.strides=\[2,\[1,2,2\]\]' model\.norm=instance$"
+    ):
+        build_network(composed(f"weights={folder}", *preset, "model.norm=group"))
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -178,6 +187,7 @@ MISFITS = {
     "transposed": (plans() | {"transpose_forward": [2, 0, 1]}, "turn images"),
     "old": ({"configurations": {"mine": {"UNet_class_name": "PlainConvUNet"}}}, "before 2.4"),
     "another norm": (plans(norm_op="torch.nn.BatchNorm3d"), "norm_op=torch.nn.BatchNorm3d, not torch.nn.modules"),
+    "a circle": ({"configurations": {"mine": {"inherits_from": "mine"}}}, "no checkpoint of nnU-Net v2 with its plans"),
     "no configuration": ({"configurations": {}}, "no checkpoint of nnU-Net v2 with its plans"),
 }
 
@@ -190,7 +200,35 @@ def test_networks_that_ours_cannot_be(source, built, tmp_path, made_of, message)
 
 def test_channels_of_no_known_name(source, built, tmp_path):
     folder = write_nnunet(tmp_path, source, data=dataset(channels=("T1", "T1ce", "T2", "PET")))
-    with pytest.raises(CheckpointError, match=r"channels and labels of .* are not known here"):
+    with pytest.raises(CheckpointError, match="with the modalities t1n, t1c, t2w, pet, not t1n, t1c, t2w, t2f: set"):
+        built(f"weights={folder}")
+    _, start = built(f"weights={folder}", "weights_mode=matching")
+    assert "t1n, t1c, t2w by name; t2f as the mean of t1n, t1c, t2w, pet" in start
+
+
+def test_a_model_of_another_organ(source, built, tmp_path):
+    """Its head has the right shape and the wrong classes."""
+    network = ResEncUNet(1, 3, WIDTHS, blocks=BLOCKS, strides=[2, [1, 2, 2]])
+    labels = {"background": 0, "tumour of the liver": 2, "liver": 1}
+    folder = write_nnunet(tmp_path, network, data=dataset(labels, ["CT"]))
+    with pytest.raises(CheckpointError, match="outputs background, liver, tumour of the liver, not et, tc, wt"):
+        built(f"weights={folder}")
+    loaded, start = built(f"weights={folder}", "weights_mode=matching")
+    assert "none by name; t1n, t1c, t2w, t2f as the mean of ct" in start
+    assert "output channels" not in start
+    first = "encoder.0.0.conv1.weight"
+    assert torch.equal(loaded.state_dict()[first], network.state_dict()[first].expand(-1, 4, -1, -1, -1))
+
+
+def test_weights_that_lack_some(source, built, tmp_path):
+    weights = nnunet_weights(source)
+    del weights["encoder.stages.1.blocks.0.conv1.conv.weight"]
+    folder = write_nnunet(tmp_path, source, network_weights=weights)
+    with pytest.raises(CheckpointError, match=r"encoder\.1\.0\.conv1\.weight … are not among them"):
+        built(f"weights={folder}")
+    weights["classifier.weight"] = torch.zeros(1)
+    folder = write_nnunet(tmp_path / "other", source, network_weights=weights)
+    with pytest.raises(CheckpointError, match=r"classifier\.weight is no weight of a ResidualEncoderUNet"):
         built(f"weights={folder}")
 
 

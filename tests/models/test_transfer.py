@@ -11,9 +11,10 @@ def network(inputs=2, outputs=3, kind=UNet, **settings):
 
 
 def axes_of(inputs=2, outputs=3, kind=UNet, **settings):
+    made = network(inputs, outputs, kind, **settings)
     return (
-        channel_axes(lambda n: network(n, outputs, kind, **settings), inputs),
-        channel_axes(lambda n: network(inputs, n, kind, **settings), outputs),
+        channel_axes(made, network(inputs + 1, outputs, kind, **settings), inputs),
+        channel_axes(made, network(inputs, outputs + 1, kind, **settings), outputs),
     )
 
 
@@ -82,10 +83,7 @@ def test_the_same_number_of_other_channels_is_not_the_same():
 def test_what_does_not_fit_is_left_and_named():
     old, new = UNet(2, 3, (4, 8, 8), decoder_blocks=2), UNet(2, 3, (4, 8, 16))
     names = ("a", "b"), ("c", "d", "e")
-    axes = (
-        channel_axes(lambda n: UNet(n, 3, (4, 8, 16)), 2),
-        channel_axes(lambda n: UNet(2, n, (4, 8, 16)), 3),
-    )
+    axes = channel_axes(new, UNet(3, 3, (4, 8, 16)), 2), channel_axes(new, UNet(2, 4, (4, 8, 16)), 3)
     done = transfer(new, Weights(old.state_dict(), *names), *names, axes)
     assert set(done.loaded) | set(done.left) == set(new.state_dict())
     assert {name.rsplit(".", 2)[0] for name in done.left} == {"encoder.2.0", "decoder.1"}
@@ -97,7 +95,7 @@ def test_a_single_layer_is_adapted_along_both():
         return nn.Sequential(nn.Conv3d(inputs, outputs, 1))
 
     old, new = make(2, 2), make(1, 3)
-    axes = channel_axes(lambda n: make(n, 3), 1), channel_axes(lambda n: make(1, n), 3)
+    axes = channel_axes(new, make(2, 3), 1), channel_axes(new, make(1, 4), 3)
     before = new[0].bias[1].item()
     done = transfer(new, Weights(old.state_dict(), ("t1c", "t2f"), ("wt", "et")), ("t2f",), ("et", "rc", "wt"), axes)
     assert done.adapted == ["0.weight", "0.bias"]
