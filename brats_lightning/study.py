@@ -158,38 +158,46 @@ def _predict(asked: "Study", configs: Mapping[str, DictConfig]) -> None:
 def _results(asked: "Study", cfg: DictConfig, cases: Sequence["Case"]) -> dict[str, Any]:
     """Score all predictions; write the tables, the ensembles and the page."""
     from brats_lightning.config.build import describe_data
-    from brats_lightning.config.study import FOLDS
-    from brats_lightning.data.splits import read_split
+    from brats_lightning.config.study_results import HeldOutCases, settings_text
     from brats_lightning.evaluation.report.pages import study_page
     from brats_lightning.evaluation.results import csv_text, json_text
+    from brats_lightning.evaluation.scoring import case_workers
     from brats_lightning.evaluation.study import compare_arms, score_rows
 
-    held_out = [read_split(asked.folder / FOLDS, "folds", fold)["val"] for fold in range(asked.folds)]
-    fold_of = {case: fold for fold, names in enumerate(held_out) for case in names}
-    found = _scores(asked, cfg, cases, held_out)
-    summary = {protocol: compare_arms(tables, protocol, cfg.resamples, 0) for protocol, tables in found.items()}
-    for number, (protocol, tables) in enumerate(found.items()):
-        names = [f"scores_{protocol}.csv"] * (len(found) > 1) + ["scores.csv"] * (not number)
-        for name in names:
-            write_text(asked.folder / name, csv_text(score_rows(tables, fold_of)))
+    scores: list[Mapping[str, HeldOut]] = []
+    chosen_rules: list[dict[str, Any]] = []
+    arms = {arm: asked.write_arm(arm) for arm in asked.arms}
+    with case_workers(cfg.processes) as pool:
+        held_out = HeldOutCases(asked, cfg, cases, pool)
+        tunings: dict[str, list[Any]] = {}
+        for (arm, seed), chosen in held_out.predicted().items():
+            scores.append(held_out.score(arm, seed, chosen))
+            if cfg.tune is not None and (tuning := held_out.tune(arm, seed, chosen)):
+                scores.append(held_out.score(arm, seed, chosen, tuned=True))
+                tunings.setdefault(arm, []).append(tuning)
+                chosen_rules += [
+                    {"arm": arm, "seed": seed, "fold": fold, "chosen": settings_text(tuning.rules[number])}
+                    for fold, number in sorted(tuning.chosen.items())
+                ]
+        for arm, own in tunings.items():
+            held_out.write_choice(arm, own)
+    summary = {}
+    for number, protocol in enumerate(held_out.scoring.protocols):
+        found = [own[protocol] for own in scores]
+        summary[protocol] = compare_arms(found, protocol, cfg.resamples, 0)
+        for prefix, tuned in (("", False), ("tuned_", True)):
+            text = csv_text(score_rows([each for each in found if each.tuned == tuned], held_out.fold_of))
+            names = [f"{prefix}scores_{protocol}.csv"] * (len(held_out.scoring.protocols) > 1)
+            for name in names + [f"{prefix}scores.csv"] * (not number):
+                write_text(asked.folder / name, text)
     write_text(asked.folder / "summary.json", json_text(summary))
-    facts = {
-        "folds": asked.folds,
-        "seeds": asked.seeds,
-        "data": describe_data(cfg),
-        "jobs": [
-            {
-                **{name: getattr(job, name) for name in ("arm", "seed", "fold")},
-                "cases": len(held_out[job.fold]),
-                "finished": job.predicted.is_file(),
-                "state": job.state,
-            }
-            for job in asked.jobs
-        ],
-        "arms": {arm: asked.write_arm(arm) for arm in asked.arms},
-        "tuning": [],
-    }
-    write_text(asked.folder / "report.html", study_page(cfg.name, facts, summary))
+    jobs = [
+        {"arm": job.arm, "seed": job.seed, "fold": job.fold, "cases": len(held_out.folds[job.fold]), "state": job.state}
+        | {"finished": job.predicted.is_file()}
+        for job in asked.jobs
+    ]
+    facts = {"folds": asked.folds, "seeds": asked.seeds, "data": describe_data(cfg), "jobs": jobs, "arms": arms}
+    write_text(asked.folder / "report.html", study_page(cfg.name, facts | {"tuning": chosen_rules}, summary))
     _show(summary, asked)
     return summary
 
@@ -211,37 +219,6 @@ def _show(summary: Mapping[str, Any], asked: "Study") -> None:
             regions = next(iter(found["methods"].values()))["scores"]
             show(table_of(["arm", *map(str.upper, regions), "cases"], rows, f"{column}, {protocol}"))
     log.info("report: %s", asked.folder / "report.html")
-
-
-def _scores(
-    asked: "Study", cfg: DictConfig, cases: Sequence["Case"], held_out: Sequence[Sequence[str]]
-) -> dict[str, list["HeldOut"]]:
-    """Protocol → the scores of each arm and seed on the cases that its models held out, with a report of each."""
-    from brats_lightning.core.labels import LabelScheme, with_ignored
-    from brats_lightning.evaluation.results import ReportSettings, write_results
-    from brats_lightning.evaluation.scoring import Scoring, case_workers, prepare_evaluation, score_pairs
-    from brats_lightning.evaluation.study import HeldOut
-
-    scheme = LabelScheme(tuple(cfg.data.labels))
-    label_map = with_ignored(cfg.data.label_map, cfg.data.ignore_label, scheme)
-    scoring = Scoring(scheme, list(cfg.protocols), label_map=label_map, tolerance=cfg.data.affine_tolerance)
-    ids = {case.mask: case.id for case in cases}
-    found: dict[str, list[HeldOut]] = {protocol: [] for protocol in scoring.protocols}
-    with case_workers(cfg.processes) as pool:
-        for (arm, seed), jobs in asked.groups().items():
-            predicted = [job for job in jobs if job.predicted.is_file()]
-            chosen = [case for job in predicted for case in held_out[job.fold]]
-            if not chosen:
-                continue
-            folder, name = predicted[0].predictions, f"{arm}, seed {seed}"
-            prepared = prepare_evaluation(name, folder, asked.folder, scoring, "score", chosen, cases, pool)
-            evaluation = score_pairs(prepared, pool)
-            write_results([evaluation], folder.parent / "scores", ReportSettings(cfg.resamples, 0), pool)
-            for protocol in scoring.protocols:
-                scored = zip(evaluation.pairs, evaluation.cases, strict=True)
-                tables = {ids[pair.reference]: case.official[protocol] for pair, case in scored}
-                found[protocol].append(HeldOut(arm, seed, False, tables))
-    return found
 
 
 main = partial(entry_point, "study", study)

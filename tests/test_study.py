@@ -21,7 +21,7 @@ def command(tmp_path, shared_outputs):
     """Runs a study of two folds with few steps in a process of its own."""
     given = [*TINY, "folds=2", "trainer=cpu", "trainer.max_steps=2", "trainer.val_check_interval=2", "logger=none"]
     given += [f"paths.outputs={tmp_path}", f"paths.cache_dir={shared_outputs}/cache", "name=s", "data.batch_size=1"]
-    given += [f"paths.phantom_dir={shared_outputs}/phantoms", "resamples=100", "processes=1", "tune=false"]
+    given += [f"paths.phantom_dir={shared_outputs}/phantoms", "resamples=100", "processes=1", "tune=null"]
 
     def run(*overrides):
         words = [sys.executable, "-m", "brats_lightning.study", *given, *overrides]

@@ -123,10 +123,7 @@ class Job:
             "probabilities=true",
             f"device={'cpu' if cfg.trainer.accelerator == 'cpu' else 'auto'}",
         ]
-        packages = {
-            value.split(".")[0] for key, value in leaves(OmegaConf.to_container(cfg)) if key.endswith("._target_")
-        }
-        settings.append(f"trust=[{','.join(sorted(packages))}]")  # which have just been trained with
+        settings.append(f"trust=[{','.join(packages(cfg))}]")  # which have just been trained with
         return [*(f"{key}={quote(str(file))}" for key, file in files.items()), *settings, self.subfolder]
 
     def __str__(self) -> str:
@@ -292,6 +289,12 @@ class Study:
         search = [flag for flag in self.flags if "launcher" not in flag]
         own = [f"data.folds={self.folds}", "data.fold=0", f"seed={self.seeds[0]}"]
         return ["python", "-m", "brats_lightning.train", *search, *self.overrides(arm), *own]
+
+
+def packages(cfg: DictConfig) -> tuple[str, ...]:
+    """The packages whose code a config of `train` names."""
+    targets = (value for key, value in leaves(OmegaConf.to_container(cfg)) if key.endswith("._target_"))
+    return tuple(sorted({str(target).split(".")[0] for target in targets}))
 
 
 def _faults(cfg: DictConfig, arms: Any, given: Sequence[str]) -> list[str]:
