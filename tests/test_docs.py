@@ -178,9 +178,9 @@ def test_overrides_compose(page, tmp_path):
 
 @pytest.mark.parametrize("page", PAGES, ids=identifier)
 def test_make_targets_exist(page):
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     named = {words[1] for words in shell_lines(page) if words[0] == "make"}
-    named |= set(re.findall(r"`make ([a-z]+)", page.read_text()))
+    named |= set(re.findall(r"`make ([a-z-]+)", page.read_text()))
     assert named <= targets
 
 

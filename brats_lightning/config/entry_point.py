@@ -19,6 +19,7 @@ from brats_lightning.config.command_line import bare_words, shell_faults, unknow
 from brats_lightning.config.outcomes import Ending, record_ending
 from brats_lightning.config.resolvers import config_dir, register_resolvers, resolved
 from brats_lightning.config.run_folder import named_folder, remove_unused
+from brats_lightning.runtime.signals import take_notices_once
 from brats_lightning.training.processes import is_first_process
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ def entry_point(
 
     def run(cfg: DictConfig) -> Any:
         _quieten()
+        take_notices_once()
         job = HydraConfig.get()
         try:
             return function(resolved(cfg))

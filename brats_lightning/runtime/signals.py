@@ -4,8 +4,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -72,6 +73,19 @@ def check() -> None:
     """
     if signum := received():
         raise Interrupted(signum)
+
+
+def take_notices_once() -> None:
+    """Let whoever handles SLURM's notices do so once: a second signal would interrupt submitit while it requeues."""
+    if threading.current_thread() is threading.main_thread():
+        for signum in _NOTICES:
+            if callable(handler := signal.getsignal(signum)):
+                signal.signal(signum, partial(_once, handler))
+
+
+def _once(handler: Callable[[int, FrameType | None], Any], signum: int, frame: FrameType | None) -> None:
+    signal.signal(signum, signal.SIG_IGN)
+    handler(signum, frame)
 
 
 def pass_on(signum: int) -> bool:

@@ -33,7 +33,7 @@ SETTINGS = [
     *("callbacks.latest.every_n_train_steps=20", "callbacks.progress.interval=0.2"),
 ]
 LAUNCHER = ["launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=1"]
-SECONDS = 400  # for a sweep, or for a run to come to a step
+SECONDS = 900  # after which a sweep, or a run that should come to a step, counts as stuck
 
 
 def wait_for(step: int, log: Callable[[], str], processes: Sequence[subprocess.Popen]) -> None:

@@ -69,6 +69,24 @@ def test_slurms_notice_outweighs_another_signal(monkeypatch):
         assert signals.received() == signal.SIGUSR2
 
 
+def test_a_second_notice_does_not_interrupt_the_handler_of_the_first():
+    told = []
+
+    def requeue(signum, frame):
+        told.append("begins")
+        send(signum)
+        told.append("ends")
+
+    before = signal.signal(signal.SIGUSR2, requeue)
+    try:
+        signals.take_notices_once()
+        send(signal.SIGUSR2)
+        send(signal.SIGUSR2)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert told == ["begins", "ends"]
+
+
 def test_only_a_notice_is_passed_on_and_only_to_a_handler(monkeypatch):
     told = []
     for signum in (signal.SIGTERM, signal.SIGUSR2):
