@@ -125,12 +125,9 @@ IMAGE = torch.randn(1, 4, 8, 12, 16, generator=torch.Generator().manual_seed(1))
 ORDER = [2, 1, 0]  # ET, TC, WT of WT, TC, ET
 
 
-@pytest.mark.parametrize("beside", [True, False])
-@pytest.mark.parametrize("named", ["", "fold_0", "fold_0/checkpoint_final.pth"])
+@pytest.mark.parametrize(("named", "beside"), [("", True), ("fold_0", True), ("fold_0/checkpoint_final.pth", False)])
 def test_nnunet_s_weights_give_its_logits_with_channels_by_name(source, built, tmp_path, named, beside):
     folder = write_nnunet(tmp_path, source, beside=beside)
-    if not (beside or named):
-        named = "fold_0"
     network, start = built(f"weights={folder / named}", "data.modalities=[t2f,t1n,t1c,t2w]", "model.dropout=0.1")
     assert start == f"all {len(source.state_dict())} of {folder / named}"
     torch.testing.assert_close(network(IMAGE[:, [3, 0, 1, 2]]), source(IMAGE)[:, ORDER])
