@@ -1,4 +1,4 @@
-"""Comparing methods on the same cases: paired differences, and ranks as the challenge aggregates them."""
+"""Comparing methods on the same cases: paired differences and ranks."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,18 +7,15 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import rankdata, wilcoxon
+from scipy.stats import wilcoxon
 
 from brats_lightning.evaluation.pairing import EvaluationError
+from brats_lightning.evaluation.ranking import rank_table, ranked_scores
 from brats_lightning.evaluation.scoring import Evaluation
-from brats_lightning.evaluation.summary import bootstrap_interval, lower_is_better
+from brats_lightning.evaluation.summary import Scores, bootstrap_interval
 from brats_lightning.metrics.official import headline_columns
 
 FEWEST = 6  # five differences cannot give p < 0.05, even if all have the same sign
-PERMUTATIONS = 10_000
-
-# (region, column) → a row per case, a column per method
-Scores = dict[tuple[str, str], Float[np.ndarray, "cases methods"]]
 
 
 def signed_rank(differences: Float[np.ndarray, " n"]) -> tuple[float, str]:
@@ -73,46 +70,6 @@ def paired_differences(scores: Scores, methods: Sequence[str], resamples: int, s
     return rows
 
 
-def case_ranks(scores: Scores) -> Float[np.ndarray, "cases methods"]:
-    """Mean rank of each method in each case over regions and columns; 1 is best, equal scores get their mean rank.
-
-    A score that only some methods lack ranks best: it is undefined if reference and prediction agree that there is
-    nothing. A score that all lack is left out; NaN if none is left.
-    """
-    ranks = []
-    for (_, column), values in scores.items():
-        worst_last = values if lower_is_better(column) else -values
-        own = rankdata(np.where(np.isnan(values), -np.inf, worst_last), axis=1)
-        ranks.append(np.where(np.isnan(values).all(axis=1, keepdims=True), np.nan, own))
-    return np.ma.masked_invalid(ranks).mean(axis=0).filled(np.nan)
-
-
-def rank_table(ranks: Float[np.ndarray, "cases methods"], methods: Sequence[str], seed: int) -> dict[str, Any]:
-    """Ranks as the challenge aggregates them: mean rank over cases, final rank, and p-values for each pair of methods.
-
-    ``p`` is that of a permutation test: how often the mean difference of the two methods' ranks is at least as large if
-    the two are swapped at random in each case.
-    """
-    ranks = ranks[~np.isnan(ranks).any(axis=1)]
-    if not len(ranks):
-        return {"cases": 0, "methods": [], "pairs": []}
-    means = ranks.mean(axis=0)
-    places = rankdata(np.round(means, 9), method="min")  # rounding errors of a sum must not decide a rank
-    rng = np.random.default_rng(seed)
-    pairs = []
-    for a, b in combinations(range(len(methods)), 2):
-        differences = ranks[:, b] - ranks[:, a]
-        signs = rng.choice((-1.0, 1.0), size=(PERMUTATIONS, len(ranks)))
-        extreme = np.abs(signs @ differences) >= abs(differences.sum()) - 1e-9
-        p = float((extreme.sum() + 1) / (PERMUTATIONS + 1))
-        pairs.append({"first": methods[a], "second": methods[b], "difference": float(differences.mean()), "p": p})
-    rows = [
-        {"method": method, "mean_rank": float(mean), "rank": int(place)}
-        for method, mean, place in zip(methods, means, places, strict=True)
-    ]
-    return {"cases": len(ranks), "methods": sorted(rows, key=lambda row: row["mean_rank"]), "pairs": pairs}
-
-
 def common_cases(evaluations: Sequence[Evaluation]) -> list[str]:
     """The cases on which every method was scored.
 
@@ -138,15 +95,16 @@ def paired_scores(evaluations: Sequence[Evaluation], cases: Sequence[str], proto
 def compare(evaluations: Sequence[Evaluation], resamples: int, seed: int) -> tuple[dict[str, Any], dict[str, Scores]]:
     """The content of ``comparison.json``, and the paired scores by protocol.
 
-    Needs at least two evaluations with the same protocols. The seed is for the bootstrap and the permutation test.
+    Needs at least two evaluations with the same protocols. The seed is for the bootstrap and the permutation tests.
     """
     methods = [evaluation.name for evaluation in evaluations]
     cases = common_cases(evaluations)
     scores = {each: paired_scores(evaluations, cases, each) for each in evaluations[0].scoring.protocols}
+    missing = np.array([[case in evaluation.missing for evaluation in evaluations] for case in cases])
     protocols = {
         protocol: {
             "differences": paired_differences(table, methods, resamples, seed),
-            "ranks": rank_table(case_ranks(table), methods, seed),
+            "ranks": rank_table(ranked_scores(table, protocol, missing), methods, resamples, seed),
         }
         for protocol, table in scores.items()
     }

@@ -20,7 +20,7 @@ from brats_lightning.evaluation.report.pages import (
     evaluation_page,
 )
 from brats_lightning.evaluation.report.selection import cases_in_pictures, worst_first
-from brats_lightning.evaluation.report.wording import terminal_table
+from brats_lightning.evaluation.report.wording import terminal_ranks, terminal_table
 from brats_lightning.evaluation.scoring import Evaluation, ScoredCase
 from brats_lightning.evaluation.summary import summary
 from brats_lightning.metrics.official import PROTOCOLS
@@ -102,6 +102,8 @@ def write_results(
         write_method(each, folder / each.name, settings.figures and settings.figures / each.name)
         for each in evaluations
     ]
+    for protocol, found in comparison["protocols"].items():
+        show(terminal_ranks(found["ranks"], protocol))
     files = {
         "comparison.csv": csv_text(difference_rows(scores, comparison["cases"], comparison["methods"])),
         "comparison.json": json_text(comparison),

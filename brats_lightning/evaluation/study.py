@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from brats_lightning.evaluation.comparison import Scores, adjusted, paired_differences
-from brats_lightning.evaluation.summary import Table, summarise
+from brats_lightning.evaluation.comparison import adjusted, paired_differences
+from brats_lightning.evaluation.ranking import rank_table, ranked_scores
+from brats_lightning.evaluation.summary import Scores, Table, summarise
 from brats_lightning.metrics.official import headline_columns, mean_without_nan
 
 TUNED = "tuned"
@@ -55,8 +56,8 @@ def compare_arms(found: Sequence[HeldOut], protocol: str, resamples: int, seed: 
 
     Returns:
         ``cases``: how many all methods have; ``methods``: name → ``scores`` as `summarise` gives them, ``seeds`` (for
-        each the mean of the main column over the regions' means) and ``cases``; ``differences`` as
-        `paired_differences` gives them, with ``p_adjusted``.
+        each the mean of the main column over the regions' means) and ``cases``; ``ranks`` as `rank_table` gives them,
+        None of a single method; ``differences`` as `paired_differences` gives them, with ``p_adjusted``.
     """
     methods: dict[str, dict[int, Mapping[str, Table]]] = {}
     for each in found:
@@ -64,13 +65,15 @@ def compare_arms(found: Sequence[HeldOut], protocol: str, resamples: int, seed: 
     columns = headline_columns(protocol)
     pooled = {name: _mean_over_seeds(list(seeds.values()), columns) for name, seeds in methods.items()}
     common = sorted(set.intersection(*(set(tables) for tables in pooled.values()))) if pooled else []
-    result: dict[str, Any] = {"cases": len(common), "methods": {}, "differences": []}
+    result: dict[str, Any] = {"cases": len(common), "methods": {}, "ranks": None, "differences": []}
     for name, tables in pooled.items():
         by_seed = {number: _main_score(own, columns[0]) for number, own in methods[name].items()}
         scores = summarise(list(tables.values()), resamples, seed)
         result["methods"][name] = {"cases": len(tables), "scores": scores, "seeds": by_seed}
     if common and len(pooled) > 1:
-        rows = paired_differences(paired(pooled, common, columns), list(pooled), resamples, seed)
+        scores = paired(pooled, common, columns)
+        result["ranks"] = rank_table(ranked_scores(scores, protocol), list(pooled), resamples, seed)
+        rows = paired_differences(scores, list(pooled), resamples, seed)
         for column in columns:
             own = [row for row in rows if row["column"] == column]
             for row, p in zip(own, adjusted([row["p"] for row in own]), strict=True):

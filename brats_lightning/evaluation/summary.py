@@ -17,6 +17,8 @@ from brats_lightning.metrics.brats2026 import THRESHOLDS
 SIZE_BOUNDS = (27, 64, 275, 1000)
 
 Table = dict[str, dict[str, float]]  # region → column → value
+# (region, column) → a row per case, a column per method
+Scores = dict[tuple[str, str], Float[np.ndarray, "cases methods"]]
 
 
 def lower_is_better(column: str) -> bool:

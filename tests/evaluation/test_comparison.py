@@ -1,17 +1,18 @@
 import csv
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
-from brats_lightning.evaluation.comparison import case_ranks, common_cases, paired_differences, rank_table, signed_rank
+from brats_lightning.evaluation.comparison import common_cases, paired_differences, signed_rank
 from brats_lightning.evaluation.pairing import EvaluationError
 from brats_lightning.evaluation.scoring import Evaluation, ScoredCase, Scoring
 from tests.data.tiny_cases import lesions, save
-from tests.evaluation.evaluating import run
+from tests.evaluation.evaluating import Page, run
 
 NAN = math.nan
 DICE, HD95 = "LesionWise_Score_Dice", "LesionWise_Score_HD95"
@@ -64,36 +65,6 @@ def test_the_interval_is_that_of_the_differences():
     assert row["p"] < 0.001
 
 
-def test_ranks_by_hand():
-    scores = {
-        ("et", DICE): np.array([[0.9, 0.5, 0.7], [0.5, 0.5, 0.1], [NAN, NAN, NAN]]),  # 1 3 2, 1.5 1.5 3
-        ("et", HD95): np.array([[2.0, 1.0, 3.0], [9.0, 9.0, 9.0], [NAN, NAN, NAN]]),  # 2 1 3, 2 2 2
-        ("wt", DICE): np.array([[0.1, 0.2, 0.3], [NAN, 0.0, NAN], [NAN, NAN, NAN]]),  # 3 2 1, 1.5 3 1.5
-    }
-    ranks = case_ranks(scores)
-    np.testing.assert_allclose(ranks[0], [2, 2, 2])
-    np.testing.assert_allclose(ranks[1], [5 / 3, 6.5 / 3, 6.5 / 3])
-    assert np.isnan(ranks[2]).all()
-    table = rank_table(ranks, ["a", "b", "c"], 0)
-    assert table["cases"] == 2
-    assert [(row["method"], row["rank"]) for row in table["methods"]] == [("a", 1), ("b", 2), ("c", 2)]
-    assert [row["mean_rank"] for row in table["methods"]] == pytest.approx([11 / 6, 25 / 12, 25 / 12])
-
-
-def test_permutation_test_by_enumeration():
-    # b is better in all five cases: 2 of 2⁵ sign patterns are as extreme.
-    table = rank_table(np.tile([2.0, 1.0], (5, 1)), ["a", "b"], 0)
-    assert table["pairs"][0]["difference"] == -1
-    assert table["pairs"][0]["p"] == pytest.approx(1 / 16, abs=0.01)
-    same = rank_table(np.full((5, 2), 1.5), ["a", "b"], 0)
-    assert same["pairs"][0]["p"] == 1
-    assert [row["rank"] for row in same["methods"]] == [1, 1]
-
-
-def test_ranks_of_no_case():
-    assert rank_table(np.full((3, 2), NAN), ["a", "b"], 0) == {"cases": 0, "methods": [], "pairs": []}
-
-
 @pytest.fixture
 def methods(tmp_path):
     """Seven cases; `good` is perfect, `<b>` finds nothing in six and lacks the last."""
@@ -117,6 +88,8 @@ def test_two_methods(methods):
         ("good", 1, 1),
         ("<b>", 2, 2),
     ]
+    assert ranks["columns"] == [DICE, HD95]
+    assert ranks["methods"][0]["p"] == {"<b>": 1 / 2**7}
     row = next(
         r for r in stored["protocols"]["brats2024"]["differences"] if r["region"] == "wt" and r["column"] == DICE
     )
@@ -133,6 +106,8 @@ def test_two_methods(methods):
         files = {path.name for path in (out / name).iterdir()}
         assert files == {"scores.csv", "voxel_scores.csv", "summary.json", "report.html"}
     page = (out / "report.html").read_text()
+    Page(page)
+    assert re.findall(r'<td class="sure">([^<]*)</td>', page) == ["0.008 *"]
     assert "&lt;b&gt;: 1 prediction missing" in page
     assert '<a href="%3Cb%3E/report.html">&lt;b&gt;</a>' in page
     # The folder is used again by a single method: nothing of the comparison stays.

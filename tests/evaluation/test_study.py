@@ -59,12 +59,16 @@ def test_tuned_results_are_methods_of_their_own():
     found = compare_arms(both, "brats2024", 100, 0)
     assert list(found["methods"]) == ["plain", "plain, tuned"]
     assert found["differences"][0]["mean"] == pytest.approx(0.1)
+    assert [(row["method"], row["mean_rank"]) for row in found["ranks"]["methods"]] == [
+        ("plain, tuned", 1.25),
+        ("plain", 1.75),
+    ]
 
 
 def test_one_arm_has_no_differences_and_none_no_methods():
     one = HeldOut("plain", 0, False, {"c": table(0.5)})
     assert compare_arms([one], "brats2024", 100, 0)["differences"] == []
-    assert compare_arms([], "brats2024", 100, 0) == {"cases": 0, "methods": {}, "differences": []}
+    assert compare_arms([], "brats2024", 100, 0) == {"cases": 0, "methods": {}, "ranks": None, "differences": []}
 
 
 def test_rows_have_arm_seed_and_fold():

@@ -9,11 +9,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from brats_lightning.data.survey import status
-from brats_lightning.evaluation.comparison import Scores
 from brats_lightning.evaluation.report import figures, wording
 from brats_lightning.evaluation.report.drawing import Chart
 from brats_lightning.evaluation.report.selection import LISTED, POOR, kind_of_lesion, worst_first, worst_lesions
 from brats_lightning.evaluation.scoring import Evaluation, ScoredCase
+from brats_lightning.evaluation.summary import Scores
 from brats_lightning.metrics.official import headline_columns
 
 _FILTERS = (

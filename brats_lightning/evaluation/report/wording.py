@@ -13,6 +13,7 @@ from brats_lightning.evaluation.report.selection import POOR
 from brats_lightning.evaluation.scoring import ScoredCase
 from brats_lightning.evaluation.summary import lower_is_better
 from brats_lightning.metrics.official import headline_columns
+from brats_lightning.runtime.console import table_of
 
 _REGION_TITLES = {"et": "enhancing tumour", "tc": "tumour core", "wt": "whole tumour", "rc": "resection cavity"}
 _SEQUENCE_TITLES = {"t1n": "T1", "t1c": "T1c", "t2w": "T2w", "t2f": "FLAIR"}
@@ -105,3 +106,20 @@ def terminal_table(name: str, summary: Mapping[str, Any], protocol: str) -> Tabl
             cells.append(escape(number(row["mean"], n) + between))
         shown.add_row(region.upper(), *cells)
     return shown
+
+
+def terminal_ranks(ranks: Mapping[str, Any], protocol: str) -> Table:
+    """The ranking by one protocol, with the p-values against the methods further down."""
+    rows = ranks["methods"]
+    others = [row["method"] for row in rows[1:]]
+    cells = (
+        [
+            f"{row['rank']} [{row['rank_low']}, {row['rank_high']}]",
+            row["method"],
+            number(row["mean_rank"], 2),
+            *(p_value(row["p"][other]) if other in row["p"] else "" for other in others),
+        ]
+        for row in rows
+    )
+    head = ["rank", "method", "mean rank", *(f"p, better than {other}" for other in others)]
+    return table_of(head, cells, f"ranks · {protocol} · {counted(ranks['cases'], 'case')}")
