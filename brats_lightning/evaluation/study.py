@@ -71,9 +71,9 @@ def compare_arms(found: Sequence[HeldOut], protocol: str, resamples: int, seed: 
         scores = summarise(list(tables.values()), resamples, seed)
         result["methods"][name] = {"cases": len(tables), "scores": scores, "seeds": by_seed}
     if common and len(pooled) > 1:
-        scores = paired(pooled, common, columns)
-        result["ranks"] = rank_table(ranked_scores(scores, protocol), list(pooled), resamples, seed)
-        rows = paired_differences(scores, list(pooled), resamples, seed)
+        table = paired(pooled, common, columns)
+        result["ranks"] = rank_table(ranked_scores(table, protocol), list(pooled), resamples, seed)
+        rows = paired_differences(table, list(pooled), resamples, seed)
         for column in columns:
             own = [row for row in rows if row["column"] == column]
             for row, p in zip(own, adjusted([row["p"] for row in own]), strict=True):

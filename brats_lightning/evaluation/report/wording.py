@@ -109,7 +109,7 @@ def terminal_table(name: str, summary: Mapping[str, Any], protocol: str) -> Tabl
 
 
 def terminal_ranks(ranks: Mapping[str, Any], protocol: str) -> Table:
-    """The ranking by one protocol, with the p-values against the methods further down."""
+    """The ranking by one protocol, and the p-values that a method is better than the ones further down."""
     rows = ranks["methods"]
     others = [row["method"] for row in rows[1:]]
     cells = (
@@ -121,5 +121,5 @@ def terminal_ranks(ranks: Mapping[str, Any], protocol: str) -> Table:
         ]
         for row in rows
     )
-    head = ["rank", "method", "mean rank", *(f"p, better than {other}" for other in others)]
-    return table_of(head, cells, f"ranks · {protocol} · {counted(ranks['cases'], 'case')}")
+    title = f"ranks · {protocol} · {counted(ranks['cases'], 'case')}; right: p, better than"
+    return table_of(["rank", "method", "mean rank", *others], cells, title)
