@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: help setup train test coverage lint format oracle parity slurm-check bench docs tensorboard wheel clean
+.PHONY: help setup train test coverage lint format oracle parity slurm-check bench gpu-check docs tensorboard wheel clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -52,6 +52,10 @@ slurm-check: setup ## pre-empt jobs of a real SLURM, and pull the cable of a mac
 
 bench: .venv-bench/installed ## time data, training, inference and start against MONAI and nnU-Net; some rows: BENCH="patches --cases DIR"
 	.venv-bench/bin/python -m tests.benchmarks $(BENCH)
+
+DEVICE ?= cuda
+gpu-check: .venv-bench/installed ## compare the GPU with the CPU and time it, in 8 minutes; a small rehearsal: DEVICE=cpu
+	.venv-bench/bin/python -m tests.benchmarks.gpu --device $(DEVICE)
 
 parity: .venv-bench/installed ## compare networks and checkpoints with nnU-Net's, in the environment of the benchmarks
 	.venv-bench/bin/python -m pytest tests/parity

@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -59,35 +59,36 @@ def _narrow_peers() -> dict[str, Callable[[], nn.Module]]:
     }
 
 
+def nnunet(widths: Sequence[int], blocks: Sequence[int] | None = None) -> nn.Module:
+    """nnU-Net's network as it plans it, without the heads of deep supervision, which nobody has here.
+
+    ``blocks`` are the residual blocks of each level of the encoder; None makes the plain network.
+    """
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+
+    stages = len(widths)
+    strides = [1] + [2] * (stages - 1)
+    sizes = (CHANNELS, stages, widths, nn.Conv3d, 3, strides)
+    settings = {
+        "conv_bias": True,
+        "norm_op": nn.InstanceNorm3d,
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "nonlin": nn.LeakyReLU,
+        "nonlin_kwargs": {"inplace": True},
+    }
+    if blocks is None:
+        network = PlainConvUNet(*sizes, 2, CLASSES, 2, **settings)
+    else:
+        network = ResidualEncoderUNet(*sizes, blocks, CLASSES, 1, **settings)
+    network.decoder.seg_layers[:-1].requires_grad_(False)
+    return network
+
+
 def _wide_peers() -> dict[str, Callable[[], nn.Module]]:
-    from dynamic_network_architectures.architectures.unet import PlainConvUNet
     from monai.networks.nets import SegResNet
 
-    def nnunet() -> nn.Module:
-        # As nnU-Net plans it, but for the heads of deep supervision, which nobody has here.
-        stages = len(WIDE)
-        strides = [1] + [2] * (stages - 1)
-        network = PlainConvUNet(
-            CHANNELS,
-            stages,
-            WIDE,
-            nn.Conv3d,
-            3,
-            strides,
-            2,
-            CLASSES,
-            2,
-            conv_bias=True,
-            norm_op=nn.InstanceNorm3d,
-            norm_op_kwargs={"eps": 1e-5, "affine": True},
-            nonlin=nn.LeakyReLU,
-            nonlin_kwargs={"inplace": True},
-        )
-        network.decoder.seg_layers[:-1].requires_grad_(False)
-        return network
-
     return {
-        "nnU-Net PlainConvUNet 32–320": nnunet,
+        "nnU-Net PlainConvUNet 32–320": partial(nnunet, WIDE),
         "MONAI SegResNet 32": partial(SegResNet, 3, 32, CHANNELS, CLASSES),
     }
 
