@@ -14,10 +14,7 @@ from brats_lightning.config.resume import (
     ResumeError,
     compare,
     expand,
-<<<<<<< Updated upstream
     going_on,
-=======
->>>>>>> Stashed changes
     in_own_folder,
     newest_checkpoint,
     record,

@@ -107,7 +107,9 @@ def test_two_methods(methods):
         assert files == {"scores.csv", "voxel_scores.csv", "summary.json", "report.html"}
     page = (out / "report.html").read_text()
     Page(page)
-    assert re.findall(r'<td title="([^"]*)" class="sure">([^<]*)</td>', page) == [("good better than &lt;b&gt;", "0.008 *")]
+    assert re.findall(r'<td title="([^"]*)" class="sure">([^<]*)</td>', page) == [
+        ("good better than &lt;b&gt;", "0.008 *")
+    ]
     assert "&lt;b&gt;: 1 prediction missing" in page
     assert '<a href="%3Cb%3E/report.html">&lt;b&gt;</a>' in page
     # The folder is used again by a single method: nothing of the comparison stays.
