@@ -166,7 +166,6 @@ def _results(asked: "Study", cfg: DictConfig, cases: Sequence["Case"]) -> dict[s
 
     scores: list[Mapping[str, HeldOut]] = []
     chosen_rules: list[dict[str, Any]] = []
-    arms = {arm: asked.write_arm(arm) for arm in asked.arms}
     with case_workers(cfg.processes) as pool:
         held_out = HeldOutCases(asked, cfg, cases, pool)
         tunings: dict[str, list[Any]] = {}
@@ -181,6 +180,7 @@ def _results(asked: "Study", cfg: DictConfig, cases: Sequence["Case"]) -> dict[s
                 ]
         for arm, own in tunings.items():
             held_out.write_choice(arm, own)
+    arms = {arm: asked.write_arm(arm) for arm in asked.arms}
     summary = {}
     for number, protocol in enumerate(held_out.scoring.protocols):
         found = [own[protocol] for own in scores]

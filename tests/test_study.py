@@ -21,7 +21,8 @@ def command(tmp_path, shared_outputs):
     """Runs a study of two folds with few steps in a process of its own."""
     given = [*TINY, "folds=2", "trainer=cpu", "trainer.max_steps=2", "trainer.val_check_interval=2", "logger=none"]
     given += [f"paths.outputs={tmp_path}", f"paths.cache_dir={shared_outputs}/cache", "name=s", "data.batch_size=1"]
-    given += [f"paths.phantom_dir={shared_outputs}/phantoms", "resamples=100", "processes=1", "tune=null"]
+    given += [f"paths.phantom_dir={shared_outputs}/phantoms", "resamples=100", "processes=1", "protocols=[brats2026]"]
+    given.append('tune=["grid.hysteresis=null","grid.core=null","grid.min_volume.mm3=[1000000]"]')
 
     def run(*overrides):
         words = [sys.executable, "-m", "brats_lightning.study", *given, *overrides]
@@ -48,6 +49,10 @@ def test_a_study_is_interrupted_and_has_a_failed_arm(command, tmp_path):
     for row in rows:
         assert row["case"] in folds[int(row["fold"])]["val"]
         assert row["arm"] == "plain"
+    tuned = rows_of(folder / "tuned_scores.csv")
+    assert [row["case"] for row in tuned] == [row["case"] for row in rows]
+    chosen = yaml.safe_load((folder / "plain/ensemble_postprocessing.yaml").read_text())["chosen"]
+    assert set(chosen["steps"]) <= {"min_volume"}
     page = (folder / "report.html").read_text()
     assert "test_on must be" in page
     members = yaml.safe_load((folder / "plain/ensemble.yaml").read_text())["members"]

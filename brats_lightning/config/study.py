@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from brats_lightning.config.command_line import quote
 from brats_lightning.config.experiment_file import search_path
 from brats_lightning.config.outcomes import Outcome, outcome_of
+from brats_lightning.config.postprocessing import tuned_file
 from brats_lightning.config.resolvers import leaves, resolved, within
 from brats_lightning.config.resume import ResumeError, newest_checkpoint
 from brats_lightning.runtime.files import make_folder, write_text
@@ -273,14 +274,17 @@ class Study:
         own = [job for job in self.jobs if job.arm == arm and job.trained]
         folder = make_folder(self.folder / arm)
         members = [{"ckpt": str(job.checkpoint.relative_to(folder)), "weight": 1} for job in own]
-        write_text(folder / "ensemble.yaml", yaml.safe_dump({"members": members}, sort_keys=False))
+        ensemble = folder / "ensemble.yaml"
+        write_text(ensemble, yaml.safe_dump({"members": members}, sort_keys=False))
+        rules = ["postprocessing=tuned"] if tuned_file(ensemble).is_file() else []
         command = shlex.join(self.command(arm))
         write_text(folder / "command.txt", command + "\n")
         pages = ((f"seed {seed}", folder / f"seed{seed}/scores/report.html") for seed in self.seeds)
         return {
             "overrides": " ".join(self.arms[arm]),
             "command": command,
-            "predict": f"python -m brats_lightning.predict ckpt={folder / 'ensemble.yaml'} input=DIR output=MASKS",
+            "predict": shlex.join(["python", "-m", "brats_lightning.predict", f"ckpt={ensemble}", *rules])
+            + " input=DIR output=MASKS",
             "reports": [(title, str(page.relative_to(self.folder))) for title, page in pages if page.is_file()],
         }
 
