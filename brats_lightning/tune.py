@@ -157,8 +157,13 @@ def _validation_cases(models: Sequence["TrainedModel"]) -> list[set[str]]:
                 f"there is no {model.path.parent.parent / 'split.json'}, which lists the validation cases; give a "
                 "checkpoint in its run folder: ckpt=<run folder>/checkpoints/best.ckpt"
             )
+        if model.seen is None:
+            log.warning("%s: what its weights were trained on before its run is not known", model.path)
     tested = {case for model in models for case in (model.split or {}).get("test", ())}
-    validated = [set((model.split or {}).get("val", ())) - tested for model in models]
+    validated = [
+        {case for case in (model.split or {}).get("val", ()) if model.part_of(case) != "train"} - tested
+        for model in models
+    ]
     for model, part in zip(models, validated, strict=True):
         if not part:
             raise ValueError(f"{model.path}: its run has no validation case that is not a test case of some model")

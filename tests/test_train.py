@@ -210,6 +210,11 @@ def test_starting_from_weights(composed, trained, tmp_path):
     stop = ["trainer.max_steps=1", "optimizer.lr=0", "logger=none", "test_on=null"]
     results = train(composed(*stop, f"weights={best}", f"data.split_file={trained[1]}/split.json"))
     assert results["val/dice_mean"] == pytest.approx(trained[0]["best/val/dice_mean"], abs=1e-6)
+    saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert saved["seen"] == sorted(saved["split"]["train"])  # by the run that the weights are from
+    again = [f"ckpt_path={tmp_path}/run/checkpoints/last.ckpt", "trainer.max_steps=2"]
+    train(composed(*stop[1:], *again, f"data.split_file={trained[1]}/split.json", run="again"))
+    assert torch.load(tmp_path / "again/checkpoints/last.ckpt", weights_only=True)["seen"] == saved["seen"]
 
 
 def test_starting_from_weights_that_match(composed, trained, tmp_path):

@@ -169,6 +169,7 @@ def _source_identity(data: DictConfig) -> str:
 
 def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
     """Network, loss, optimiser and schedule of a config, for the classes or regions of ``data``."""
+    from brats_lightning.config.weights import trained_before
     from brats_lightning.core.targets import make_target
     from brats_lightning.losses import DeepSupervision, KnownVoxels
     from brats_lightning.training.module import Segmentation
@@ -202,6 +203,7 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
         target=target,
         protocols=cfg.protocols,
         config=OmegaConf.to_container(cfg),  # type: ignore[arg-type]
+        seen=trained_before(cfg),
     )
 
 

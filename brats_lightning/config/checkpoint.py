@@ -58,13 +58,14 @@ def load_model(path: Path | str, trust: Sequence[str] = (), inference: Mapping[s
             target=make_target(config["target"], LabelScheme(tuple(data["labels"])), extra=config.get("target_extra")),
             inference=sliding,
             config=config,
-            split=_split(path, checkpoint),
+            split=split_of(path, checkpoint),
+            seen=checkpoint.get("seen", ()),
         )
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: its config's settings are not those of this version: {error}") from error
 
 
-def _split(path: Path, checkpoint: Mapping[str, Any]) -> Mapping[str, Sequence[str]] | None:
+def split_of(path: Path, checkpoint: Mapping[str, Any]) -> Mapping[str, Sequence[str]] | None:
     """The split in a checkpoint, or that of its run folder."""
     if (split := checkpoint.get("split")) is not None:
         return {part: tuple(map(str, split[part])) for part in PARTS}

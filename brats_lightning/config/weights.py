@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from brats_lightning.config.allow_list import CheckpointError
-from brats_lightning.config.checkpoint import load_weights, network_weights, read_checkpoint
+from brats_lightning.config.checkpoint import load_weights, network_weights, read_checkpoint, split_of
 from brats_lightning.config.command_line import typed
 from brats_lightning.config.nnunet import is_nnunet, read_nnunet
 from brats_lightning.config.resolvers import leaves, within
@@ -45,6 +45,18 @@ def start_from(cfg: DictConfig, network: nn.Module, make: Make) -> str:
         weights = Weights(network_weights(checkpoint), tuple(saved["data"]["modalities"]), _outputs(saved))
         done = _load_ours(cfg, network, checkpoint) if strict else _match(cfg, network, make, weights)
     return f"all {len(done.loaded + done.adapted)} of {cfg.weights}" if strict else _described(cfg, weights, done)
+
+
+def trained_before(cfg: DictConfig) -> list[str] | None:
+    """The cases that ``weights`` were trained on, in one run or several; None if that is not known."""
+    if cfg.weights is None:
+        return []
+    path = Path(cfg.weights).expanduser()
+    if is_nnunet(path):
+        return None
+    checkpoint = read_checkpoint(path, "weights")
+    split, before = split_of(path, checkpoint), checkpoint.get("seen", [])
+    return None if split is None or before is None else sorted({*split["train"], *before})
 
 
 def _load_ours(cfg: DictConfig, network: nn.Module, checkpoint: Mapping[str, Any]) -> Transfer:

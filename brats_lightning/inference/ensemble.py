@@ -37,6 +37,7 @@ class TrainedModel:
         inference: how whole volumes are predicted.
         config: of the run, in plain containers.
         split: part → cases of the run's split; None if it is not known.
+        seen: cases that the weights were trained on before this run; None if they are not known.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class TrainedModel:
     inference: SlidingWindow
     config: Mapping[str, Any]
     split: Mapping[str, Collection[str]] | None = None
+    seen: Collection[str] | None = ()
 
     @property
     def scheme(self) -> LabelScheme:
@@ -54,14 +56,19 @@ class TrainedModel:
         return self.target.scheme
 
     def part_of(self, case: str) -> str | None:
-        """Which part of the run's split has a case, or another one of its patient; ``none``, or None if unknown."""
-        if self.split is None:
-            return None
+        """Which part of the run's split has a case, or another one of its patient; ``none``, or None if unknown.
+
+        What the weights were trained on before the run is of its ``train`` part.
+        """
         patient, _ = patient_and_timepoint(case)
-        for part, names in self.split.items():
-            if case in names or any(patient_and_timepoint(name)[0] == patient for name in names):
-                return part
-        return "none"
+        split = self.split or {}
+        parts = {**split, "train": (*split.get("train", ()), *(self.seen or ()))}
+        having = {
+            part for part, names in parts.items() if patient in {patient_and_timepoint(name)[0] for name in names}
+        }
+        if "train" in having:
+            return "train"
+        return None if self.split is None or self.seen is None else min(having, default="none")
 
 
 class Ensemble:

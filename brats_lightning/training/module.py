@@ -41,6 +41,7 @@ class Segmentation(pl.LightningModule):
         protocols: of the challenge's evaluators, whose lesion-wise scores are computed beside the voxel scores.
         config: the run's resolved config in plain containers; each checkpoint contains it, so that it holds everything
             that prediction needs.
+        seen: cases that the network's weights were trained on before this run; None if they are not known.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Segmentation(pl.LightningModule):
         target: Target,
         protocols: Sequence[str],
         config: Mapping[str, Any],
+        seen: Sequence[str] | None = (),
     ) -> None:
         super().__init__()
         self.network = network
@@ -62,7 +64,7 @@ class Segmentation(pl.LightningModule):
         self.inference, self.postprocessing = inference, postprocessing
         self.target, self.scheme, self.protocols = target, target.scheme, tuple(protocols)
         self.lesion_names = [name for protocol in self.protocols for name in headline_names(self.scheme, protocol)]
-        self.config = config
+        self.config, self.seen = config, seen
         self.case_scores: dict[str, CaseScores] = {}
 
     def forward(self, image: Float[Tensor, "b c z y x"]) -> Any:
@@ -219,10 +221,15 @@ class Segmentation(pl.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the run's config and, if it has one, its split, in plain containers."""
+        """Add the run's config and, if it has one, its split, in plain containers; and what came before the run."""
         checkpoint |= {"format": CHECKPOINT_FORMAT, "config": dict(self.config)}
+        checkpoint["seen"] = None if self.seen is None else list(self.seen)
         if (data := self.trainer.datamodule) is not None:  # type: ignore[attr-defined]
             checkpoint["split"] = {part: list(names) for part, names in asdict(data.split).items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A resumed run has the past of the one that it continues."""
+        self.seen = checkpoint.get("seen", ())
 
 
 def _loss_name(part: str) -> str:

@@ -9,10 +9,11 @@ from torch import nn
 
 from brats_lightning.config.allow_list import CheckpointError
 from brats_lightning.config.build import build_network
-from brats_lightning.config.checkpoint import read_checkpoint
+from brats_lightning.config.checkpoint import load_model, read_checkpoint
 from brats_lightning.config.nnunet import read_nnunet
+from brats_lightning.config.weights import trained_before
 from brats_lightning.models import ResEncUNet, UNet
-from tests.tiny_models import save_checkpoint
+from tests.tiny_models import bright_is_et, save_checkpoint
 
 MODALITIES = ["t1n", "t1c", "t2w", "t2f"]
 REGIONS = {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [1, 3], "enhancing tumor": [3]}
@@ -328,6 +329,23 @@ def test_all_of_the_same_network(composed, tmp_path):
         assert torch.equal(network.heads[0].weight, torch.load(path)["state_dict"]["network.heads.0.weight"])
     assert build_network(composed(f"weights={path}"))[1] == f"all {len(network.state_dict())} of {path}"
     assert build_network(composed())[1] == ""
+
+
+def test_what_the_weights_were_trained_on_is_handed_on(composed, tmp_path):
+    assert trained_before(composed()) == []
+    path = bright_is_et(tmp_path / "a.ckpt")
+    assert trained_before(composed(f"weights={path}")) is None  # neither in the file nor beside it
+    content = torch.load(path, weights_only=True)
+    split = {"train": ["P-00001-000"], "val": ["P-00002-000"], "test": []}
+    torch.save(content | {"split": split, "seen": ["P-00003-000"]}, path)
+    assert trained_before(composed(f"weights={path}")) == ["P-00001-000", "P-00003-000"]
+    model = load_model(path)
+    parts = {f"P-{number:05}-001": model.part_of(f"P-{number:05}-001") for number in (1, 2, 3, 4)}  # by patient
+    assert list(parts.values()) == ["train", "val", "train", "none"]
+    torch.save(content | {"split": split, "seen": None}, path)  # begun from weights of unknown origin
+    assert trained_before(composed(f"weights={path}")) is None
+    model = load_model(path)
+    assert [model.part_of(f"P-{number:05}-000") for number in (1, 2, 4)] == ["train", None, None]
 
 
 def test_another_mode(composed, tmp_path):
