@@ -80,6 +80,7 @@ def test_places_on_an_axis():
     places, ticks = _heights(["1e-4", "1e-2", "1e-3"])
     assert places == pytest.approx([0, 1, 0.5])
     assert ticks == pytest.approx({"0.0001": 0, "0.001": 0.5, "0.01": 1})
+    assert list(_heights(["1", "1.01", "2"])[1]) == ["1", "1.25", "1.5", "1.75", "2"]
     assert _heights(["", "x"])[1] == {"x": 0.25, "not set": 0.75}
     places, ticks = _heights([0.5, math.nan])
     assert places[0] == 0.5

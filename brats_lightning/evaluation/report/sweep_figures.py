@@ -14,7 +14,8 @@ from brats_lightning.evaluation.report.drawing import Chart, Look
 
 _WIDTH = 9.2  # inches
 _OTHER = 5  # the colour of what did not end
-_SPREAD = 30  # positive values with a larger ratio are drawn on a logarithmic axis
+_SPREAD = 10  # positive values with a larger ratio are drawn on a logarithmic axis
+_APART = 0.06  # of the height of an axis, between two of its labels
 _LONGEST = 16  # characters of a value on an axis
 
 
@@ -142,11 +143,13 @@ def _heights(values: Sequence[Any]) -> tuple[list[float], dict[str, float]]:
     if not len(finite) or np.ptp(finite) == 0:
         return [0.5 if np.isfinite(n) else math.nan for n in numbers], {f"{n:.4g}": 0.5 for n in finite[:1]}
     low, high = float(finite.min()), float(finite.max())
-    log = low > 0 and high / low > _SPREAD
-    scale = np.log if log else np.asarray
-    span = scale(high) - scale(low)
-    marks = np.geomspace(low, high, 5) if log else np.linspace(low, high, 5)
-    if (few := np.unique(finite)).size <= 6:
-        marks = few
-    ticks = {f"{mark:.3g}": float((scale(mark) - scale(low)) / span) for mark in marks}
-    return [float((scale(n) - scale(low)) / span) if np.isfinite(n) else math.nan for n in numbers], ticks
+    scale = np.log if low > 0 and high / low > _SPREAD else np.asarray
+
+    def place(number: float) -> float:
+        return float((scale(number) - scale(low)) / (scale(high) - scale(low)))
+
+    marks = np.unique(finite)  # the values themselves, unless their labels would overlap
+    if np.diff([place(mark) for mark in marks]).min() < _APART:
+        marks = np.linspace(low, high, 5) if scale is np.asarray else np.geomspace(low, high, 5)
+    ticks = {f"{mark:.3g}": place(mark) for mark in marks}
+    return [place(number) if np.isfinite(number) else math.nan for number in numbers], ticks

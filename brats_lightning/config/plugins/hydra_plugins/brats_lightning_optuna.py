@@ -62,6 +62,8 @@ class OptunaSweeper(Sweeper):
             ValueError: settings that make no search, or another process sweeps in this folder.
             ModuleNotFoundError: Optuna is not installed.
         """
+        import optuna  # noqa: F401  # where it is missing, nothing else is worth saying
+
         settings, folder = self.config.hydra.sweeper, make_folder(self.config.hydra.sweep.dir)
         _check(settings)
         params = [f"{key}={value}" for key, value in (settings.params or {}).items() if value is not None]
