@@ -101,7 +101,7 @@ def _check(cfg: DictConfig) -> None:
     from brats_lightning.core.labels import LabelScheme
     from brats_lightning.core.targets import make_target
 
-    make_target(cfg.target, LabelScheme(tuple(cfg.data.labels)), extra=cfg.target_extra)
+    make_target(cfg.target, LabelScheme(tuple(cfg.data.labels)), extra=cfg.get("target_extra"))
     for key, target in leaves(OmegaConf.to_container(cfg)):
         if key.endswith("._target_"):
             with settings_of(key.removesuffix("._target_")):

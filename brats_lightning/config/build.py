@@ -174,7 +174,7 @@ def build_segmentation(cfg: DictConfig, data: "CaseData") -> "Segmentation":
     from brats_lightning.losses import DeepSupervision, KnownVoxels
     from brats_lightning.training.module import Segmentation
 
-    target = make_target(cfg.target, data.scheme, data.partly_labelled, cfg.target_extra)
+    target = make_target(cfg.target, data.scheme, data.partly_labelled, cfg.get("target_extra"))
 
     def weighted(node: Any) -> Any:
         """The loss's config with ``balanced`` replaced by weights from the training set."""

@@ -33,9 +33,10 @@ def start_from(cfg: DictConfig, network: nn.Module, make: Make) -> str:
         CheckpointError: no checkpoint, weights of another network, or none that match.
         ValueError: another mode.
     """
-    if cfg.weights_mode not in _MODES:
-        raise ValueError(f"weights_mode must be {' or '.join(_MODES)}, got {cfg.weights_mode!r}")
-    strict = cfg.weights_mode == "strict"
+    mode = cfg.get("weights_mode", _MODES[0])  # which the config of an older run lacks
+    if mode not in _MODES:
+        raise ValueError(f"weights_mode must be {' or '.join(_MODES)}, got {mode!r}")
+    strict = mode == "strict"
     if is_nnunet(Path(cfg.weights).expanduser()):
         weights, settings = read_nnunet(cfg.weights, cfg.data.labels)
         done = _load_nnunet(cfg, network, make, weights, settings) if strict else _match(cfg, network, make, weights)
