@@ -154,12 +154,9 @@ def evaluate(
         UnreadableFile: a mask that cannot be read, or with other labels.
         ValueError: masks on different grids.
     """
-    import torch
-
     from brats_lightning.core.labels import LabelScheme, as_label_map
     from brats_lightning.data.cases import read_mask
-    from brats_lightning.metrics.official import headline_scores, score_case
-    from brats_lightning.metrics.voxel import confusion_matrix, voxel_scores
+    from brats_lightning.metrics.voxel import score_masks
 
     scheme = LabelScheme(tuple(labels))
     with _files({"prediction": prediction, "reference": reference}, affine) as files:
@@ -167,13 +164,7 @@ def evaluate(
         referred = read_mask(files["reference"], scheme, as_label_map("label_map", label_map))
     if difference := predicted.grid.mismatch(referred.grid, 0.1, "the reference"):
         raise ValueError(f"the prediction: {'; expected '.join(difference)}")
-    masks = referred.whole(), predicted.whole()
-    first, second = map(torch.from_numpy, masks)
-    scores = voxel_scores(confusion_matrix(first, second, scheme.num_classes), scheme)
-    for protocol in protocols:
-        official = score_case(*masks, referred.grid.zooms, scheme, protocol)
-        scores |= headline_scores(official, scheme, protocol)
-    return scores
+    return score_masks(referred.whole(), predicted.whole(), referred.grid.zooms, scheme, protocols)
 
 
 def show(

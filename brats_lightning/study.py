@@ -160,7 +160,7 @@ def _results(asked: "Study", cfg: DictConfig, cases: Sequence["Case"]) -> dict[s
     from brats_lightning.config.build import describe_data
     from brats_lightning.config.study_results import HeldOutCases, settings_text
     from brats_lightning.evaluation.report.pages import study_page
-    from brats_lightning.evaluation.results import csv_text, json_text
+    from brats_lightning.evaluation.results import csv_text
     from brats_lightning.evaluation.scoring import case_workers
     from brats_lightning.evaluation.study import compare_arms, score_rows
 
@@ -190,7 +190,7 @@ def _results(asked: "Study", cfg: DictConfig, cases: Sequence["Case"]) -> dict[s
             names = [f"{prefix}scores_{protocol}.csv"] * (len(held_out.scoring.protocols) > 1)
             for name in names + [f"{prefix}scores.csv"] * (not number):
                 write_text(asked.folder / name, text)
-    write_text(asked.folder / "summary.json", json_text(summary))
+    write_json(asked.folder / "summary.json", summary)
     jobs = [
         {"arm": job.arm, "seed": job.seed, "fold": job.fold, "cases": len(held_out.folds[job.fold]), "state": job.state}
         | {"finished": job.predicted.is_file()}

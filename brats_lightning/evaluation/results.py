@@ -2,8 +2,6 @@
 
 import csv
 import io
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -25,7 +23,7 @@ from brats_lightning.evaluation.scoring import Evaluation, ScoredCase
 from brats_lightning.evaluation.summary import summary
 from brats_lightning.metrics.official import PROTOCOLS
 from brats_lightning.runtime.console import show
-from brats_lightning.runtime.files import make_folder, write_bytes, write_text
+from brats_lightning.runtime.files import json_text, make_folder, without_nan, write_bytes, write_text
 
 _NAMES = {
     *("scores.csv", "voxel_scores.csv", "summary.json", "comparison.csv", "comparison.json", "report.html"),
@@ -137,20 +135,6 @@ def csv_text(rows: Iterable[Iterable[Any]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(map(without_nan, map(list, rows)))
     return text.getvalue()
-
-
-def json_text(value: Any) -> str:
-    """The value as JSON, with null for NaN."""
-    return json.dumps(without_nan(value), indent=1) + "\n"
-
-
-def without_nan(value: Any) -> Any:
-    """A copy with None for each NaN."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _write(folder: Path, files: Mapping[str, str]) -> None:

@@ -18,7 +18,7 @@ from brats_lightning.core.components import label_components
 from brats_lightning.core.geometry import Triple
 from brats_lightning.core.labels import IGNORE, LabelScheme, in_classes, known_part
 from brats_lightning.data.cache.entry import CachedCase
-from brats_lightning.evaluation.report.contact_sheet import grey, region_colour
+from brats_lightning.evaluation.report.drawing import grey, region_colour
 from brats_lightning.evaluation.report.wording import sequence_title
 from brats_lightning.metrics.voxel import confusion_matrix, voxel_scores
 

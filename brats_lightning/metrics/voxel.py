@@ -1,6 +1,7 @@
-"""Scores of whole masks that belong to no challenge protocol, and their means over cases."""
+"""Scores of whole masks: those of voxels, which belong to no challenge protocol, and the means of all over cases."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import SupportsFloat
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torchmetrics import Metric
 
 from brats_lightning.core.geometry import Triple, bounding_box
 from brats_lightning.core.labels import LabelScheme, in_classes
-from brats_lightning.metrics.official import mean_without_nan
+from brats_lightning.metrics.official import headline_scores, mean_without_nan, score_case
 from brats_lightning.metrics.surfaces import directed_distances, pooled_hd95, surface_dice, surface_points
 from brats_lightning.runtime.device import on_host
 
@@ -52,6 +53,21 @@ def voxel_scores(confusion: Int64[Tensor, "k k"], scheme: LabelScheme) -> dict[s
     classes = [name for name in scored_classes(scheme) if name not in scheme.regions]
     scores["dice_mean"] = mean_without_nan([scores[f"dice_{name}"] for name in scheme.headline_regions])
     scores["iou_mean"] = mean_without_nan([scores[f"iou_{name}"] for name in classes])
+    return scores
+
+
+def score_masks(
+    reference: Integer[np.ndarray, "x y z"],
+    prediction: Integer[np.ndarray, "x y z"],
+    spacing: Sequence[SupportsFloat],
+    scheme: LabelScheme,
+    protocols: Iterable[str],
+) -> dict[str, float]:
+    """The scores of a case by their names in training: `voxel_scores`, and the `headline_scores` of the protocols."""
+    pair = torch.from_numpy(reference), torch.from_numpy(prediction)
+    scores = voxel_scores(confusion_matrix(*pair, scheme.num_classes), scheme)
+    for protocol in protocols:
+        scores |= headline_scores(score_case(reference, prediction, spacing, scheme, protocol), scheme, protocol)
     return scores
 
 

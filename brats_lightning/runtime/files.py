@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import time
 import uuid
@@ -89,8 +90,22 @@ def write_text(path: Path | str, text: str) -> int:
 
 
 def write_json(path: Path | str, value: Any) -> int:
-    """`replace_file` with a value as JSON, a line for each entry."""
-    return write_text(path, json.dumps(value, indent=1) + "\n")
+    """`replace_file` with `json_text`."""
+    return write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """The value as JSON, a line for each entry, with null for NaN."""
+    return json.dumps(without_nan(value), indent=1) + "\n"
+
+
+def without_nan(value: Any) -> Any:
+    """A copy with None for each NaN."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def write_bytes(path: Path | str, content: bytes) -> int:

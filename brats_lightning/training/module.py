@@ -19,8 +19,8 @@ from brats_lightning.inference.ensemble import CHECKPOINT_FORMAT, transfer
 from brats_lightning.inference.postprocessing import Postprocessing
 from brats_lightning.inference.windows import SlidingWindow
 from brats_lightning.losses import DeepSupervision
-from brats_lightning.metrics.official import headline_names, headline_scores, score_case
-from brats_lightning.metrics.voxel import CaseScores, confusion_matrix, voxel_scores
+from brats_lightning.metrics.official import headline_names
+from brats_lightning.metrics.voxel import CaseScores, confusion_matrix, score_masks, voxel_scores
 from brats_lightning.runtime import signals
 from brats_lightning.runtime.collective import mean_over_processes, sum_over_processes
 from brats_lightning.runtime.device import on_host
@@ -147,11 +147,7 @@ class Segmentation(pl.LightningModule):
             transform = case.brain
         labels = self.postprocessing(probabilities, transform.spacing, self.scheme)
         reference, prediction = case.reference(), transform.restore(labels)
-        pair = torch.from_numpy(reference), torch.from_numpy(prediction)
-        scores = voxel_scores(confusion_matrix(*pair, self.scheme.num_classes), self.scheme)
-        for protocol in self.protocols:
-            official = score_case(reference, prediction, transform.original.zooms, self.scheme, protocol)
-            scores |= headline_scores(official, self.scheme, protocol)
+        scores = score_masks(reference, prediction, transform.original.zooms, self.scheme, self.protocols)
         scores |= {_loss_name(part): value.item() for part, value in parts.items()}
         self.case_scores[self._stage].update(case.id, scores)
         return {"labels": decided, "probabilities": working}

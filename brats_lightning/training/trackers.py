@@ -24,7 +24,7 @@ from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
-from brats_lightning.evaluation.report.contact_sheet import region_colour
+from brats_lightning.evaluation.report.drawing import region_colour
 from brats_lightning.runtime.files import make_folder, replace_file, write_text
 
 Layout = dict[str, dict[str, list[Any]]]  # of curves: category → title → kind and tags

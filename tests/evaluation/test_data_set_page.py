@@ -13,7 +13,6 @@ from brats_lightning.data.survey import survey
 from brats_lightning.data.suspicions import Suspicion
 from brats_lightning.evaluation.report.contact_sheet import (
     case_picture,
-    grey,
     resized,
     resized_mask,
     ring,
@@ -21,6 +20,7 @@ from brats_lightning.evaluation.report.contact_sheet import (
     slice_to_show,
 )
 from brats_lightning.evaluation.report.data_set import data_set_page, plan_lines, write_data_set
+from brats_lightning.evaluation.report.drawing import grey
 from brats_lightning.evaluation.report.wording import dimensions
 from tests.data.tiny_cases import lesions, write_case
 from tests.evaluation.evaluating import Page

@@ -1,11 +1,20 @@
 import errno
+import json
+import math
 import os
 import pickle
 import time
 
 import pytest
 
-from brats_lightning.runtime.files import UnwritableFile, remove_leftovers, replace_file, write_bytes, write_text
+from brats_lightning.runtime.files import (
+    UnwritableFile,
+    remove_leftovers,
+    replace_file,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -14,6 +23,13 @@ def test_a_file_is_replaced_whole(tmp_path):
     assert path.read_bytes() == "früh\r\n".encode()
     assert write_bytes(path, b"late") == 4
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_json_has_null_for_nan(tmp_path):
+    value = {"a": [1.5, math.nan, {"b": math.nan}], "c": "NaN"}
+    write_json(tmp_path / "a.json", value)
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1.5, None, {"b": None}], "c": "NaN"}
+    assert math.isnan(value["a"][1])
 
 
 @pytest.mark.parametrize("durable", [True, False])

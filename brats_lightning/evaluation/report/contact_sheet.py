@@ -8,28 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped, UInt8
+from jaxtyping import Bool, Float, UInt8
 from matplotlib.colors import to_rgb
 from matplotlib.image import imsave
 from scipy import ndimage
 
 from brats_lightning.core.labels import LabelScheme, in_classes
 from brats_lightning.data.cache.entry import CachedCase
+from brats_lightning.evaluation.report.drawing import grey, region_colour
 
-_REGION_COLOURS = {
-    "wt": "#35d0ff",
-    "tc": "#ffd23c",
-    "et": "#ff5c5c",
-    "rc": "#c58cff",
-}  # the outer region is drawn first
-_OTHER = "#7dff8a"  # of any other region
 TILE = (168, 144)  # (y, x) pixels at most; about 1.3 mm a pixel
 _QUALITY = {"quality": 80, "subsampling": 0}  # of JPEG; outlines keep their colours
-
-
-def region_colour(region: str) -> str:
-    """The colour of a region's outline."""
-    return _REGION_COLOURS.get(region, _OTHER)
 
 
 @dataclass(frozen=True)
@@ -81,14 +70,6 @@ def slice_to_show(case: CachedCase) -> tuple[int, float | None]:
 def ring(mask: Bool[np.ndarray, "y x"]) -> Bool[np.ndarray, "y x"]:
     """The pixels around a mask: an outline that leaves the smallest lesion visible."""
     return ndimage.binary_dilation(mask) & ~mask
-
-
-def grey(image: Shaped[np.ndarray, "y x"]) -> Float[np.ndarray, "y x"]:
-    """Intensities scaled to 0 … 1 from the 1st to the 99.5th percentile of the non-zero pixels."""
-    values = np.nan_to_num(image.astype(np.float64))
-    inside = values[values != 0]
-    low, high = np.percentile(inside, (1, 99.5)) if len(inside) else (0.0, 1.0)
-    return np.where(values == 0, 0.0, np.clip((values - low) / max(high - low, 1e-6), 0, 1))
 
 
 def resized(image: Float[np.ndarray, "y x"], size: Sequence[int]) -> Float[np.ndarray, "h w"]:

@@ -6,10 +6,10 @@ from typing import Any
 
 from brats_lightning.data.overview import Overview
 from brats_lightning.evaluation.report import data_figures
-from brats_lightning.evaluation.report.contact_sheet import case_picture, region_colour, sampled
+from brats_lightning.evaluation.report.contact_sheet import case_picture, sampled
+from brats_lightning.evaluation.report.drawing import region_colour
 from brats_lightning.evaluation.report.pages import environment
-from brats_lightning.evaluation.results import json_text
-from brats_lightning.runtime.files import make_folder, write_text
+from brats_lightning.runtime.files import make_folder, write_json, write_text
 
 
 def write_data_set(
@@ -26,7 +26,7 @@ def write_data_set(
     """
     make_folder(folder)
     report = overview.report(description) | ({"plan": plan} if plan else {})
-    write_text(folder / "report.json", json_text(report))
+    write_json(folder / "report.json", report)
     write_text(folder / "report.html", data_set_page(overview, description, pictures, plan))
     return report
 

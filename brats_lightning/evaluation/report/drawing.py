@@ -1,4 +1,7 @@
-"""Drawing for the pages: figures as inline SVG, with the fonts and colours of the page, and as files for a paper."""
+"""Drawing for the pages: figures as inline SVG, with the fonts and colours of the page, and as files for a paper.
+
+Also how slices of scans look: their grey levels, and the colours of the regions.
+"""
 
 import io
 import logging
@@ -9,11 +12,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
+from jaxtyping import Float, Shaped
 from markupsafe import Markup, escape
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+_REGION_COLOURS = {
+    "wt": "#35d0ff",
+    "tc": "#ffd23c",
+    "et": "#ff5c5c",
+    "rc": "#c58cff",
+}  # the outer region is drawn first
+_OTHER = "#7dff8a"  # of any other region
 logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of each table of a font that a PDF does not need
 
 
@@ -77,6 +89,19 @@ class Chart:
             FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Title": self.title})
             FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None, "Title": self.title})
         return {"svg": svg.getvalue(), "pdf": pdf.getvalue()}
+
+
+def region_colour(region: str) -> str:
+    """The colour of a region's outline."""
+    return _REGION_COLOURS.get(region, _OTHER)
+
+
+def grey(image: Shaped[np.ndarray, "y x"]) -> Float[np.ndarray, "y x"]:
+    """Intensities scaled to 0 … 1 from the 1st to the 99.5th percentile of the non-zero pixels."""
+    values = np.nan_to_num(image.astype(np.float64))
+    inside = values[values != 0]
+    low, high = np.percentile(inside, (1, 99.5)) if len(inside) else (0.0, 1.0)
+    return np.where(values == 0, 0.0, np.clip((values - low) / max(high - low, 1e-6), 0, 1))
 
 
 @contextmanager
