@@ -207,7 +207,7 @@ def overrides_in_text():
             words = shlex.split(code.replace('"', "")) if code.count("'") % 2 == 0 else []
             for word in words if all(re.match(r"[\w./]+=\S", word) for word in words) else []:
                 found.setdefault(word, set()).add(identifier(page))
-    examples = {"key=value", "group=choice", "OMP_NUM_THREADS=1"}
+    examples = {"key=value", "group=choice", "OMP_NUM_THREADS=1", "DEVICE=cpu", "BRATS_DEVICE=cpu"}
     return {word: pages for word, pages in found.items() if word not in examples}
 
 

@@ -1,4 +1,4 @@
-"""A GPU computes what the CPU computes. Without one these tests skip; BRATS_DEVICE=cpu runs them on the CPU all the same."""
+"""A GPU computes what the CPU computes. Without one these tests skip; with BRATS_DEVICE=cpu they run on the CPU."""
 
 import copy
 import gc

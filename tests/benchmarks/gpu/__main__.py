@@ -2,15 +2,18 @@
 
 Each part runs in a process of its own, for as long as its share of the time allows; a row counts as soon as it is
 measured. What was left out is said. With ``--device cpu`` all of it runs at a small size, so that nothing is tried for
-the first time on a GPU. The table lies in <output>/table.md. The exit code is 1 if a part failed or a value is too large.
+the first time on a GPU. The table lies in <output>/<device>/table.md. The exit code is 1 if a part failed or a value is
+too large.
 """
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -28,7 +31,7 @@ class Part:
 
     Attributes:
         title: heading of its table.
-        share: of the time that it may take: seconds on a GPU.
+        share: of the time: it may take what is left, in proportion to the shares of the parts still to come.
         function: ``module.name`` beside this file, called with the size, the rows and a folder; empty for the tests.
     """
 
@@ -40,6 +43,7 @@ class Part:
 PARTS = {
     "tests": Part("Tests marked `gpu`", 90),
     "agreement": Part("CPU and device: largest difference", 60, "agreement.compare"),
+    "phantoms": Part("Phantoms", 60, "training.prepare"),
     "steps": Part("A step of the networks alone: forward, backward, AdamW; bf16", 90, "networks.steps"),
     "trainer": Part("A step of the trainer with its feed", 90, "training.steps"),
     "feed": Part("Feed", 60, "training.feed"),
@@ -71,7 +75,10 @@ def main() -> None:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("torch finds no GPU; --device cpu checks at a small size that everything runs")
     end = time.monotonic() + total
-    remarks = {name: _run(name, arguments.device, total, end, output) for name in chosen}
+    remarks = {}
+    for place, name in enumerate(chosen):
+        share = PARTS[name].share / sum(PARTS[later].share for later in chosen[place:])
+        remarks[name] = _run(name, arguments.device, share * (end - time.monotonic()), output)
     table, failed = report(arguments.device, {name: Rows(output / f"{name}.jsonl") for name in chosen}, remarks)
     (output / "table.md").write_text(table)
     print(table)
@@ -80,11 +87,10 @@ def main() -> None:
         raise SystemExit(f"failed: {', '.join(failed)}")
 
 
-def _run(name: str, device: str, total: float, end: float, output: Path) -> str:
-    """Run a part in its own process; a remark on how it ended, empty if well."""
+def _run(name: str, device: str, limit: float, output: Path) -> str:
+    """Run a part in its own process, for some seconds; a remark on how it ended, empty if well."""
     rows, log = output / f"{name}.jsonl", output / f"{name}.log"
     rows.unlink(missing_ok=True)
-    limit = min(total * PARTS[name].share / sum(part.share for part in PARTS.values()), end - time.monotonic())
     if limit < LEAST:
         return "left out: no time was left"
     print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
@@ -92,7 +98,7 @@ def _run(name: str, device: str, total: float, end: float, output: Path) -> str:
         command = [sys.executable, "-m", "tests.benchmarks.gpu", name, "--here", "--device", device]
         command += ["--output", str(output.parent)]
     else:
-        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-rs", "-p", "no:cacheprovider", "tests"]
+        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-rs", "-p", "no:cacheprovider", "tests/test_gpu.py"]
     with log.open("w") as file:
         process = subprocess.Popen(
             command,
@@ -125,9 +131,6 @@ def _environment(device: str) -> dict[str, str]:
 
 def _end(process: subprocess.Popen) -> None:
     """With its own processes, which form a group."""
-    import signal
-    from contextlib import suppress
-
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -91,9 +91,8 @@ def volumes(size: Size, rows: Rows, scratch: Path) -> None:
 
         return sliding_window_inference(image[None], window.window, size.batch, logits, 0.5, mode="gaussian")[0]
 
-    _measured(
-        rows, "experiment=mets, windows by MONAI", lambda: _volume(contenders(size)["experiment=mets"], size, monai)
-    )
+    mets = contenders(size)[f"experiment={OURS[0]}"]
+    _measured(rows, f"experiment={OURS[0]}, windows by MONAI", lambda: _volume(mets, size, monai))
 
 
 def _volume(
