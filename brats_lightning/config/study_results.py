@@ -1,6 +1,7 @@
 """What came of a study's held-out cases: as predicted, and with post-processing chosen for each fold on the others."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -141,7 +142,13 @@ class HeldOutCases:
         before = json.loads(file.read_text()) if file.is_file() else {}
         known = before["scores"] if {name: before.get(name) for name in key} == key else {}
         made = {case.id: case.made_by(rules[0], Fusion("mean")) for case in cases}
-        found = {case: known[case][1] for case, by in made.items() if case in known and known[case][0] == by}
+        found = {
+            case: [
+                {name: math.nan if value is None else value for name, value in each.items()} for each in known[case][1]
+            ]
+            for case, by in made.items()
+            if case in known and known[case][0] == by
+        }
         masks = {case.id: case.mask for case in self.cases}
         tolerance = self.cfg.data.affine_tolerance
         jobs = {
