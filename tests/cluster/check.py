@@ -110,7 +110,7 @@ def check_jobs(sweep: Sweep, jobs: int, restarts: dict[int, int]) -> None:
     with (sweep.folder / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == jobs, rows
-    assert not [row for row in rows if row.get("failed")], rows
+    assert not [row for row in rows if row.get("outcome")], rows
     runs = [next(sweep.folder.glob(f"{job}_*")) for job in range(jobs)]
     expected, scores = curve(runs[0]), json.loads((runs[0] / "metrics.json").read_text())
     assert [step for step, _ in expected] == sorted({step for step, _ in expected}), "job 0: not one curve"
@@ -152,7 +152,7 @@ def time_limit(folder: Path, environment: dict[str, str]) -> str:
     with Sweep(folder, environment, "trainer=ddp_cpu", "trainer.max_steps=1000000", *limits) as sweep:
         seconds = sweep.ended(1)
     (row,) = csv.DictReader((folder / "sweep.csv").open())
-    assert "hydra.launcher.max_num_timeout" in row["failed"], row
+    assert "hydra.launcher.max_num_timeout" in row["outcome"], row
     saved = [int(step) for step in re.findall(r"stopped at step \d+; step (\d+) is saved", sweep.log(0))]
     resumed = [int(step) for step in re.findall(r"resuming at step (\d+)", sweep.log(0))]
     assert len(saved) == 2, f"stopped at {saved}"
@@ -235,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name in chosen.checks.split(","):
                 try:
                     print("passed:", CHECKS[name](folder / name, environment), flush=True)
-                except (AssertionError, OSError, subprocess.SubprocessError, StopIteration) as error:
+                except (AssertionError, LookupError, OSError, subprocess.SubprocessError, StopIteration) as error:
                     failed += 1
                     print(f"FAILED: {name}: {error!r}", flush=True)
         print(f"{failed or 'none'} of {len(chosen.checks.split(','))} failed, in {time.monotonic() - began:.0f} s")
