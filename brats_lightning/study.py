@@ -73,7 +73,7 @@ def _announce(asked: "Study", configs: Mapping[str, DictConfig], cases: Sequence
         with suppress(UnreadableFile):  # which is reported when the cache is filled
             shapes.append(read_header(next(iter(case.images.values()))).grid.shape[::-1])
     held_out = shapes[:: asked.folds]
-    here = "slurm" not in str(HydraConfig.get().runtime.choices.get("launcher"))
+    here = not _by_slurm()
     rows, hours, written = [], 0.0, 0
     for arm, config in configs.items():
         each = estimate(config, here, len(cases) - len(held_out), held_out)
@@ -89,9 +89,15 @@ def _announce(asked: "Study", configs: Mapping[str, DictConfig], cases: Sequence
     return {"jobs": [str(job) for job in asked.jobs], "hours": hours, "bytes": written}
 
 
+def _by_slurm() -> bool:
+    return "slurm" in str(HydraConfig.get().runtime.choices.get("hydra/launcher"))
+
+
 def _hours(hours: float | None) -> str:
     if hours is None or math.isnan(hours):
         return "an unknown time"
+    if hours < 1 / 60:
+        return "less than a minute" if hours else "no time"
     return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"
 
 
@@ -152,7 +158,10 @@ def _predict(asked: "Study", configs: Mapping[str, DictConfig]) -> None:
     trained = [job for job in asked.jobs if job.trained]
     if left := [job for job in trained if not job.predicted.is_file()]:
         shown = _Progress("prediction", trained, lambda job: "finished" if job.predicted.is_file() else None)
-        run_jobs("predict", asked.flags, [job.prediction(configs[job.arm]) for job in left], asked.folder, shown)
+        # A job of SLURM requests what its trainer needs, and `predict` has none.
+        cpus = all(cfg.trainer.accelerator == "cpu" for cfg in configs.values())
+        flags = [*asked.flags, *(["hydra.launcher.gpus_per_node=null"] if _by_slurm() and cpus else [])]
+        run_jobs("predict", flags, [job.prediction(configs[job.arm]) for job in left], asked.folder, shown)
 
 
 def _results(asked: "Study", cfg: DictConfig, cases: Sequence["Case"]) -> dict[str, Any]:
