@@ -30,6 +30,7 @@ NETWORKS = {
     "unet with a stem": {"stem": 2, "norm": "group", "upsampling": "trilinear", "activation": "gelu", "dropout": 0.5},
     "attention_unet": {"_target_": "brats_lightning.models.AttentionUNet"},
     "resunet": {"_target_": "brats_lightning.models.ResUNet", "norm": "batch"},
+    "resenc": {"_target_": "brats_lightning.models.ResEncUNet"},
     "monai_segresnet": {"_target_": "monai.networks.nets.SegResNet"},
 }
 
