@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from brats_lightning.core.targets import Target
 from brats_lightning.data.batches import DROPOUT, PatchBatch, WholeCase
+from brats_lightning.data.probabilities import Probabilities
 from brats_lightning.inference.ensemble import CHECKPOINT_FORMAT, transfer
 from brats_lightning.inference.postprocessing import Postprocessing
 from brats_lightning.inference.windows import SlidingWindow
@@ -145,8 +146,9 @@ class Segmentation(pl.LightningModule):
         if not transform.exact:  # decoded on original voxels, as in prediction
             probabilities = transfer(probabilities, transform, case.brain)
             transform = case.brain
-        labels = self.postprocessing(probabilities, transform.spacing, self.scheme)
-        reference, prediction = case.reference(), transform.restore(labels)
+        found = Probabilities(probabilities, transform).rounded()  # as `predict` does, whose masks are then the same
+        labels = self.postprocessing(found.values, found.transform.spacing, self.scheme)
+        reference, prediction = case.reference(), found.transform.restore(labels)
         scores = score_masks(reference, prediction, transform.original.zooms, self.scheme, self.protocols)
         scores |= {_loss_name(part): value.item() for part, value in parts.items()}
         self.case_scores[self._stage].update(case.id, scores)
