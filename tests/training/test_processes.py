@@ -192,7 +192,7 @@ def test_two_processes_train_like_one(tmp_path, shared_outputs, split_file, comp
         ),
         *(f"paths.cache_dir={shared_outputs}/cache", f"paths.phantom_dir={shared_outputs}/phantoms"),
     ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=540)
     assert done.returncode == 0, done.stdout + done.stderr
     together = dict(zip(names, sorted(tmp_path.glob("two/*_*")), strict=True))
     for name in names:
