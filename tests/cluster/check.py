@@ -13,6 +13,7 @@ import csv
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -148,14 +149,25 @@ def preempted_ddp(folder: Path, environment: dict[str, str]) -> str:
 
 def time_limit(folder: Path, environment: dict[str, str]) -> str:
     """A job of two processes without an end, which may come back once from its time limit, and then has failed."""
-    limits = ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=1", "hydra.launcher.max_num_timeout=1"]
+    # To submitit, a job of ten minutes is at its limit whenever it is told of its end.
+    limits = ["hydra.launcher.timeout_min=10", "hydra.launcher.signal_delay_s=60", "hydra.launcher.max_num_timeout=1"]
+    saved: list[int] = []  # the steps at which it was stopped
     with Sweep(folder, environment, "trainer=ddp_cpu", "trainer.max_steps=1000000", *limits) as sweep:
+        for stop in (1, 2):
+            sweep.wait_for(0, sum(saved) + 50)
+            number, used = sweep.slurm("squeue", "-h", "-t", "running", "-o", "%A %M").split()
+            minutes = int(used.split(":")[0]) + 2  # the signal comes within a minute, however long the start took
+            sweep.slurm("scontrol", "update", f"JobId={number}", f"TimeLimit={minutes}")
+            while len(saved) < stop:
+                time.sleep(1)
+                saved = [int(step) for step in re.findall(r"stopped at step \d+; step (\d+) is saved", sweep.log(0))]
+                assert time.monotonic() - sweep.began < SECONDS, "the time limit does not come"
+            if stop == 1:
+                sweep.slurm("scontrol", "update", f"JobId={number}", "TimeLimit=10")
         seconds = sweep.ended(1)
     (row,) = csv.DictReader((folder / "sweep.csv").open())
     assert "hydra.launcher.max_num_timeout" in row["outcome"], row
-    saved = [int(step) for step in re.findall(r"stopped at step \d+; step (\d+) is saved", sweep.log(0))]
     resumed = [int(step) for step in re.findall(r"resuming at step (\d+)", sweep.log(0))]
-    assert len(saved) == 2, f"stopped at {saved}"
     assert resumed == saved[:1], f"stopped at {saved}, resumed at {resumed}"
     steps = [step for step, _ in curve(next(folder.glob("0_*")))]
     assert steps == list(range(saved[1])), "not one curve"
@@ -227,6 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if why := slurm.lacking() or machines.lacking():
         raise SystemExit(f"slurm-check cannot run here: {why}")
     os.environ |= {"OMP_NUM_THREADS": "1"}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the daemons are stopped, too
     with tempfile.TemporaryDirectory() as temporary:
         folder = (chosen.folder or Path(temporary) / "runs").absolute()
         folder.mkdir(parents=True, exist_ok=True)
