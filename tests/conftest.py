@@ -43,7 +43,7 @@ def composed(tmp_path: Path, shared_outputs: Path) -> Compose:
     def make(*overrides: str, name: str = "train", run: str = "run", plain: bool = False) -> DictConfig:
         register_resolvers()
         paths = [f"paths.outputs={tmp_path}", f"paths.cache_dir={shared_outputs}/cache"]
-        paths = [] if name in ("evaluate", "submission", "export") else paths
+        paths = [] if name in ("evaluate", "submission", "export", "package") else paths
         if name == "train":
             paths += ["trainer=cpu", "seed=0"] + ([] if plain else TINY)
         if name in ("train", "preprocess", "plan") and not any(override.startswith("data=") for override in overrides):

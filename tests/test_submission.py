@@ -1,4 +1,6 @@
 import gzip
+import os
+import zipfile
 from pathlib import Path
 
 import nibabel as nib
@@ -8,9 +10,12 @@ import pytest
 from brats_lightning.core.labels import IGNORE
 from brats_lightning.data.cases import CaseError
 from brats_lightning.data.layouts.brats import find_inputs
-from brats_lightning.submission import check_submission, main, submission
+from brats_lightning.inference.submission import check_submission
+from brats_lightning.submission import main, submission
 from tests.data.tiny_cases import LPS, RAS, SHAPE, save, write_case
 
+FEW = np.zeros(SHAPE, np.uint8)  # voxels that are labelled
+FEW[4, 4, 4:7] = 1
 CASES = ("BraTS-MET-00001-000", "BraTS-MET-00001-001", "BraTS-MET-00002-000")
 
 
@@ -42,7 +47,7 @@ def faults(folders, labels=(1, 2, 3)):
 
 def test_a_faultless_submission(folders, check, capsys):
     assert faults(folders) == []
-    assert check(*folders) == {"masks": 3}
+    assert check(*folders) == {"masks": 3, "bytes": 0}
     assert "3 masks, no problem found" in capsys.readouterr().out
     check(folders[0])
     assert "not compared" in capsys.readouterr().out
@@ -88,9 +93,9 @@ def test_every_fault_is_found_at_once(folders, check):
 @pytest.mark.parametrize(
     ("array", "affine", "message"),
     [
-        (np.full(SHAPE, 3, np.int16), LPS, "voxels of type int16"),
-        (np.full(SHAPE, 3, np.float32), LPS, "voxels of type float32"),
-        (np.full(SHAPE, 4, np.uint8), LPS, "label 4"),
+        (FEW.astype(np.int16), LPS, "voxels of type int16"),
+        (FEW.astype(np.float32), LPS, "voxels of type float32"),
+        (4 * FEW, LPS, "label 4"),
         (np.zeros((3, 4, 5), np.uint8), LPS, r"shape (3, 4, 5)"),
         (np.zeros(SHAPE, np.uint8), RAS, "lies 34.1 mm off t1n"),
         (np.zeros(SHAPE, np.uint8), LPS + np.eye(4)[:, [3, 0, 1, 2]] * 0, None),
@@ -112,22 +117,66 @@ def test_an_origin_that_is_off_by_a_little(folders):
 
 
 def test_scaled_labels(folders):
-    image = nib.Nifti1Image(np.ones(SHAPE, np.uint8), LPS)
+    image = nib.Nifti1Image(FEW, LPS)
     image.header.set_slope_inter(2, 0)
     (folders[0] / f"{CASES[1]}.nii.gz").write_bytes(gzip.compress(image.to_bytes()))
     assert [found for *_, found in faults(folders)] == ["voxels of type uint8, scaled by 2 and 0"]
 
 
 def test_a_resection_cavity_must_be_allowed(folders, check):
-    save(folders[0] / f"{CASES[1]}.nii.gz", np.full(SHAPE, 4, np.uint8))
+    save(folders[0] / f"{CASES[1]}.nii.gz", 4 * FEW)
     with pytest.raises(CaseError, match=r"label 4.*labels=\[…\] allows others"):
         check(folders[0])
-    assert check(folders[0], None, "labels=[1,2,3,4]") == {"masks": 3}
+    assert check(folders[0], None, "labels=[1,2,3,4]") == {"masks": 3, "bytes": 0}
 
 
 def test_an_input_that_cannot_be_read(folders):
     (folders[1] / CASES[0] / f"{CASES[0]}-t1n.nii.gz").write_bytes(b"nothing")
     assert faults(folders) == [("00001-000", f"{CASES[0]}.nii.gz", "its t1n cannot be read")]
+
+
+def test_more_than_a_brain_can_hold(folders, check):
+    box = np.zeros(SHAPE, np.uint8)
+    box[2:10, 2:12, 2:8] = 1  # where the scans are not 0: 480 voxels, of which 120 are a quarter
+    mask = np.where(np.cumsum(box).reshape(SHAPE) <= 120, box, 0).astype(np.uint8)
+    save(folders[0] / f"{CASES[1]}.nii.gz", mask)
+    assert faults(folders) == []
+    mask[9, 11, 7] = 2
+    save(folders[0] / f"{CASES[1]}.nii.gz", mask)
+    found = "25% of the box around the brain is labelled: label 1 25%, label 2 0%"
+    assert faults(folders) == [("00001-001", f"{CASES[1]}.nii.gz", found)]
+    assert check(*folders, "max_share=0.26")["masks"] == 3
+    assert check(folders[0])["masks"] == 3  # 121 of 1680 voxels
+    with pytest.raises(CaseError, match="7% of the volume"):
+        check(folders[0], None, "max_share=0.07")
+    with pytest.raises(ValueError, match="max_share must be above 0"):
+        check(folders[0], None, "max_share=0")
+
+
+def test_the_archive_is_flat_and_the_same_every_time(folders, check, tmp_path):
+    archive = tmp_path / "new/masks.zip"
+    assert check(*folders, f"zip={archive}") == {"masks": 3, "bytes": archive.stat().st_size}
+    before = archive.read_bytes()
+    with zipfile.ZipFile(archive) as opened:
+        assert opened.namelist() == [f"{case}.nii.gz" for case in CASES]
+        assert opened.testzip() is None
+        assert opened.read(f"{CASES[1]}.nii.gz") == (folders[0] / f"{CASES[1]}.nii.gz").read_bytes()
+        assert {oct(entry.external_attr >> 16) for entry in opened.infolist()} == {"0o100644"}
+    for file in folders[0].iterdir():
+        os.utime(file, (1e9, 1e9))
+    check(*folders, f"zip={archive}")
+    assert archive.read_bytes() == before
+    assert [path.name for path in archive.parent.iterdir()] == ["masks.zip"]
+
+
+def test_nothing_is_packed_that_would_be_refused(folders, check, tmp_path):
+    (folders[0] / "notes.txt").touch()
+    with pytest.raises(CaseError, match=r"notes\.txt"):
+        check(*folders, f"zip={tmp_path}/a.zip")
+    assert not (tmp_path / "a.zip").exists()
+    for name, message in ((f"{tmp_path}/a.tar", r"named ….zip"), (folders[0] / "a.zip", "which holds masks only")):
+        with pytest.raises(ValueError, match=message):
+            check(*folders, f"zip={name}")
 
 
 def test_folders_that_are_not_there(folders, check, tmp_path):
