@@ -72,7 +72,9 @@ def check_submission(
     return problems + [Problem(n, "-", "missing", f"a mask {case.id}.nii.gz", remedy) for n, case in missing.items()]
 
 
-def mask_faults(path: Path, labels: Sequence[int], case: Case | None, max_share: float | int = MAX_SHARE) -> Iterator[Fault]:
+def mask_faults(
+    path: Path, labels: Sequence[int], case: Case | None, max_share: float | int = MAX_SHARE
+) -> Iterator[Fault]:
     """What is wrong with the file of a mask, whatever its name; see `check_submission`."""
     try:
         volume, header = read_volume(path), read_header(path)
@@ -104,7 +106,7 @@ def mask_faults(path: Path, labels: Sequence[int], case: Case | None, max_share:
         yield from _large_share(volume, image.values.size, "the box around the brain", max_share)
 
 
-def _large_share(mask: Volume, voxels: int, of: str, most: float) -> Iterator[Fault]:
+def _large_share(mask: Volume, voxels: int, of: str, most: float | int) -> Iterator[Fault]:
     """The fault that more than a fraction of so many voxels is labelled."""
     values, counts = np.unique(mask.values[mask.values != 0], return_counts=True)
     if counts.sum() > most * voxels:
