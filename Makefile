@@ -2,10 +2,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: help setup train test coverage lint format oracle parity slurm-check bench gpu-check docs tensorboard wheel clean
+.PHONY: help setup train test coverage lint format oracle parity slurm-check container-check bench gpu-check docs tensorboard wheel clean
 
 help: ## list these targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 # The stamp is newer than pyproject.toml as long as the environment fits it.
 $(VENV)/installed: pyproject.toml
@@ -41,6 +41,9 @@ oracle: setup ## compare the brats2026 scores with the official program, in a se
 
 slurm-check: setup ## pre-empt jobs of a real SLURM, and pull the cable of a machine; on Debian, as root
 	$(BIN)/python -m tests.cluster.check
+
+container-check: setup ## build the image of a package and run it under the challenge's limits; on Debian, as root
+	$(BIN)/python -m tests.container.check $(CONTAINER)
 
 # The other packages install torchvision, which is not needed here and whose wheel does not load with a CPU build of torch.
 .venv-bench/installed: pyproject.toml
