@@ -89,7 +89,7 @@ class HeldOutCases:
         if evaluation.left_out:
             raise CaseError(evaluation.left_out)
         evaluation = score_pairs(evaluation, self.pool)
-        write_results([evaluation], folder / report, ReportSettings(self.cfg.resamples, 0), self.pool)
+        write_results([evaluation], folder / report, ReportSettings(self.cfg.resamples, 0, printed=False), self.pool)
         ids = {case.mask: case.id for case in self.cases}
         scored = list(zip(evaluation.pairs, evaluation.cases, strict=True))
         return {

@@ -44,6 +44,7 @@ class ReportSettings:
         pictures: of how many cases; None is what `REPORTS` has.
         figures: folder for the figures as files; None writes none.
         chosen: how the cases were selected, for the summary's settings.
+        printed: whether each method's scores are shown on the terminal, too.
     """
 
     resamples: int
@@ -52,6 +53,7 @@ class ReportSettings:
     pictures: int | None = None
     figures: Path | None = None
     chosen: Mapping[str, str] = field(default_factory=dict)
+    printed: bool = True
 
 
 def write_results(
@@ -74,7 +76,8 @@ def write_results(
         result["settings"] |= settings.chosen
         tables = {}
         for protocol in evaluation.scoring.protocols:
-            show(terminal_table(evaluation.name, result, protocol))
+            if settings.printed:
+                show(terminal_table(evaluation.name, result, protocol))
             tables[protocol] = scores_csv({case.case: case.official[protocol] for case in evaluation.cases})
         files = {f"scores_{protocol}.csv": text for protocol, text in tables.items()} if len(tables) > 1 else {}
         files["scores.csv"] = next(iter(tables.values()))
