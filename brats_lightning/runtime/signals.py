@@ -76,7 +76,11 @@ def check() -> None:
 
 
 def take_notices_once() -> None:
-    """Let whoever handles SLURM's notices do so once: a second signal would interrupt submitit while it requeues."""
+    """Let whoever handles SLURM's notices do so once, and without being interrupted.
+
+    SLURM may repeat the notice while submitit requeues the job, and then ends all processes of the job by SIGTERM, also
+    the command that asks for it and has not come back yet; submitit would take that for a failure.
+    """
     if threading.current_thread() is threading.main_thread():
         for signum in _NOTICES:
             if callable(handler := signal.getsignal(signum)):
@@ -84,7 +88,8 @@ def take_notices_once() -> None:
 
 
 def _once(handler: Callable[[int, FrameType | None], Any], signum: int, frame: FrameType | None) -> None:
-    signal.signal(signum, signal.SIG_IGN)
+    for ignored in (signum, signal.SIGTERM):  # by commands that the handler runs as well
+        signal.signal(ignored, signal.SIG_IGN)
     handler(signum, frame)
 
 

@@ -69,22 +69,25 @@ def test_slurms_notice_outweighs_another_signal(monkeypatch):
         assert signals.received() == signal.SIGUSR2
 
 
-def test_a_second_notice_does_not_interrupt_the_handler_of_the_first():
+def test_nothing_interrupts_the_handler_of_a_notice_or_its_command():
     told = []
 
     def requeue(signum, frame):
         told.append("begins")
         send(signum)
-        told.append("ends")
+        send(signal.SIGTERM)
+        told.append(subprocess.run(["sh", "-c", "kill -TERM $$; echo done"], capture_output=True, text=True).stdout)
 
-    before = signal.signal(signal.SIGUSR2, requeue)
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGUSR2)}
+    signal.signal(signal.SIGUSR2, requeue)
     try:
         signals.take_notices_once()
         send(signal.SIGUSR2)
         send(signal.SIGUSR2)
     finally:
-        signal.signal(signal.SIGUSR2, before)
-    assert told == ["begins", "ends"]
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    assert told == ["begins", "done\n"]
 
 
 def test_only_a_notice_is_passed_on_and_only_to_a_handler(monkeypatch):
