@@ -4,16 +4,13 @@ import logging
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.config.build import build_part
 from brats_lightning.config.entry_point import entry_point
 from brats_lightning.runtime.files import make_folder
-
-if TYPE_CHECKING:
-    from brats_lightning.inference.ensemble import Ensemble
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +29,19 @@ def package(cfg: DictConfig) -> dict[str, Any]:
         CheckpointError: a checkpoint that cannot be used.
         WheelError: wheels that are not there, or that pip cannot get.
         CaseError: the dry run left cases without a mask, or with a faulty one; the package stays.
-        ValueError: the output is not empty, or the dry run ended early.
+        ValueError: settings that cannot be, an output that is not empty, or a dry run that ended early.
     """
     from brats_lightning.config.checkpoint import load_ensemble
-    from brats_lightning.config.packaging import write_package
+    from brats_lightning.config.packaging import foreign_modules, write_package
     from brats_lightning.config.postprocessing import trained_postprocessing
+    from brats_lightning.runtime.memory import as_bytes
 
-    output = Path(cfg.output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"output: {output} is not empty; choose another folder, or remove it")
+    output, memory = Path(cfg.output), as_bytes("memory", cfg.memory)
+    for name, folder in (("output", output), ("masks", None if cfg.masks is None else Path(cfg.masks))):
+        if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"{name}: {folder} is not empty; choose another folder, or remove it")
+    if cfg.cases < 1:
+        raise ValueError(f"cases must be 1 or more, got {cfg.cases}")
     chosen = build_part("postprocessing", cfg.get("postprocessing"))
     looked_at: Any = OmegaConf.merge(cfg, {"device": "cpu", "precision": 32})  # whatever the image runs on
     ensemble = load_ensemble(looked_at)
@@ -51,35 +52,30 @@ def package(cfg: DictConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=make_folder(output.parent)) as scratch:
         folder = make_folder(Path(scratch) / "package")
         write_package(cfg, folder, ensemble, rules)
-        _add_wheels(cfg, make_folder(folder / "wheels"), ensemble)
+        _add_wheels(cfg, make_folder(folder / "wheels"), foreign_modules(ensemble, rules))
         folder.replace(output)
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     log.info("%s: %.1f MB; build it with: docker build -t NAME %s", output, size / 1e6, output)
     result = {"folder": str(output), "bytes": size}
-    return result if cfg.dry_run is None else result | _tried(cfg, output, ensemble)
+    return result if cfg.dry_run is None else result | _tried(cfg, output, ensemble.scheme.num_classes, memory)
 
 
-def _add_wheels(cfg: DictConfig, folder: Path, ensemble: "Ensemble") -> None:
-    from brats_lightning.config.packaging import foreign_modules
+def _add_wheels(cfg: DictConfig, folder: Path, modules: list[str]) -> None:
     from brats_lightning.runtime.wheels import copy_wheels, distributions, fetch_wheels
 
     if cfg.wheels is not None:
         copy_wheels(Path(cfg.wheels), folder)
         return
     log.info("pip collects the wheels")
-    fetch_wheels(folder, cfg.torch, cfg.packages or distributions(foreign_modules(ensemble)), cfg.index)
+    fetch_wheels(folder, cfg.torch, cfg.packages or distributions(modules), cfg.index)
 
 
-def _tried(cfg: DictConfig, folder: Path, ensemble: "Ensemble") -> dict[str, Any]:
+def _tried(cfg: DictConfig, folder: Path, classes: int, memory: int) -> dict[str, Any]:
     from brats_lightning.inference.dry_run import dry_run
-    from brats_lightning.runtime.memory import as_bytes
 
-    if cfg.cases < 1:
-        raise ValueError(f"cases must be 1 or more, got {cfg.cases}")
-    labels = list(range(1, ensemble.scheme.num_classes))
     with tempfile.TemporaryDirectory() as scratch:
         masks = Path(scratch) / "masks" if cfg.masks is None else make_folder(cfg.masks)
-        found = dry_run(folder, Path(cfg.dry_run), masks, labels, cfg.cases, as_bytes("memory", cfg.memory))
+        found = dry_run(folder, Path(cfg.dry_run), masks, range(1, classes), cfg.cases, memory)
     seconds = found.outcome.seconds
     log.info(
         "dry run with %s: %d cases, %.1f s each, at most %.1f GiB in memory; %d cases would take %.1f hours here",

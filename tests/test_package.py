@@ -237,6 +237,13 @@ def test_a_package_is_whole_or_not_there(pack, fake_wheels, tmp_path):
     (tmp_path / "full/file").touch()
     with pytest.raises(ValueError, match="full is not empty"):
         pack(output=tmp_path / "full")
+    for wrong, message in (
+        (f"masks={tmp_path}/full", "masks: .*full is not empty"),
+        ("cases=0", "cases must be 1 or more, got 0"),
+        ("memory=much", "memory must be a size"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pack(wrong)
     (fake_wheels / "brats_lightning-0.1.0-py3-none-any.whl").rename(fake_wheels / "other-1-py3-none-any.whl")
     with pytest.raises(WheelError, match=r"there is no brats_lightning-….whl in .*pip wheel --wheel-dir"):
         pack()

@@ -93,9 +93,10 @@ def write_package(cfg: DictConfig, folder: Path, ensemble: Ensemble, rules: Post
     write_text(folder / "apptainer.def", text)
 
 
-def foreign_modules(ensemble: Ensemble) -> list[str]:
-    """The modules, besides this program and PyTorch, from which checkpoints build their networks."""
-    targets = {target for model in ensemble.models for target in _targets(model.config["model"])}
+def foreign_modules(ensemble: Ensemble, rules: Postprocessing) -> list[str]:
+    """The modules, besides this program and PyTorch, that networks and steps of post-processing come from."""
+    configs = [*(model.config["model"] for model in ensemble.models), as_config(rules)]
+    targets = {target for config in configs for target in _targets(config)}
     return sorted({target.partition(".")[0] for target in targets} - {"brats_lightning", "torch"})
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ def dry_run(package: Path, inputs: Path, masks: Path, labels: Sequence[int], cas
     Args:
         package: folder that ``python -m brats_lightning.package`` has made.
         inputs: folder with a folder for each case.
-        masks: folder for the masks.
+        masks: folder for the masks, which does not exist or is empty.
         labels: that masks may have.
         cases: number of cases for which the hours are predicted.
         memory: bytes of data that each process may have.
@@ -56,16 +57,15 @@ def dry_run(package: Path, inputs: Path, masks: Path, labels: Sequence[int], cas
     prefix, limits = _limited(inputs, memory)
     if absent := {"no network", "read-only input", "memory"} - set(limits):
         log.warning("this machine does not let the dry run set these limits: %s", ", ".join(sorted(absent)))
-    summary = masks.parent / f"{masks.name}.json"
-    command = [sys.executable, "-m", "brats_lightning.inference.container", str(package)]
-    command += ["--input", str(inputs), "--output", str(masks), "--summary", str(summary)]
-    code = subprocess.run([*prefix, *command], check=False).returncode
-    if not summary.is_file():
-        raise ValueError(f"dry_run: the package ended with exit code {code}; its messages are above")
-    outcome = Outcome(**json.loads(summary.read_text()))
-    summary.unlink()
-    problems = _faults(outcome, inputs, masks, labels)
-    if problems:
+    with tempfile.TemporaryDirectory() as scratch:
+        summary = Path(scratch) / "summary.json"
+        command = [sys.executable, "-m", "brats_lightning.inference.container", str(package)]
+        command += ["--input", str(inputs), "--output", str(masks), "--summary", str(summary)]
+        code = subprocess.run([*prefix, *command], check=False).returncode
+        if not summary.is_file():
+            raise ValueError(f"dry_run: the package ended with exit code {code}; its messages are above")
+        outcome = Outcome(**json.loads(summary.read_text()))
+    if problems := _faults(outcome, inputs, masks, labels):
         raise CaseError(problems)
     seconds = sum(outcome.seconds.values())
     hours = (outcome.total - seconds + cases * seconds / len(outcome.seconds)) / 3600
