@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PROGRAMS = ("podman", "runc", "debootstrap", "unshare")
-MIRROR, RELEASE, PYTHON = "http://deb.debian.org/debian", "bookworm", (3, 11)
+RELEASE, PYTHON = "bookworm", (3, 11)
 MEMORY = "12g"
 NETWORK = [
     *("experiment=quick", "data=phantom_tiny", "trainer=cpu", "seed=0", "model.widths=[8,16,32]", "protocols=[]"),
@@ -81,7 +81,7 @@ def make_base(podman: Podman, folder: Path) -> str:
     """An image of Debian with Python, by debootstrap."""
     packages = "--include=python3,python3-venv,ca-certificates"
     subprocess.run(
-        ["debootstrap", "--variant=minbase", packages, RELEASE, folder, MIRROR], check=True, capture_output=True
+        ["debootstrap", "--variant=minbase", packages, RELEASE, folder], check=True, capture_output=True
     )
     archive = folder.with_suffix(".tar")
     subprocess.run(["tar", "-C", folder, "-cf", archive, "."], check=True)
