@@ -143,14 +143,15 @@ def _wanted(cases: Sequence["Case"], cfg: DictConfig) -> dict[str, list[Path]]:
 
 def _cases(cfg: DictConfig) -> Sequence["Case"]:
     """The cases of the config, or, with a split alone, those of the run of the first checkpoint."""
-    from brats_lightning.config.checkpoint import ensemble_members, load_model, trained_cases
+    from brats_lightning.config.checkpoint import load_model, trained_cases
+    from brats_lightning.config.ensemble_file import ensemble_members
 
     if cfg.input is not None:
         return input_cases(cfg)
     if cfg.split is None:
         raise ValueError("input=null takes the cases of the checkpoint's run; say which: split=RUN/split.json part=val")
-    first, _ = ensemble_members([cfg.ckpt] if isinstance(cfg.ckpt, str) else cfg.ckpt)[0]
-    return trained_cases(load_model(first, tuple(cfg.trust)), tuple(cfg.trust))
+    first = ensemble_members([cfg.ckpt] if isinstance(cfg.ckpt, str) else cfg.ckpt)[0]
+    return trained_cases(load_model(first.ckpt, tuple(cfg.trust)), tuple(cfg.trust))
 
 
 def _chosen(cases: Sequence["Case"], cfg: DictConfig) -> Sequence["Case"]:

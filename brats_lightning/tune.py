@@ -77,7 +77,6 @@ def _by_checkpoints(cfg: DictConfig) -> "_Scores":
     from brats_lightning.config.postprocessing import own_postprocessing
     from brats_lightning.core.labels import with_ignored
     from brats_lightning.data.cases import CaseError, check_files, examine, required, used_modalities
-    from brats_lightning.inference.ensemble import Ensemble
     from brats_lightning.inference.tuning import score_rules
     from brats_lightning.runtime.console import progress_bar
 
@@ -102,12 +101,7 @@ def _by_checkpoints(cfg: DictConfig) -> "_Scores":
                 problems += faults
             else:
                 chosen = [number for number, part in enumerate(validated) if case.id in part]
-                members = Ensemble(
-                    [models[number] for number in chosen],
-                    ensemble.device,
-                    ensemble.dtype,
-                    [ensemble.weights[number] for number in chosen],
-                )
+                members = ensemble.only(chosen)
                 found, mask = members(members.prepare(examination.images)).rounded(), examination.mask
                 assert mask is not None  # `required` has checked it
                 scores[case.id] = score_rules(found, mask, rules, scheme, cfg.protocol)

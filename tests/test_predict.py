@@ -297,6 +297,16 @@ def test_an_ensembles_file_weighs_its_members(run, tmp_path):
             "members: [{ckpt: no.ckpt}, a.ckpt, {ckpt: a.ckpt, weight: 0}, {ckpt: a.ckpt, wieght: 1}]",
             ["no checkpoint .*no.ckpt", "member 2 is 'a.ckpt'", "3, a.ckpt: weight must .* got 0", "4 is .*wieght"],
         ),
+        (
+            "members: [{ckpt: a.ckpt, regions: rc}, {ckpt: a.ckpt, regions: []}, {ckpt: a.ckpt, inference: {winow: 1}},"
+            " {ckpt: a.ckpt, inference: {overlap: 1}}]",
+            [
+                "1, a.ckpt: regions must be a list .* got 'rc'",
+                "2, a.ckpt: regions",
+                "3, .* hold window, .*winow",
+                "4, .*overlap must",
+            ],
+        ),
     ],
 )
 def test_a_file_that_is_no_ensemble(run, tmp_path, content, messages):
@@ -354,10 +364,98 @@ def test_members_see_the_case_as_each_was_trained(run, tmp_path):
 
 def test_members_of_other_classes_are_refused(run, tmp_path):
     write_case(tmp_path / "in", seg=None)
-    bright_is_et(tmp_path / "a.ckpt")
-    bright_is_et(tmp_path / "b.ckpt", labels=("netc", "snfh", "et", "rc"))
-    with pytest.raises(ValueError, match=r"b\.ckpt has the classes netc, snfh, et, rc, .*a\.ckpt netc, snfh, et;"):
-        run(ckpt=f"[{tmp_path}/a.ckpt,{tmp_path}/b.ckpt]")
+    for name in "ac":
+        bright_is_et(tmp_path / f"{name}.ckpt")
+    for name in "bd":
+        bright_is_et(tmp_path / f"{name}.ckpt", labels=("netc", "snfh", "et", "rc"))
+    other = "has the classes netc, snfh, et, rc"
+    with pytest.raises(ValueError, match=rf"b\.ckpt {other}; .*d\.ckpt {other}, .*a\.ckpt netc, snfh, et;") as error:
+        run(ckpt=f"[{','.join(f'{tmp_path}/{name}.ckpt' for name in 'abcd')}]")
+    assert "c.ckpt" not in str(error.value)
+
+
+RC = ("netc", "snfh", "et", "rc")
+
+
+def constant(path, *probabilities):
+    """A checkpoint that says these probabilities of background, NETC, SNFH, ET and RC everywhere in the brain."""
+    return voxelwise(path, [[0.0]] * 5, [float(np.log(max(p, 1e-30))) for p in probabilities], labels=RC)
+
+
+def test_regions_come_from_the_members_that_are_there_for_them(run, tmp_path):
+    write_case(tmp_path / "in", seg=None)
+    constant(tmp_path / "a.ckpt", 0.2, 0.1, 0.2, 0.3, 0.2)
+    constant(tmp_path / "b.ckpt", 0.6, 0.1, 0.1, 0.1, 0.1)
+    constant(tmp_path / "some.ckpt", 0.6, 0, 0, 0, 0.4)
+    constant(tmp_path / "much.ckpt", 0.3, 0, 0, 0, 0.7)
+
+    def values(*members):
+        listed = ", ".join(members)
+        (tmp_path / "ensemble.yaml").write_text(f"members: [{listed}]")
+        run("probabilities=true", "overwrite=true", ckpt=tmp_path / "ensemble.yaml")
+        return written_probabilities(tmp_path)[6, 6, 5]
+
+    two = "{ckpt: a.ckpt, weight: 3}", "{ckpt: b.ckpt}"
+    # WT (3 · 0.6 + 0.3) / 4, TC (3 · 0.4 + 0.2) / 4, ET (3 · 0.3 + 0.1) / 4; RC is that of one member
+    found = values(*two, "{ckpt: some.ckpt, regions: [rc], weight: 9}")
+    np.testing.assert_allclose(found, [0.075, 0.1, 0.175, 0.25, 0.4], atol=2e-5)
+    # WT 0.525 and RC 0.7 do not both fit, and become 3/7 and 4/7
+    found = values(*two, "{ckpt: much.ckpt, regions: [rc]}")
+    np.testing.assert_allclose(found, [0, 0.1, 3 / 7 - 0.35, 0.25, 4 / 7], atol=2e-5)
+    # two members for one region are averaged, and one may have several
+    roles = "{ckpt: some.ckpt, regions: [rc]}", "{ckpt: much.ckpt, weight: 2, regions: [rc]}"
+    found = values("{ckpt: b.ckpt, regions: [wt, tc, et]}", *roles)
+    np.testing.assert_allclose(found, [0.1, 0.1, 0.1, 0.1, 0.6], atol=2e-5)
+    # all for all is a plain mean
+    every = "regions: [et, tc, wt, rc]"
+    found = values(f"{{ckpt: a.ckpt, {every}}}", f"{{ckpt: b.ckpt, {every}}}")
+    np.testing.assert_allclose(found, [0.4, 0.1, 0.15, 0.2, 0.15], atol=2e-5)
+
+
+def test_roles_are_told_apart_from_none(run, tmp_path):
+    write_case(tmp_path / "in", seg=None)
+    for name, rc in (("a", 0.2), ("b", 0.4)):
+        constant(tmp_path / f"{name}.ckpt", 0.8 - rc, 0, 0, 0.2, rc)
+    file = tmp_path / "ensemble.yaml"
+    seen = set()
+    for regions in ("", ", regions: [rc]", ", regions: [et, rc]"):
+        file.write_text(f"members: [{{ckpt: a.ckpt}}, {{ckpt: b.ckpt{regions}}}]")
+        run("overwrite=true", ckpt=file)
+        seen.add(written(tmp_path).header["descrip"].item())
+    assert len(seen) == 3
+    file.write_text("members: [{ckpt: a.ckpt}, {ckpt: b.ckpt, regions: [rc, et]}]")
+    assert run(ckpt=file)["existing"]
+
+
+def test_regions_that_are_none_or_come_from_nobody(run, tmp_path):
+    write_case(tmp_path / "in", seg=None)
+    constant(tmp_path / "a.ckpt", 0.2, 0.2, 0.2, 0.2, 0.2)
+    constant(tmp_path / "b.ckpt", 0.2, 0.2, 0.2, 0.2, 0.2)
+    file = tmp_path / "ensemble.yaml"
+    file.write_text("members: [{ckpt: a.ckpt, regions: [cr]}, {ckpt: b.ckpt, regions: [et, tc]}]")
+    with pytest.raises(ValueError, match=r"(?s)a\.ckpt is for the regions cr; .* are et, tc, wt, rc.*for wt, rc: each"):
+        run(ckpt=file)
+
+
+def test_a_member_has_windows_of_its_own(run, tmp_path, monkeypatch):
+    image, _ = marked()
+    write_case(tmp_path / "in", t1c=image, seg=None)
+    for name in "ab":
+        bright_is_et(tmp_path / f"{name}.ckpt")
+    file = tmp_path / "ensemble.yaml"
+    used = []
+    original = SlidingWindow.__call__
+    monkeypatch.setattr(SlidingWindow, "__call__", lambda self, *args: used.append(self) or original(self, *args))
+    file.write_text(
+        "members: [{ckpt: a.ckpt}, {ckpt: b.ckpt, inference: {window: [5, 6, 7], overlap: 0, mirror_axes: null}}]"
+    )
+    run(ckpt=file)
+    assert used == [SlidingWindow((8, 8, 8), 0.25), SlidingWindow((5, 6, 7), 0)]
+    used.clear()  # what is asked for now replaces both
+    with pytest.raises(ValueError, match="another model"):
+        run("inference.overlap=0.5", ckpt=file)
+    run("inference.overlap=0.5", "overwrite=true", ckpt=file)
+    assert used == [SlidingWindow((8, 8, 8), 0.5), SlidingWindow((5, 6, 7), 0.5)]
 
 
 def test_an_interrupted_prediction_goes_on(run, tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """Reading checkpoints and the trained models in them."""
 
 import logging
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,11 +8,11 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from brats_lightning.config.allow_list import SOURCES, CheckpointError, build_saved
+from brats_lightning.config.ensemble_file import ensemble_members
 from brats_lightning.core.labels import LabelScheme
 from brats_lightning.core.targets import make_target
 from brats_lightning.data.cases import Case
@@ -89,56 +88,20 @@ def load_weights(network: nn.Module, checkpoint: Mapping[str, Any], mismatch: st
 
 
 def load_ensemble(cfg: DictConfig) -> Ensemble:
-    """The models of a config's ``ckpt`` with its ``inference`` settings, on its ``device`` and at its ``precision``."""
+    """The models of a config's ``ckpt``, for its ``device`` and ``precision``.
+
+    Each predicts windows as the config's ``inference`` says, else as the ensemble's file does, else as its run did.
+    """
     keep_freed_memory()
     members = ensemble_members([cfg.ckpt] if isinstance(cfg.ckpt, str) else cfg.ckpt)
-    overrides: Any = OmegaConf.to_container(cfg.inference)
-    models = [load_model(path, tuple(cfg.trust), overrides) for path, _ in members]
+    asked: Any = OmegaConf.to_container(cfg.inference)
+    asked = {name: value for name, value in asked.items() if value is not None}
+    models = [load_model(member.ckpt, tuple(cfg.trust), {**member.inference, **asked}) for member in members]
     device = choose_device(cfg.device)
     dtype = autocast_dtype(cfg.precision, device)
     log.info("%d model(s) on %s, %s", len(models), device, "32 bits" if dtype is None else dtype)
-    return Ensemble(models, device, dtype, [weight for _, weight in members])
-
-
-def ensemble_members(paths: Sequence[str]) -> list[tuple[Path, float]]:
-    """The checkpoints that ``ckpt`` names, each with its weight: 1, or what an ensemble's file says.
-
-    Args:
-        paths: of checkpoints and of YAML files ``members: [{ckpt: PATH, weight: NUMBER}, …]``, whose relative paths
-            start at the file.
-
-    Raises:
-        CheckpointError: a file that is no ensemble; it names all faults.
-    """
-    members: list[tuple[Path, float]] = []
-    for path in map(Path, paths):
-        members += _members_of(path) if path.suffix in (".yaml", ".yml") else [(path, 1.0)]
-    return members
-
-
-def _members_of(path: Path) -> list[tuple[Path, float]]:
-    form = "an ensemble is `members: [{ckpt: PATH, weight: 1}, …]`"
-    try:
-        content: Any = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CheckpointError(f"ckpt: {path} cannot be read: {error}; {form}") from error
-    listed = content.get("members") if isinstance(content, dict) else None
-    if not listed or not isinstance(listed, list):
-        raise CheckpointError(f"ckpt: {path} lists no members; {form}")
-    members, faults = [], []
-    for number, member in enumerate(listed, 1):
-        weight = member.get("weight", 1) if isinstance(member, dict) else None
-        if not isinstance(member, dict) or not isinstance(member.get("ckpt"), str) or set(member) - {"ckpt", "weight"}:
-            faults.append(f"member {number} is {member!r}, not {{ckpt: PATH, weight: 1}}")
-        elif not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < math.inf:
-            faults.append(f"member {number}, {member['ckpt']}: weight must be a number above 0, got {weight!r}")
-        elif not (file := path.expanduser().parent / Path(member["ckpt"]).expanduser()).is_file():
-            faults.append(f"member {number}: there is no checkpoint {file}")
-        else:
-            members.append((file, float(weight)))
-    if faults:
-        raise CheckpointError(f"ckpt: {path}\n  " + "\n  ".join(faults))
-    return members
+    weights, regions = [member.weight for member in members], [member.regions for member in members]
+    return Ensemble(models, device, dtype, weights, regions)
 
 
 def affine_tolerance(cfg: DictConfig, ensemble: Ensemble) -> float:

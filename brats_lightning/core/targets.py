@@ -114,22 +114,42 @@ class RegionTarget:
         """Class probabilities, the background first."""
         result = logits.new_empty((self.scheme.num_classes, *logits.shape[1:]))
         for slab, classes in _slabs(logits[: len(self.scheme.regions)], result):
-            inside = slab.sigmoid()
-            for region in self._nested:
-                p = torch.ones_like(inside[0]) if region.channel is None else inside[region.channel]
-                # One by one: a list as an index would be copied to a GPU, which then waits.
-                if parts := [inside[child] for child in region.children]:
-                    total = reduce(torch.add, parts).clamp_min(torch.finfo(p.dtype).tiny)
-                    scale = (p / total).clamp_max_(1)
-                    for part in parts:
-                        part.mul_(scale)
-                    p = (p - reduce(torch.add, parts)).clamp_min_(0)
-                classes[region.own] = p
+            _tell_apart(slab.sigmoid(), self._nested, classes)
         return result
 
     def decide(self, logits: Float[Tensor, "b k z y x"]) -> UInt8[Tensor, "b z y x"]:
         """The class of each voxel, by `decode_regions`."""
         return torch.stack([decode_regions(self.probabilities(sample.float()), self.scheme) for sample in logits])
+
+
+def class_probabilities(regions: Float32[Tensor, "r z y x"], scheme: LabelScheme) -> Float32[Tensor, "k z y x"]:
+    """Class probabilities, the background first, from those of ``scheme.regions`` as `RegionTarget` has them.
+
+    The regions' are scaled down where they are.
+
+    Raises:
+        ValueError: as `nested_regions`.
+    """
+    result, nested = regions.new_empty((scheme.num_classes, *regions.shape[1:])), nested_regions(scheme)
+    for slab, classes in _slabs(regions, result):
+        _tell_apart(slab, nested, classes)
+    return result
+
+
+def _tell_apart(
+    inside: Float32[Tensor, "r z y x"], nested: Sequence["NestedRegion"], classes: Float32[Tensor, "k z y x"]
+) -> None:
+    """Scale regions down to what holds them, and write the probability of each class into ``classes``."""
+    for region in nested:
+        p = torch.ones_like(inside[0]) if region.channel is None else inside[region.channel]
+        # One by one: a list as an index would be copied to a GPU, which then waits.
+        if parts := [inside[child] for child in region.children]:
+            total = reduce(torch.add, parts).clamp_min(torch.finfo(p.dtype).tiny)
+            scale = (p / total).clamp_max_(1)
+            for part in parts:
+                part.mul_(scale)
+            p = (p - reduce(torch.add, parts)).clamp_min_(0)
+        classes[region.own] = p
 
 
 def _slabs(*arrays: Float[Tensor, "_ z y x"]) -> Iterator[tuple[Tensor, ...]]:
@@ -184,8 +204,9 @@ def nested_regions(scheme: LabelScheme) -> list[NestedRegion]:
                 for region, members in scheme.regions.items()
             )
             raise ValueError(
-                f"target=regions needs regions, nested or apart, that tell the classes apart; data.labels="
-                f"[{','.join(scheme.names)}] has {listed or 'none'}. Use target=classes, or labels like [netc,snfh,et]"
+                "target=regions, and members of an ensemble with regions, need regions, nested or apart, that tell the "
+                f"classes apart; data.labels=[{','.join(scheme.names)}] has {listed or 'none'}. Use target=classes, "
+                "or labels like [netc,snfh,et]"
             )
         nested.append(NestedRegion(channel, classes, min(own), tuple(number for number, _ in children)))
     return nested

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from brats_lightning.core.geometry import GridTransform
 from brats_lightning.core.labels import LabelScheme, source_modalities
-from brats_lightning.core.targets import Target
+from brats_lightning.core.targets import Target, class_probabilities, nested_regions
 from brats_lightning.data.cases import patient_and_timepoint
 from brats_lightning.data.nifti import Volume
 from brats_lightning.data.normalisation import Normaliser
@@ -77,6 +77,10 @@ class Ensemble:
     Members may differ in architecture, target, modalities, preprocessing, normalisation and windows, but not in the
     classes. ``decode`` names the decoding of the mean: that of the first member's target.
 
+    A region that some members name in ``regions`` comes from these alone, the others from the members that name none:
+    the mean is then one of the regions' probabilities, each the sum over its classes, and `class_probabilities` makes
+    class probabilities of it.
+
     Memory: a case takes 2 bytes per voxel and modality, 4 per voxel and class for the running mean, the same again for
     the member that is being computed, and 4 per voxel; with several models 8 more.
 
@@ -85,9 +89,10 @@ class Ensemble:
         device: where to compute.
         dtype: of the autocast; None computes in 32 bits.
         weights: of the members, above 0, of any sum; None weighs all alike.
+        regions: of each member, those it is there for alone; None or empty: all that no member names.
 
     Raises:
-        ValueError: no models, or members with different classes.
+        ValueError: no models, members with different classes, or regions that are unknown or come from no member.
     """
 
     def __init__(
@@ -96,16 +101,14 @@ class Ensemble:
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         weights: Sequence[float] | None = None,
+        regions: Sequence[Sequence[str]] | None = None,
     ) -> None:
         if not models:
             raise ValueError("an ensemble needs at least one model")
         self.scheme, self.decode = models[0].scheme, models[0].target.decode
-        for model in models:
-            if model.scheme != self.scheme:
-                raise ValueError(
-                    f"{model.path} has the classes {', '.join(model.scheme.names)}, {models[0].path} "
-                    f"{', '.join(self.scheme.names)}; only models with the same data.labels can be averaged"
-                )
+        self.regions = tuple(map(tuple, regions or [()] * len(models)))
+        if faults := [*_of_other_classes(models), *_without_region(models, self.regions)]:
+            raise ValueError("\n  ".join(faults))
         self.modalities = source_modalities([name for model in models for name in model.normaliser.sources])
         required = {
             name for model in models for name in model.normaliser.sources if name not in model.normaliser.optional
@@ -115,10 +118,31 @@ class Ensemble:
         given = [1.0] * len(models) if weights is None else weights
         self.weights = tuple(weight / sum(given) for weight in given)
         self.device, self.dtype = device or torch.device("cpu"), dtype
-        self._groups: dict[Preprocessing, list[tuple[TrainedModel, float]]] = {}
-        for model, weight in zip(models, self.weights, strict=True):
+        self._groups: dict[Preprocessing, list[int]] = {}  # numbers of the members
+        for number, model in enumerate(models):
             model.network.to(self.device)
-            self._groups.setdefault(model.preprocessing, []).append((model, weight))
+            self._groups.setdefault(model.preprocessing, []).append(number)
+        self._shares = self._by_region() if any(self.regions) else None
+
+    def only(self, numbers: Sequence[int]) -> "Ensemble":
+        """The ensemble of some of the members.
+
+        Raises:
+            ValueError: a region comes from none of these.
+        """
+        members = [(self.models[number], self.weights[number], self.regions[number]) for number in numbers]
+        models, weights, regions = zip(*members, strict=True)
+        return Ensemble(models, self.device, self.dtype, weights, regions)
+
+    def _by_region(self) -> Float32[np.ndarray, "members r 1 1 1"]:
+        """The weight of each member in the mean of each region."""
+        nested_regions(self.scheme)  # refuses regions of which no classes can be made
+        shares = np.zeros((len(self.models), len(self.scheme.regions), 1, 1, 1), np.float32)
+        for channel, region in enumerate(self.scheme.regions):
+            chosen = _members_for(region, self.regions)
+            for number in chosen:
+                shares[number, channel] = self.weights[number] / sum(self.weights[other] for other in chosen)
+        return shares
 
     def prepare(self, images: Mapping[str, Volume]) -> list[Prepared]:
         """A case as the members need it, once for each different preprocessing.
@@ -145,10 +169,11 @@ class Ensemble:
         # Of the foreground's probability; West's recurrence, since the difference of sums of squares cancels.
         centre, deviations = np.zeros((2, *target.shape), np.float32)
         done = 0.0  # sum of the weights
-        for part, models in zip(prepared, self._groups.values(), strict=True):
+        for part, numbers in zip(prepared, self._groups.values(), strict=True):
             # torch supports few operations on uint16, none on Apple's GPUs; the normaliser reads these bits as uint16.
             quantised = torch.from_numpy(part.image).view(torch.int16).to(self.device)
-            for model, weight in models:
+            for number in numbers:
+                model, weight = self.models[number], self.weights[number]
                 step = None if advance is None else lambda fraction: advance(fraction / len(self.models))
                 values = self._predict(model, quantised, part, step)
                 values = values if part.transform == target else transfer(values, part.transform, target)
@@ -158,9 +183,15 @@ class Ensemble:
                     change = foreground - centre
                     centre += change * (weight / done)
                     deviations += weight * change * (foreground - centre)
-                values *= weight
+                if self._shares is None:
+                    values *= weight
+                else:
+                    values = np.stack([values[list(classes)].sum(0) for classes in self.scheme.regions.values()])
+                    values *= self._shares[number]
                 mean = values if mean is None else np.add(mean, values, out=mean)
         assert mean is not None  # there is a member
+        if self._shares is not None:
+            mean = class_probabilities(torch.from_numpy(mean), self.scheme).numpy()
         return Probabilities(mean, target, np.sqrt(deviations) if done else None)
 
     @torch.inference_mode()
@@ -178,6 +209,37 @@ class Ensemble:
 
         total = model.inference(logits, quantised, advance, model.target.background)
         return on_host(model.target.probabilities(total))
+
+
+def _of_other_classes(models: Sequence[TrainedModel]) -> list[str]:
+    """What is wrong if not all models have the classes of the first."""
+    first = models[0]
+    others = [model for model in models if model.scheme != first.scheme]
+    listed = "; ".join(f"{model.path} has the classes {', '.join(model.scheme.names)}" for model in others)
+    own = f"{first.path} {', '.join(first.scheme.names)}"
+    return [f"{listed}, {own}; only models with the same data.labels can be averaged"] if others else []
+
+
+def _without_region(models: Sequence[TrainedModel], regions: Sequence[Sequence[str]]) -> list[str]:
+    """What is wrong with the regions that the models are for."""
+    known = models[0].scheme.regions
+    faults = [
+        f"{model.path} is for the regions {', '.join(names)}; the regions of data.labels="
+        f"[{','.join(models[0].scheme.names)}] are {', '.join(known)}"
+        for model, names in zip(models, regions, strict=True)
+        if not set(names) <= set(known)
+    ]
+    if absent := [region for region in known if not _members_for(region, regions)]:
+        faults.append(
+            f"no member is for {', '.join(absent)}: each names other regions; leave regions out of one, or add them"
+        )
+    return faults
+
+
+def _members_for(region: str, regions: Sequence[Sequence[str]]) -> list[int]:
+    """Numbers of the members that name the region, or if there is none, of those that name no region."""
+    naming = [number for number, names in enumerate(regions) if region in names]
+    return naming or [number for number, names in enumerate(regions) if not names]
 
 
 def transfer(

@@ -64,11 +64,11 @@ def _difference(file: Path, wanted: str) -> str | None:
 
 
 def identities(ensemble: Ensemble) -> list[str]:
-    """The `identity` of each member, with its weight where the weights differ."""
-    names = map(identity, ensemble.models)
-    if len(set(ensemble.weights)) == 1:  # which says nothing
-        return list(names)
-    return [f"{name} × {weight:.9g}" for name, weight in zip(names, ensemble.weights, strict=True)]
+    """The `identity` of each member, with its weight where the weights differ, and its regions if it has some."""
+    equal = len(set(ensemble.weights)) == 1  # which says nothing
+    weights = ["" if equal else f" × {weight:.9g}" for weight in ensemble.weights]
+    roles = [f" for {' '.join(sorted(names))}" if names else "" for names in ensemble.regions]
+    return [identity(model) + w + r for model, w, r in zip(ensemble.models, weights, roles, strict=True)]
 
 
 def identity(model: TrainedModel) -> str:
