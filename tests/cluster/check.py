@@ -89,7 +89,8 @@ class Sweep:
     def ended(self, expected: int = 0) -> float:
         """Wait for the end, with that exit code; its seconds."""
         code = self.process.wait(timeout=SECONDS)
-        assert code == expected, f"the sweep ended with {code}; see {self.folder}.log"
+        said = (self.folder.parent / f"{self.folder.name}.log").read_text()[-2000:]
+        assert code == expected, f"the sweep ended with {code}:\n{said}"
         return time.monotonic() - self.began
 
 
@@ -250,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     print("passed:", CHECKS[name](folder / name, environment), flush=True)
                 except (AssertionError, LookupError, OSError, subprocess.SubprocessError, StopIteration) as error:
                     failed += 1
-                    print(f"FAILED: {name}: {error!r}", flush=True)
+                    print(f"FAILED: {name}: {type(error).__name__}: {error}", flush=True)
         print(f"{failed or 'none'} of {len(chosen.checks.split(','))} failed, in {time.monotonic() - began:.0f} s")
     raise SystemExit(1 if failed else 0)
 
