@@ -46,6 +46,7 @@ class Podman:
     """Images and containers in a folder of their own."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder  # podman's monitor leaves a file where it is started
         self.options = ["--root", str(folder / "images"), "--runroot", str(folder / "state"), "--runtime", "runc"]
         limits = {
             name: resource.getrlimit(getattr(resource, f"RLIMIT_{name.upper()}"))[1] for name in ("nofile", "nproc")
@@ -56,7 +57,11 @@ class Podman:
 
     def __call__(self, *arguments: str, before: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*before, "podman", *self.options, *arguments], capture_output=True, text=True, check=False
+            [*before, "podman", *self.options, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=self.folder,
         )
 
     def build(self, folder: Path, base: str, tag: str) -> None:
@@ -80,9 +85,7 @@ class Podman:
 def make_base(podman: Podman, folder: Path) -> str:
     """An image of Debian with Python, by debootstrap."""
     packages = "--include=python3,python3-venv,ca-certificates"
-    subprocess.run(
-        ["debootstrap", "--variant=minbase", packages, RELEASE, folder], check=True, capture_output=True
-    )
+    subprocess.run(["debootstrap", "--variant=minbase", packages, RELEASE, folder], check=True, capture_output=True)
     archive = folder.with_suffix(".tar")
     subprocess.run(["tar", "-C", folder, "-cf", archive, "."], check=True)
     done = podman("import", str(archive), "base:debian")
