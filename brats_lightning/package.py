@@ -51,7 +51,7 @@ def package(cfg: DictConfig) -> dict[str, Any]:
         log.warning(line)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=make_folder(output.parent)) as scratch:
         folder = make_folder(Path(scratch) / "package")
-        write_package(cfg, folder, ensemble, rules)
+        write_package(cfg, folder, rules)
         _add_wheels(cfg, make_folder(folder / "wheels"), foreign_modules(ensemble, rules))
         folder.replace(output)
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())

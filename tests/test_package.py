@@ -69,7 +69,9 @@ def test_the_folder_holds_what_the_image_needs(pack, tmp_path):
         *("checkpoints/1.ckpt", "wheels/brats_lightning-0.1.0-py3-none-any.whl"),
     }
     assert result == {"folder": str(folder), "bytes": sum(file.stat().st_size for file in files.values())}
-    assert yaml.safe_load(files["ensemble.yaml"].read_text()) == {"members": [{"ckpt": "checkpoints/1.ckpt"}]}
+    assert yaml.safe_load(files["ensemble.yaml"].read_text()) == {
+        "members": [{"ckpt": "checkpoints/1.ckpt", "weight": 1.0}]
+    }
     settings = yaml.safe_load(files["settings.yaml"].read_text())
     rules = settings.pop("postprocessing")
     assert rules["steps"]["hysteresis"].items() >= {"low": 0.25, "high": 0.7}.items()
@@ -111,11 +113,16 @@ def test_an_ensemble_keeps_its_weights_and_what_only_training_needs_stays_behind
         saved | {"optimizer_states": [torch.zeros(1000)], "split": {"train": ["X"], "val": [], "test": []}},
         tmp_path / "b.ckpt",
     )
-    (tmp_path / "pair.yaml").write_text("members:\n- {ckpt: a.ckpt, weight: 3}\n- {ckpt: b.ckpt}\n- {ckpt: a.ckpt}\n")
-    pack(ckpt=tmp_path / "pair.yaml")
+    listed = ["{ckpt: a.ckpt, weight: 3}", "{ckpt: b.ckpt, regions: [et], inference: {overlap: 0.5}}", "{ckpt: a.ckpt}"]
+    (tmp_path / "three.yaml").write_text("members:\n" + "".join(f"- {member}\n" for member in listed))
+    pack(ckpt=tmp_path / "three.yaml")
     members = yaml.safe_load((tmp_path / "package/ensemble.yaml").read_text())["members"]
     first, second = "checkpoints/1.ckpt", "checkpoints/2.ckpt"
-    assert members == [{"ckpt": first, "weight": 3}, {"ckpt": second}, {"ckpt": first}]
+    assert members == [
+        {"ckpt": first, "weight": 3.0},
+        {"ckpt": second, "weight": 1.0, "regions": ["et"], "inference": {"overlap": 0.5}},
+        {"ckpt": first, "weight": 1.0},
+    ]
     packed = read_checkpoint(tmp_path / "package" / second)
     assert set(packed) == {"state_dict", "config", "format"}
     assert packed["config"] == saved["config"]

@@ -10,6 +10,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.config.checkpoint import read_checkpoint
+from brats_lightning.config.ensemble_file import ensemble_members
 from brats_lightning.config.postprocessing import as_config
 from brats_lightning.inference.container import ENSEMBLE, SETTINGS, write_sums
 from brats_lightning.inference.ensemble import Ensemble
@@ -69,16 +70,15 @@ _ENVIRONMENT = {
 }
 
 
-def write_package(cfg: DictConfig, folder: Path, ensemble: Ensemble, rules: Postprocessing) -> None:
+def write_package(cfg: DictConfig, folder: Path, rules: Postprocessing) -> None:
     """Fill a folder with everything but the wheels.
 
     Args:
         cfg: of the command ``package``.
         folder: that exists.
-        ensemble: of ``cfg.ckpt``.
         rules: of post-processing.
     """
-    write_text(folder / ENSEMBLE, _as_yaml("Its members", _members(cfg, folder, ensemble)))
+    write_text(folder / ENSEMBLE, _as_yaml("Its members", _members(cfg, folder)))
     write_text(folder / SETTINGS, _as_yaml("Settings of predict in the image", _settings(cfg, rules)))
     write_sums(folder)
     python = ".".join(platform.python_version_tuple()[:2])
@@ -110,20 +110,18 @@ def _targets(node: Any) -> Iterator[str]:
             yield from _targets(value)
 
 
-def _members(cfg: DictConfig, folder: Path, ensemble: Ensemble) -> dict[str, Any]:
+def _members(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     """The ensemble's description; each of its checkpoints is written into the folder, once."""
-    given: list[dict[str, Any]] = []
-    for path in [cfg.ckpt] if isinstance(cfg.ckpt, str) else list(cfg.ckpt):
-        listed = Path(path).suffix in (".yaml", ".yml")
-        given += yaml.safe_load(Path(path).read_text(encoding="utf-8"))["members"] if listed else [{"ckpt": path}]
     make_folder(folder / "checkpoints")
     names: dict[Path, str] = {}
     members = []
-    for member, model in zip(given, ensemble.models, strict=True):
-        if model.path not in names:
-            names[model.path] = f"checkpoints/{len(names) + 1}.ckpt"
-            _write_weights(model.path, folder / names[model.path])
-        members.append(member | {"ckpt": names[model.path]})
+    for member in ensemble_members([cfg.ckpt] if isinstance(cfg.ckpt, str) else cfg.ckpt):
+        if member.ckpt not in names:
+            names[member.ckpt] = f"checkpoints/{len(names) + 1}.ckpt"
+            _write_weights(member.ckpt, folder / names[member.ckpt])
+        own = {"regions": list(member.regions), "inference": dict(member.inference)}
+        given = {name: value for name, value in own.items() if value}
+        members.append({"ckpt": names[member.ckpt], "weight": member.weight, **given})
     return {"members": members}
 
 
