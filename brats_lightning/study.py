@@ -18,7 +18,8 @@ from brats_lightning.runtime.files import make_folder, write_json, write_text
 from brats_lightning.runtime.locks import claimed
 
 if TYPE_CHECKING:
-    from brats_lightning.config.study import Job, Study
+    from brats_lightning.config.study import Study
+    from brats_lightning.config.study_job import Job
     from brats_lightning.data.cases import Case
     from brats_lightning.evaluation.study import HeldOut
 
@@ -46,17 +47,19 @@ def study(cfg: DictConfig) -> dict[str, Any]:
     configs = asked.configs()
     asked.check(configs)
     first = next(iter(configs.values()))
+    cfg = cfg.copy()
+    cfg.data, cfg.protocols = first.data, first.protocols  # by which all arms are scored
     cases = [case for case in build_part("data.source", first.data.source, _partial_=True)() if case.mask is not None]
     plan = _announce(asked, configs, cases)
     if cfg.dry_run:
         return plan
     with claimed(make_folder(asked.folder) / ".lock", f"the study {asked.folder}"):
-        asked.record(configs)
         _fill_cache(asked, configs)
+        asked.record(configs)
         _train(asked)
         _predict(asked, configs)
         summary = _results(asked, cfg, cases)
-    if failed := [job for job in asked.jobs if not job.predicted.is_file()]:
+    if failed := [job for job in asked.jobs if not job.predicted]:
         log.error("%d of %d jobs failed; the same command tries them again", len(failed), len(asked.jobs))
         raise SystemExit(1)
     return summary
@@ -79,7 +82,9 @@ def _announce(asked: "Study", configs: Mapping[str, DictConfig], cases: Sequence
         each = estimate(config, here, len(cases) - len(held_out), held_out)
         own = [job for job in asked.jobs if job.arm == arm]
         left = [job for job in own if not job.trained]
-        hours, written = hours + len(left) * (each.hours or math.nan), written + len(left) * each.bytes
+        if left:
+            hours += len(left) * (math.nan if each.hours is None else each.hours)
+        written += len(left) * each.bytes
         rows.append([arm, " ".join(asked.arms[arm]) or "–", len(own), len(own) - len(left), _hours(each.hours)])
     show(table_of(["arm", "overrides", "jobs", "finished", "hours each"], rows, f"study {asked.folder}"))
     log.info(
@@ -104,7 +109,7 @@ def _hours(hours: float | None) -> str:
 def _fill_cache(asked: "Study", configs: Mapping[str, DictConfig]) -> None:
     """Preprocess the cases for every arm, and deal their patients into the folds if that has not been done."""
     from brats_lightning.config.build import build_data, describe_data, with_spacing
-    from brats_lightning.config.study import FOLDS
+    from brats_lightning.config.study import FOLDS, check_folds, check_start
 
     for number, cfg in enumerate(configs.values()):
         dealing: Any = OmegaConf.merge(with_spacing(cfg), {"data": asked.first_fold(cfg)})
@@ -115,7 +120,11 @@ def _fill_cache(asked: "Study", configs: Mapping[str, DictConfig]) -> None:
         data.prepare_data()
         if not number and not (asked.folder / FOLDS).is_file():
             data.setup("fit")
-            write_json(asked.folder / FOLDS, [asdict(split) for split in data.folds(asked.folds)])
+            folds = data.folds(asked.folds)
+            check_folds([split.val for split in folds])
+            write_json(asked.folder / FOLDS, [asdict(split) for split in folds])
+    for arm, cfg in configs.items():
+        check_start(arm, cfg, asked.folder / FOLDS, asked.folds)
 
 
 class _Progress:
@@ -146,21 +155,26 @@ def _train(asked: "Study") -> None:
             job.check_free()
         shown = _Progress("training", asked.jobs, lambda job: job.outcome and (job.outcome.reason or "finished"))
         run_jobs("train", [*asked.flags, *asked.shared], [job.training() for job in left], asked.folder, shown)
-        if not any(job.outcome for job in left):  # the first of them ends the process in which they run
+        if not any(job.outcome for job in left):  # the first of them was killed, and with it their common process
             last = (asked.folder / "train.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
             if not any(job.folder.exists() for job in left):
                 raise StudyError(f"no training could be started: {' '.join(last)}")
-            log.error("%s: ended from outside, perhaps for want of memory; train.log ends: %s", left[0], " ".join(last))
+            log.error("%s: was killed, perhaps out of memory; train.log ends: %s", left[0], " ".join(last))
             crashed.add(left[0])
 
 
 def _predict(asked: "Study", configs: Mapping[str, DictConfig]) -> None:
     trained = [job for job in asked.jobs if job.trained]
-    if left := [job for job in trained if not job.predicted.is_file()]:
-        shown = _Progress("prediction", trained, lambda job: "finished" if job.predicted.is_file() else None)
-        # A job of SLURM requests what its trainer needs, and `predict` has none.
-        cpus = all(cfg.trainer.accelerator == "cpu" for cfg in configs.values())
-        flags = [*asked.flags, *(["hydra.launcher.gpus_per_node=null"] if _by_slurm() and cpus else [])]
+    if left := [job for job in trained if not job.predicted]:
+        shown = _Progress("prediction", trained, lambda job: "finished" if job.predicted else None)
+        flags = list(asked.flags)
+        if _by_slurm():  # a job requests what its trainer needs, and `predict` has none
+            gpus = "null" if all(cfg.trainer.accelerator == "cpu" for cfg in configs.values()) else "1"
+            flags += [
+                "hydra.launcher.nodes=1",
+                "hydra.launcher.tasks_per_node=1",
+                f"hydra.launcher.gpus_per_node={gpus}",
+            ]
         run_jobs("predict", flags, [job.prediction(configs[job.arm]) for job in left], asked.folder, shown)
 
 
@@ -187,22 +201,26 @@ def _results(asked: "Study", cfg: DictConfig, cases: Sequence["Case"]) -> dict[s
                     {"arm": arm, "seed": seed, "fold": fold, "chosen": settings_text(tuning.rules[number])}
                     for fold, number in sorted(tuning.chosen.items())
                 ]
-        for arm, own in tunings.items():
-            held_out.write_choice(arm, own)
+        for arm in asked.arms:
+            held_out.write_choice(arm, tunings.get(arm, []))
     arms = {arm: asked.write_arm(arm) for arm in asked.arms}
     summary = {}
-    for number, protocol in enumerate(held_out.scoring.protocols):
+    for protocol in held_out.scoring.protocols:
         found = [own[protocol] for own in scores]
         summary[protocol] = compare_arms(found, protocol, cfg.resamples, 0)
         for prefix, tuned in (("", False), ("tuned_", True)):
-            text = csv_text(score_rows([each for each in found if each.tuned == tuned], held_out.fold_of))
-            names = [f"{prefix}scores_{protocol}.csv"] * (len(held_out.scoring.protocols) > 1)
-            for name in names + [f"{prefix}scores.csv"] * (not number):
-                write_text(asked.folder / name, text)
+            rows = [each for each in found if each.tuned == tuned]
+            if not rows:
+                continue
+            text = csv_text(score_rows(rows, held_out.fold_of))
+            if protocol == held_out.scoring.protocols[0]:
+                write_text(asked.folder / f"{prefix}scores.csv", text)
+            if len(held_out.scoring.protocols) > 1:
+                write_text(asked.folder / f"{prefix}scores_{protocol}.csv", text)
     write_json(asked.folder / "summary.json", summary)
     jobs = [
         {"arm": job.arm, "seed": job.seed, "fold": job.fold, "cases": len(held_out.folds[job.fold]), "state": job.state}
-        | {"finished": job.predicted.is_file()}
+        | {"finished": job.predicted}
         for job in asked.jobs
     ]
     facts = {"folds": asked.folds, "seeds": asked.seeds, "data": describe_data(cfg), "jobs": jobs, "arms": arms}

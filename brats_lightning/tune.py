@@ -110,7 +110,8 @@ def _by_checkpoints(cfg: DictConfig) -> "_Scores":
                 log.info("%s: case %d of %d", case.id, number, len(cases))
     if problems:
         raise CaseError(problems)
-    return rules, scores, [model.path for model in models]
+    given = [cfg.ckpt] if isinstance(cfg.ckpt, str) else cfg.ckpt
+    return rules, scores, list(map(Path, given))
 
 
 def _by_probabilities(cfg: DictConfig) -> "_Scores":

@@ -62,7 +62,7 @@ def test_a_study_is_interrupted_and_has_a_failed_arm(command, tmp_path):
     # As if it had been killed in the last validation of one training: only that one goes on, to the same result.
     table = (folder / "scores.csv").read_text()
     other, finished = folder / "plain/seed0/fold0", folder / "plain/seed0/fold1/checkpoints/last.ckpt"
-    for name in ("metrics.json", "predicted.json"):
+    for name in ("metrics.json", "prediction/summary.json"):
         (other / name).unlink()
     before = finished.stat().st_mtime_ns
     done = command("arms={plain: []}")
@@ -135,6 +135,10 @@ def test_a_changed_study_is_refused_and_says_what_changed(asked):
     more, added = asked("folds=2", 'arms={a: [], b: ["model=resunet"]}', "seeds=[0,1]", "data.workers=1")
     more.check(added)
     more.record(added)
+    free, corrected = asked("folds=2", 'arms={b: ["trainer.max_steps=7"]}')
+    free.check(corrected)  # an arm of which nothing was trained
+    (study.folder / "b/seed0/fold0/checkpoints").mkdir(parents=True)
+    (study.folder / "b/seed0/fold0/checkpoints/last.ckpt").touch()
     other, changed = asked("folds=3", 'arms={b: ["model=resunet", "trainer.max_steps=7"]}')
     with pytest.raises(StudyError, match=r"(?s)folds: 2 → 3.*arm b, trainer.max_steps: 40 → 7.*name="):
         other.check(changed)

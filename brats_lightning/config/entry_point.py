@@ -19,6 +19,7 @@ from brats_lightning.config.command_line import bare_words, shell_faults, unknow
 from brats_lightning.config.outcomes import Ending, record_ending
 from brats_lightning.config.resolvers import config_dir, register_resolvers, resolved
 from brats_lightning.config.run_folder import named_folder, remove_unused
+from brats_lightning.runtime.locks import InUse
 from brats_lightning.runtime.signals import take_notices_once
 from brats_lightning.training.processes import is_first_process
 
@@ -66,7 +67,7 @@ def entry_point(
             else:
                 print(f"error: {message}", file=sys.stderr)
             failures.append(message)
-            if is_first_process():
+            if is_first_process() and not isinstance(error, InUse):  # whose outcome is still to come
                 record_ending(Path(job.runtime.output_dir), Ending.FAILED, message)
             return failed(cfg)
 

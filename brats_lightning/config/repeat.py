@@ -30,16 +30,24 @@ def repeated(arguments: Sequence[str]) -> list[str]:
     """
     folder, name = _flag(arguments, "--config-dir", "-cd"), _flag(arguments, "--config-name", "-cn")
     run = Path(folder or "").expanduser().absolute()
-    if folder is None or name != _NAME or not (run / "split.json").is_file():
+    file = run / f"{_NAME}.yaml"
+    if folder is None or name not in (_NAME, file.name) or not file.is_file():
         return list(arguments)
-    saved: Any = OmegaConf.to_container(OmegaConf.load(run / f"{_NAME}.yaml"))
+    saved: Any = OmegaConf.to_container(OmegaConf.load(file))
+    if not saved.get("paths", {}).get("run_dir"):  # a user's own config of that name
+        return list(arguments)
+    if not (run / "split.json").is_file():
+        raise ValueError(
+            f"{run} has no split.json: the run ended before it had dealt its cases, and cannot be repeated"
+        )
     own = {key: _moved(value, saved["paths"]["run_dir"]) for key, value in leaves(saved)}
     settings = {key: value for key, value in own.items() if value is not None}
     settings |= _HYDRA | {"paths.run_dir": quote("${hydra:runtime.output_dir}"), "resume": "null"}
-    if saved["ckpt_path"] is None or own["ckpt_path"]:  # the checkpoint of another run has its split
-        settings |= {"ckpt_path": "null", "data.split_file": quote(str(run / "split.json"))}
-        settings |= {f"data.{key}": "null" for key in _SPLIT}
     given = [argument.lstrip("+~").split("=", 1)[0] for argument in arguments]
+    if saved["ckpt_path"] is None or own["ckpt_path"]:  # the checkpoint of another run has its split
+        settings["ckpt_path"] = "null"
+        if not {f"data.{key}" for key in _SPLIT} & set(given):  # else it is split in another way
+            settings |= {f"data.{key}": "null" for key in _SPLIT} | {"data.split_file": quote(str(run / "split.json"))}
     added = [f"{key}={value}" for key, value in settings.items() if not within(key.lstrip("+"), given)]
     return [*arguments, *added]
 

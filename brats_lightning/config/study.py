@@ -1,7 +1,9 @@
 """A study: folds × arms × seeds as jobs of `train` and `predict`, each in a folder that tells how far it is."""
 
+import logging
 import re
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,120 +17,41 @@ from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.config.command_line import quote
 from brats_lightning.config.experiment_file import search_path
-from brats_lightning.config.outcomes import Outcome, outcome_of
 from brats_lightning.config.postprocessing import tuned_file
 from brats_lightning.config.resolvers import leaves, resolved, within
-from brats_lightning.config.resume import ResumeError, newest_checkpoint
+from brats_lightning.config.study_job import Job
+from brats_lightning.data.splits import read_split
 from brats_lightning.runtime.files import make_folder, write_text
-from brats_lightning.runtime.locks import claimed
+
+log = logging.getLogger(__name__)
 
 RECORD = "study.yaml"
 FOLDS = "folds.json"
 
 _OWN = ("folds", "arms", "seeds", "dry_run", "tune", "resamples", "processes", "name")  # keys of this command alone
 _SET = ("test_on", "data.test_share")  # keys of `train` whose value in this command holds for all jobs
-_JOBS = ("seed", "data.fold", "data.folds", "data.split_file")  # what tells jobs apart: no arm sets them
+_JOBS = (
+    "seed",
+    "data.fold",
+    "data.folds",
+    "data.split_file",
+    "data.split_from",
+)  # what tells jobs apart: no arm sets them
 # What must be the same in all arms, which are scored on the same references.
-_COMMON = ("data.source", "data.root", "data.masks", "data.labels", "data.label_map", "data.ignore_label", "protocols")
-# Settings that make no difference to a result: a study may go on with others.
+_COMMON = (
+    *("data.source", "data.root", "data.masks", "data.labels", "data.label_map", "data.ignore_label"),
+    *("data.affine_tolerance", "protocols"),
+)
+# Settings that make no difference to a result: a study may continue with different values of these.
 _FREE = (
     *("name", "paths", "logger", "data.description", "data.verify", "data.workers", "data.cache_workers"),
+    *("data.on_bad_case", "data.split_from", "data.split_file"),  # the folds are dealt once
     *("data.loader_timeout", "callbacks.progress", "inference.batch_size"),
 )
 
 
 class StudyError(ValueError):
     """A study that cannot be made, or not with these settings."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training, and the prediction of the cases that it held out.
-
-    Attributes:
-        folder: of the run.
-        overrides: of `train`, without those that are common to all jobs.
-    """
-
-    arm: str
-    seed: int
-    fold: int
-    folder: Path
-    overrides: tuple[str, ...]
-
-    @property
-    def subfolder(self) -> str:
-        """The override that names its folder within the study's."""
-        return f"hydra.sweep.subdir={quote('/'.join(self.folder.parts[-3:]))}"
-
-    @property
-    def predictions(self) -> Path:
-        """Folder of the masks and probabilities of all held-out cases of this arm and seed."""
-        return self.folder.parent / "predictions"
-
-    @property
-    def predicted(self) -> Path:
-        """The summary of the prediction, which is written when it is complete."""
-        return self.folder / "predicted.json"
-
-    @property
-    def checkpoint(self) -> Path:
-        """The last one, which was not chosen on the held-out cases."""
-        return self.folder / "checkpoints/last.ckpt"
-
-    @property
-    def outcome(self) -> Outcome | None:
-        """Of the training; None if it has not ended."""
-        return outcome_of(self.folder)
-
-    @property
-    def trained(self) -> bool:
-        """Whether the training is complete."""
-        return self.outcome is not None and self.outcome.ending is None
-
-    @property
-    def state(self) -> str:
-        """In words."""
-        if self.predicted.is_file():
-            return "finished"
-        if (outcome := self.outcome) is None:
-            return "ended from outside; see train.log"
-        return "not predicted; see predict.log" if outcome.ending is None else outcome.reason
-
-    def check_free(self) -> None:
-        """Refuse a job that another process works at.
-
-        Raises:
-            InUse: an earlier start of the study has left it to a cluster.
-        """
-        if self.folder.is_dir():
-            with claimed(self.folder / ".lock", f"{self}: cancel that job or wait until it has ended. {self.folder}"):
-                pass
-
-    def training(self) -> list[str]:
-        """Overrides of `train` for its start, or for going on from its newest checkpoint."""
-        try:
-            newest = newest_checkpoint(self.folder)
-        except ResumeError:  # there is none yet
-            return [*self.overrides, self.subfolder]
-        resumed = [f"ckpt_path={quote(str(newest))}", f"resume={quote(str(self.folder))}", "hydra.output_subdir=null"]
-        return [*self.overrides, self.subfolder, *resumed]
-
-    def prediction(self, cfg: DictConfig) -> list[str]:
-        """Overrides of `predict` for the held-out cases of this training of a config."""
-        files = {"ckpt": self.checkpoint, "split": self.folder / "split.json", "output": self.predictions}
-        files["summary"] = self.predicted
-        settings = [
-            "input=null",
-            "part=val",
-            "probabilities=true",
-            f"device={'cpu' if cfg.trainer.accelerator == 'cpu' else 'auto'}",
-        ]
-        settings.append(f"trust=[{','.join(packages(cfg))}]")  # which have just been trained with
-        return [*(f"{key}={quote(str(file))}" for key, file in files.items()), *settings, self.subfolder]
-
-    def __str__(self) -> str:
-        return f"{self.arm}, seed {self.seed}, fold {self.fold}"
 
 
 @dataclass(frozen=True)
@@ -199,11 +122,11 @@ class Study:
         return found
 
     def _job(self, arm: str, seed: int, fold: int) -> Job:
-        split = quote(str(self.folder / FOLDS))
-        own = [f"seed={seed}", f"data.split_file={split}", "data.folds=null", f"data.fold={fold}"]
-        folder = self.folder / arm / f"seed{seed}" / f"fold{fold}"
         shared = set(self.shared)
-        return Job(arm, seed, fold, folder, (*(text for text in self.overrides(arm) if text not in shared), *own))
+        own = [text for text in self.overrides(arm) if text not in shared] + [f"seed={seed}"]
+        own += [f"data.split_file={quote(str(self.folder / FOLDS))}", f"data.fold={fold}"]
+        own += ["data.folds=null", "data.split_from=null"]
+        return Job(arm, seed, fold, self.folder / arm / f"seed{seed}" / f"fold{fold}", tuple(own))
 
     def configs(self) -> dict[str, DictConfig]:
         """Arm → its config of `train`, resolved.
@@ -243,7 +166,7 @@ class Study:
         before: Any = OmegaConf.to_container(OmegaConf.load(self.folder / RECORD))
         changed = [f"folds: {before['folds']} → {self.folds}"] if before["folds"] != self.folds else []
         for arm, cfg in configs.items():
-            if arm in before["arms"]:
+            if arm in before["arms"] and any((self.folder / arm).glob("*/*/checkpoints/*.ckpt")):
                 old, new = dict(leaves(before["arms"][arm])), dict(leaves(OmegaConf.to_container(cfg)))
                 changed += [
                     f"arm {arm}, {key}: {old.get(key)} → {new.get(key)}"
@@ -275,7 +198,8 @@ class Study:
         folder = make_folder(self.folder / arm)
         members = [{"ckpt": str(job.checkpoint.relative_to(folder)), "weight": 1} for job in own]
         ensemble = folder / "ensemble.yaml"
-        write_text(ensemble, yaml.safe_dump({"members": members}, sort_keys=False))
+        if members:
+            write_text(ensemble, yaml.safe_dump({"members": members}, sort_keys=False))
         rules = ["postprocessing=tuned"] if tuned_file(ensemble).is_file() else []
         command = shlex.join(self.command(arm))
         write_text(folder / "command.txt", command + "\n")
@@ -290,15 +214,46 @@ class Study:
 
     def command(self, arm: str) -> list[str]:
         """The words of the command that trains one fold of an arm by itself."""
-        search = [flag for flag in self.flags if "launcher" not in flag]
+        search = [flag for flag in self.flags if _key(flag) in ("--config-dir", "hydra.searchpath")]
         own = [f"data.folds={self.folds}", "data.fold=0", f"seed={self.seeds[0]}"]
         return ["python", "-m", "brats_lightning.train", *search, *self.overrides(arm), *own]
 
 
-def packages(cfg: DictConfig) -> tuple[str, ...]:
-    """The packages whose code a config of `train` names."""
-    targets = (value for key, value in leaves(OmegaConf.to_container(cfg)) if key.endswith("._target_"))
-    return tuple(sorted({str(target).split(".")[0] for target in targets}))
+def check_folds(held_out: Sequence[Sequence[str]]) -> None:
+    """Refuse folds that hold out a case twice, whose predictions would be of two models.
+
+    Raises:
+        StudyError: it names the cases.
+    """
+    count = Counter(case for names in held_out for case in names)
+    if twice := sorted(case for case, number in count.items() if number > 1):
+        raise StudyError(
+            f"these cases are held out by several folds: {', '.join(twice[:10])}{', …' * (len(twice) > 10)}; a study "
+            "deals all patients but those for testing. Leave out a validation part that the data set or "
+            "data.split_from states, or give data.split_file with folds that do not overlap"
+        )
+
+
+def check_start(arm: str, cfg: DictConfig, folds: Path, count: int) -> None:
+    """Refuse starting weights that were trained on held-out cases; warn where this is not known.
+
+    Raises:
+        StudyError: they were.
+    """
+    from brats_lightning.config.weights import trained_before
+
+    before = trained_before(cfg)
+    if before is None:
+        log.warning(
+            "%s: what weights=%s were trained on is not known; they must not know these cases", arm, cfg.weights
+        )
+        return
+    held_out = {case for fold in range(count) for case in read_split(folds, "folds", fold)["val"]}
+    if known := sorted(held_out.intersection(before)):
+        raise StudyError(
+            f"{arm}: weights={cfg.weights} were trained on {len(known)} of the held-out cases, such as {known[0]}; scores "
+            "of these would be no test. Start from weights of other cases, or from none"
+        )
 
 
 def _faults(cfg: DictConfig, arms: Any, given: Sequence[str]) -> list[str]:

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -68,9 +70,11 @@ def estimate(cfg: DictConfig, here: bool, train: int, held_out: Sequence[Ints]) 
     return Estimate((min(training, limit) + whole) / 3600, written)
 
 
-def parse_time(text: str) -> float:
-    """Seconds of a time as Lightning writes it, ``DD:HH:MM:SS``."""
-    days, hours, minutes, seconds = map(float, str(text).split(":"))
+def parse_time(text: Any) -> float:
+    """Seconds of a time as Lightning takes it: ``DD:HH:MM:SS``, or a mapping such as ``{minutes: 12}``."""
+    if not isinstance(text, str):
+        return timedelta(**text).total_seconds()
+    days, hours, minutes, seconds = map(float, text.split(":"))
     return 86400 * days + 3600 * hours + 60 * minutes + seconds
 
 

@@ -1,6 +1,7 @@
 """What came of a study's held-out cases: as predicted, and with post-processing chosen for each fold on the others."""
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.config.build import build_part
 from brats_lightning.config.postprocessing import all_recorded, as_config, tuned_file
-from brats_lightning.config.study import FOLDS, Study, packages
+from brats_lightning.config.study import FOLDS, Study
+from brats_lightning.config.study_job import packages
 from brats_lightning.core.labels import LabelScheme, with_ignored
 from brats_lightning.data.cases import Case, CaseError
 from brats_lightning.data.splits import read_split
@@ -30,6 +32,8 @@ from brats_lightning.inference.tuning import RuleScores, score_saved
 from brats_lightning.runtime.console import progress_bar
 from brats_lightning.runtime.files import write_json, write_text
 from brats_lightning.runtime.workers import each_result
+
+log = logging.getLogger(__name__)
 
 _TUNED = (
     "# Post-processing chosen on the held-out cases of a study; use it with: predict ckpt={} postprocessing=tuned\n"
@@ -73,7 +77,7 @@ class HeldOutCases:
     def predicted(self) -> dict[tuple[str, int], list[str]]:
         """(arm, seed) → the cases that its finished trainings have predicted."""
         found = {
-            group: [case for job in jobs if job.predicted.is_file() for case in self.folds[job.fold]]
+            group: [case for job in jobs if job.predicted for case in self.folds[job.fold]]
             for group, jobs in self.study.groups().items()
         }
         return {group: chosen for group, chosen in found.items() if chosen}
@@ -106,7 +110,10 @@ class HeldOutCases:
         if len(set(folds)) < 2:
             return None
         folder = self.study.folder / arm / f"seed{seed}"
-        saved = {case.id: case for case in saved_cases([folder / "predictions"])[0]}
+        found, problems = saved_cases([folder / "predictions"])
+        saved = {case.id: case for case in found}
+        if faults := [problem for problem in problems if problem.case in chosen or problem.case not in saved]:
+            raise CaseError(faults)
         settings = compose("tune", list(self.cfg.tune))
         records = [record for case in chosen for record in saved[case].records]
         used, decode = list(all_recorded(records, packages(self.cfg)).values()), records[0].decode
@@ -120,17 +127,26 @@ class HeldOutCases:
             case: (saved[case], rules[best_of[fold]], Fusion("mean"), folder / "tuned" / f"{case}.nii.gz")
             for case, fold in zip(chosen, folds, strict=True)
         }
-        self._each("decoding", decode_case, jobs)
+        decoded = self._each("decoding", decode_case, jobs).values()
+        if faults := [problem for found in decoded if isinstance(found, list) for problem in found]:
+            raise CaseError(faults)
         return Tuning(rules, scores, {int(fold): number for fold, number in best_of.items()})  # type: ignore[call-overload]
 
     def write_choice(self, arm: str, tunings: Sequence[Tuning]) -> None:
-        """Write the rule that is best on all held-out cases and seeds of an arm beside the arm's ensemble."""
+        """Write the rule that is best on all held-out cases and seeds of an arm beside the arm's ensemble.
+
+        Without tunings, or if they tried different rules, an earlier choice is removed.
+        """
+        ensemble = self.study.folder / arm / "ensemble.yaml"
+        tuned_file(ensemble).unlink(missing_ok=True)
+        if not tunings:
+            return
         rules = tunings[0].rules
         if any(list(map(str, other.rules)) != list(map(str, rules)) for other in tunings[1:]):
+            log.warning("%s: the seeds tried different rules; none is chosen for the ensemble", arm)
             return
         rows = [[each["score"] for each in own] for tuning in tunings for own in tuning.scores.values()]
         number = best(np.array(rows))
-        ensemble = self.study.folder / arm / "ensemble.yaml"
         content = {"chosen": as_config(rules[number]), "score": float(np.nanmean(np.array(rows)[:, number]))}
         write_text(tuned_file(ensemble), _TUNED.format(ensemble) + OmegaConf.to_yaml(OmegaConf.create(content)))
 
