@@ -251,8 +251,8 @@ def check_start(arm: str, cfg: DictConfig, folds: Path, count: int) -> None:
     held_out = {case for fold in range(count) for case in read_split(folds, "folds", fold)["val"]}
     if known := sorted(held_out.intersection(before)):
         raise StudyError(
-            f"{arm}: weights={cfg.weights} were trained on {len(known)} of the held-out cases, such as {known[0]}; scores "
-            "of these would be no test. Start from weights of other cases, or from none"
+            f"{arm}: weights={cfg.weights} were trained on {len(known)} of the held-out cases, such as {known[0]}; "
+            "scores of these would be no test. Start from weights of other cases, or from none"
         )
 
 

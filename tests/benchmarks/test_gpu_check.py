@@ -1,5 +1,6 @@
 """The check of a GPU: its budget and its table; what it measures is tried by ``make gpu-check DEVICE=cpu``."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from tests.benchmarks.gpu import __main__ as check
-from tests.benchmarks.gpu.part import Cell, Rows, Size, gigabytes, seconds
+from tests.benchmarks.gpu.part import Cell, Rows, Size, seconds
 
 CPU = torch.device("cpu")
 
@@ -66,8 +67,11 @@ def test_what_is_measured():
     done = []
     assert 0 < seconds(lambda: done.append(1), CPU, 3) < 1
     assert len(done) == 4
-    held = gigabytes(lambda: None, CPU)
-    assert gigabytes(lambda: torch.ones(10**8), CPU) > held + 0.3
+    # In a process of its own, whose peak no other test has raised.
+    code = "import torch; from tests.benchmarks.gpu.part import gigabytes as g; cpu = torch.device('cpu'); "
+    code += "print(g(lambda: None, cpu), g(lambda: torch.ones(10**8), cpu))"
+    held, filled = map(float, subprocess.check_output([sys.executable, "-c", code], text=True).split())
+    assert 0.3 < filled - held < 0.6
     assert Size.of("cuda").patch == 128
 
 
