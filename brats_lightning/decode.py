@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.config.build import build_part
 from brats_lightning.config.entry_point import entry_point
-from brats_lightning.runtime.files import make_folder, write_json
 
 if TYPE_CHECKING:
     from brats_lightning.inference.decoding import SavedCase
@@ -38,12 +36,12 @@ def decode(cfg: DictConfig) -> dict[str, Any]:
         FusionError: several folders cannot be fused so.
     """
     from brats_lightning.config.postprocessing import recorded
-    from brats_lightning.data.cases import CaseError, problem_table
+    from brats_lightning.data.cases import CaseError
     from brats_lightning.inference.decoding import decode_case, saved_cases
     from brats_lightning.inference.fusion import Fusion
     from brats_lightning.inference.provenance import check_existing
-    from brats_lightning.inference.summary import report_masks
-    from brats_lightning.runtime.console import progress_bar, show
+    from brats_lightning.inference.summary import conclude
+    from brats_lightning.runtime.console import progress_bar
     from brats_lightning.runtime.workers import each_result, process_pool
 
     if cfg.on_bad_case not in ("error", "skip"):
@@ -67,7 +65,7 @@ def decode(cfg: DictConfig) -> dict[str, Any]:
     existing = [case.id for case in cases if not cfg.overwrite and masks[case.id].exists()]
     jobs = {case.id: (case, chosen, fusion, masks[case.id]) for case in cases if case.id not in set(existing)}
 
-    summary: dict[str, Any] = {"cases": {}, "existing": existing}
+    done: dict[str, Any] = {}
     processes = min(cfg.processes, len(jobs))
     with process_pool(processes) if processes > 1 else nullcontext() as pool, progress_bar() as bar:
         task = bar.add_task("decoding", total=len(jobs))
@@ -75,18 +73,10 @@ def decode(cfg: DictConfig) -> dict[str, Any]:
             if isinstance(result, list):
                 problems += result
             else:
-                summary["cases"][name] = result
+                done[name] = result
             bar.advance(task)
-    summary["cases"] = dict(sorted(summary["cases"].items()))
-    summary["problems"] = list(map(asdict, problems))
-    report_masks(summary["cases"], len(existing), problems, scheme, Path(cfg.output))
-    if cfg.summary is not None:
-        write_json(make_folder(Path(cfg.summary).parent) / Path(cfg.summary).name, summary)
-    if problems and cfg.on_bad_case == "error":
-        raise CaseError(problems)
-    if problems:
-        show(problem_table(problems))
-    return summary
+    file, skip = cfg.summary and Path(cfg.summary), cfg.on_bad_case == "skip"
+    return conclude(dict(sorted(done.items())), existing, problems, scheme, Path(cfg.output), file, skip)
 
 
 def _masks(cases: Sequence["SavedCase"], cfg: DictConfig) -> dict[str, Path]:

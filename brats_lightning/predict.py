@@ -2,19 +2,18 @@
 
 import logging
 import os
-import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from brats_lightning.config.build import build_part, input_cases
+from brats_lightning.config.build import input_cases
 from brats_lightning.config.entry_point import entry_point
-from brats_lightning.runtime.files import make_folder, write_json
+from brats_lightning.runtime.files import make_folder
 
 if TYPE_CHECKING:
     from brats_lightning.data.cases import Case, Problem
@@ -39,75 +38,66 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
         CheckpointError: a checkpoint that cannot be used.
         ForeignMasks: the output holds masks that other models or post-processing made, and ``overwrite`` is false.
         SplitError: a split file that cannot be used, or cases of it that are missing.
+        DeadWorker: one of several processes was ended from outside; what is written stays.
     """
-    from brats_lightning.config.checkpoint import affine_tolerance, load_ensemble
-    from brats_lightning.config.postprocessing import as_config, trained_postprocessing
-    from brats_lightning.data.cases import CaseError, check_files, problem_table, used_modalities
-    from brats_lightning.data.nifti import read_header
-    from brats_lightning.data.probabilities import Member, Record, write_probabilities
-    from brats_lightning.inference.prediction import infer, write_mask
-    from brats_lightning.inference.provenance import check_existing, identities, origin
-    from brats_lightning.inference.summary import case_summary, report_masks
-    from brats_lightning.runtime.console import progress_bar, show
+    from brats_lightning.config.prediction import load_predictor
+    from brats_lightning.data.cases import check_files, used_modalities
+    from brats_lightning.inference.prediction import by_processes
+    from brats_lightning.inference.provenance import check_existing
+    from brats_lightning.inference.summary import conclude
+    from brats_lightning.runtime.console import progress_bar
 
     if cfg.on_bad_case not in ("error", "skip"):
         raise ValueError(f"on_bad_case must be error or skip, got {cfg.on_bad_case!r}")
-    rules = build_part("postprocessing", cfg.get("postprocessing"))
+    if not isinstance(cfg.devices, int) or cfg.devices < 1:
+        raise ValueError(f"devices must be a number of processes from 1 on, got {cfg.devices!r}")
     cases = _chosen(_cases(cfg), cfg)
     wanted = _wanted(cases, cfg)
-    ensemble = load_ensemble(cfg)
-    postprocess = (rules or trained_postprocessing(ensemble.models, tuple(cfg.trust))).decoding(ensemble.decode)
-    log.info("post-processing%s: %s", "" if rules else " as in training", postprocess)
-    for line in postprocess.lacking(ensemble.scheme):
+    predictor = load_predictor(cfg)
+    ensemble = predictor.ensemble
+    for line in predictor.rules.lacking(ensemble.scheme):
         log.warning(line)
-    tolerance = affine_tolerance(cfg, ensemble)
     make_folder(cfg.output)
-    models = identities(ensemble)
-    made_by = origin(models, postprocess)
     if not cfg.overwrite:
-        check_existing({file: made_by for files in wanted.values() for file in files})
+        check_existing({file: predictor.made_by for files in wanted.values() for file in files})
 
-    summary: dict[str, Any] = {"cases": {}, "existing": []}
+    existing: list[str] = []
     problems: list[Problem] = []
-    with progress_bar() as bar:
-        task = bar.add_task("predicting", total=len(cases))
-        for number, case in enumerate(cases, 1):
-            modalities = used_modalities(case, ensemble.modalities, ensemble.optional)
-            if faults := check_files(case, modalities, need_mask=False):
-                problems += faults
-            elif not cfg.overwrite and all(file.exists() for file in wanted[case.id]):
-                summary["existing"].append(case.id)
-            else:
-                started = time.monotonic()
-                found = infer(case, ensemble, tolerance, lambda fraction: bar.advance(task, fraction))
-                if isinstance(found, list):
-                    problems += found
-                else:
-                    labels = postprocess(found.values, found.transform.spacing, ensemble.scheme)
-                    header = read_header(case.images[modalities[0]], case.volumes.get(modalities[0]))
-                    mask_file, *probability_files = wanted[case.id]
-                    make_folder(mask_file.parent)
-                    for probability_file in probability_files:
-                        parts = [model.part_of(case.id) for model in ensemble.models]
-                        network = ensemble.scheme.names, ensemble.decode, header, tuple(map(Member, models, parts))
-                        record = Record(case.id, *network, as_config(postprocess), made_by)
-                        write_probabilities(probability_file, found, record)
-                    write_mask(mask_file, found.transform.restore(labels), header, made_by)
-                    seconds = round(time.monotonic() - started, 1)
-                    summary["cases"][case.id] = case_summary(labels, found, ensemble.scheme) | {"seconds": seconds}
-            bar.update(task, completed=number)
-            if bar.disable:
-                log.info("%s: case %d of %d", case.id, number, len(cases))
+    todo: dict[str, tuple[Case, Sequence[Path]]] = {}
+    for case in cases:
+        modalities = used_modalities(case, ensemble.modalities, ensemble.optional)
+        if faults := check_files(case, modalities, need_mask=False):
+            problems += faults
+        elif not cfg.overwrite and all(file.exists() for file in wanted[case.id]):
+            existing.append(case.id)
+        else:
+            todo[case.id] = case, wanted[case.id]
 
-    summary["problems"] = list(map(asdict, problems))
-    report_masks(summary["cases"], len(summary["existing"]), problems, ensemble.scheme, Path(cfg.output))
-    if cfg.summary is not None:
-        write_json(make_folder(Path(cfg.summary).parent) / Path(cfg.summary).name, summary)
-    if problems and cfg.on_bad_case == "error":
-        raise CaseError(problems)
-    if problems:
-        show(problem_table(problems))
-    return summary
+    done: dict[str, Any] = {}
+    processes = min(cfg.devices, len(todo))
+    with progress_bar() as bar:
+        task = bar.add_task("predicting", total=len(todo))
+        if processes > 1:
+            outcomes = by_processes(partial(load_predictor, cfg), processes, todo)
+        else:
+            outcomes = predictor.each(todo, lambda fraction: bar.advance(task, fraction))
+        with closing(outcomes):
+            for number, (name, outcome) in enumerate(outcomes, 1):
+                problems += outcome.problems
+                for remark in outcome.remarks:
+                    log.warning("%s: %s", name, remark)
+                if outcome.summary is not None:
+                    done[name] = outcome.summary
+                if processes > 1 or outcome.summary is None:
+                    bar.advance(task)
+                if bar.disable:
+                    log.info("%s: case %d of %d", name, number, len(todo))
+
+    order = [case.id for case in cases]
+    problems.sort(key=lambda problem: order.index(problem.case))
+    done = {name: done[name] for name in todo if name in done}
+    file, skip = cfg.summary and Path(cfg.summary), cfg.on_bad_case == "skip"
+    return conclude(done, existing, problems, ensemble.scheme, Path(cfg.output), file, skip)
 
 
 def _wanted(cases: Sequence["Case"], cfg: DictConfig) -> dict[str, list[Path]]:

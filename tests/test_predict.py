@@ -473,7 +473,7 @@ def test_an_interrupted_prediction_goes_on(run, tmp_path, monkeypatch):
     assert list(run("probabilities=true")["cases"]) == ["BraTS-MET-00001-000", "BraTS-MET-00002-000"]
     assert list(run("overwrite=true")["cases"]) == ["BraTS-MET-00001-000", "BraTS-MET-00002-000"]
     assert first.read_bytes() == before[0]  # not even the time of writing is in it
-    monkeypatch.setattr("brats_lightning.inference.prediction.infer", None)
+    monkeypatch.setattr("brats_lightning.inference.prediction._read", None)
     assert len(run("probabilities=true")["existing"]) == 2
     copy = tmp_path / "copied/again.ckpt"  # the same model under another name
     copy.parent.mkdir()

@@ -120,7 +120,6 @@ class Ensemble:
         self.device, self.dtype = device or torch.device("cpu"), dtype
         self._groups: dict[Preprocessing, list[int]] = {}  # numbers of the members
         for number, model in enumerate(models):
-            model.network.to(self.device)
             self._groups.setdefault(model.preprocessing, []).append(number)
         self._shares = self._by_region() if any(self.regions) else None
 
@@ -174,6 +173,7 @@ class Ensemble:
             quantised = torch.from_numpy(part.image).view(torch.int16).to(self.device)
             for number in numbers:
                 model, weight = self.models[number], self.weights[number]
+                model.network.to(self.device)  # not before it is used: a process may leave that to others
                 step = None if advance is None else lambda fraction: advance(fraction / len(self.models))
                 values = self._predict(model, quantised, part, step)
                 values = values if part.transform == target else transfer(values, part.transform, target)

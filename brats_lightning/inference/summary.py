@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from jaxtyping import UInt8
 from brats_lightning.core.components import label_components
 from brats_lightning.core.geometry import nonzero_box
 from brats_lightning.core.labels import LabelScheme, in_classes
-from brats_lightning.data.cases import Problem
+from brats_lightning.data.cases import CaseError, Problem, problem_table
 from brats_lightning.data.probabilities import Probabilities
 from brats_lightning.inference.plausibility import ADVICE, implausible
 from brats_lightning.runtime.console import show, table_of
+from brats_lightning.runtime.files import make_folder, write_json
 
 log = logging.getLogger(__name__)
 
@@ -70,22 +72,50 @@ def region_summary(
     return found
 
 
-def report_masks(
+def conclude(
+    cases: Mapping[str, Mapping[str, Any]],
+    existing: Sequence[str],
+    problems: Sequence[Problem],
+    scheme: LabelScheme,
+    output: Path,
+    file: Path | None,
+    skip: bool,
+) -> dict[str, Any]:
+    """Show how many masks there are, lesions and volumes of the cases, what is implausible about them, and problems.
+
+    Args:
+        cases: case → its `case_summary` and the ``seconds`` it took.
+        existing: ids of cases whose masks were made earlier.
+        problems: of the cases left out.
+        scheme: the classes.
+        output: folder of the masks.
+        file: to write the summary to as JSON, if any.
+        skip: only show problems.
+
+    Returns:
+        The summary: ``cases``, ``existing`` and ``problems``.
+
+    Raises:
+        CaseError: there are problems.
+    """
+    summary = {"cases": dict(cases), "existing": list(existing), "problems": list(map(asdict, problems))}
+    _report(cases, len(existing), problems, scheme, output)
+    if file is not None:
+        write_json(make_folder(file.parent) / file.name, summary)
+    if problems and not skip:
+        raise CaseError(problems)
+    if problems:
+        show(problem_table(problems))
+    return summary
+
+
+def _report(
     cases: Mapping[str, Mapping[str, Any]],
     existing: int,
     problems: Sequence[Problem],
     scheme: LabelScheme,
     output: Path,
 ) -> None:
-    """Show the lesions and volumes of the cases, what is implausible about them, and how many masks there are.
-
-    Args:
-        cases: case → its `case_summary` and the ``seconds`` it took.
-        existing: masks that were made earlier.
-        problems: of the cases left out.
-        scheme: the classes.
-        output: folder of the masks.
-    """
     titles = [f"{region.upper()} {what}" for region in scheme.regions for what in ("lesions", "volume (ml)")]
     rows = []
     for name, case in cases.items():

@@ -86,6 +86,21 @@ def choose_device(name: str) -> torch.device:
     return torch.device(chosen)
 
 
+def share_device(name: str, number: int, processes: int) -> None:
+    """Give this process its part of what a setting names: ``cuda`` is then one GPU, a CPU has so many threads fewer.
+
+    With more processes than GPUs, several share one.
+
+    Args:
+        name: as for `choose_device`.
+        number: of this process, from 0 on.
+        processes: that share the hardware.
+    """
+    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+    if choose_device(name).type == "cuda":
+        torch.cuda.set_device(number % torch.cuda.device_count())
+
+
 def describe_device(device: torch.device) -> str:
     """The hardware in words: a GPU's name and memory, or how many cores of a CPU are used."""
     if device.type == "cuda":

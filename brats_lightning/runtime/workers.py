@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import BaseContext
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,7 +63,22 @@ def process_pool(workers: int, context: BaseContext | None = None) -> ProcessPoo
         workers: processes, at least 1.
         context: None spawns them, since the caller may have threads (torch has).
     """
-    return ProcessPoolExecutor(workers, context or multiprocessing.get_context("spawn"), initializer=_begin_worker)
+    context = context or multiprocessing.get_context("spawn")
+    places = context.SimpleQueue()
+    for place in range(workers):
+        places.put(place)
+    return ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(places,))
+
+
+def end_workers(pool: ProcessPoolExecutor) -> None:
+    """End the processes of a pool now, whatever they do; it can then only be shut down."""
+    for process in list((pool._processes or {}).values()):
+        process.terminate()
+
+
+def worker_number() -> int:
+    """Which of a pool's processes this is, from 0 on."""
+    return _place[0]
 
 
 def each_result(
@@ -106,7 +122,11 @@ def each_result(
             future.cancel()
 
 
-def _begin_worker() -> None:
+_place = [0]  # of this process in its pool
+
+
+def _begin_worker(places: "SimpleQueue[int]") -> None:
+    _place[0] = places.get()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
 
