@@ -56,7 +56,7 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run jobs until ``n_trials`` have ended in the study.
+        """Run jobs until ``n_trials`` have ended in the study, or as many again if they have.
 
         Raises:
             ValueError: settings that make no search, or another process sweeps in this folder.
@@ -77,7 +77,8 @@ class OptunaSweeper(Sweeper):
 
     def _run(self, trials: Trials, space: Space, fixed: Sequence[str]) -> None:
         settings, begun = self.config.hydra.sweeper, trials.counted()
-        wanted = settings.n_trials
+        # An interrupted sweep goes on to its number; one that has reached it, to as many again.
+        wanted = (begun // settings.n_trials + 1) * settings.n_trials
         if settings.sampler._target_ == _GRID:
             wanted = min(wanted, combinations(space))
         self._introduce(trials, space, begun, wanted)
