@@ -183,12 +183,14 @@ class Ensemble:
                     change = foreground - centre
                     centre += change * (weight / done)
                     deviations += weight * change * (foreground - centre)
+                    del foreground, change
                 if self._shares is None:
                     values *= weight
                 else:
                     values = np.stack([values[list(classes)].sum(0) for classes in self.scheme.regions.values()])
                     values *= self._shares[number]
                 mean = values if mean is None else np.add(mean, values, out=mean)
+                del values  # before the next member needs as much
         assert mean is not None  # there is a member
         if self._shares is not None:
             mean = class_probabilities(torch.from_numpy(mean), self.scheme).numpy()

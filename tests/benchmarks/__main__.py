@@ -20,7 +20,7 @@ from tests.benchmarks.report import store, write_report
 
 MODULES = (
     *("preprocessing", "patches", "loss", "instances", "step", "trainer", "inference", "start", "busy", "memory"),
-    "growth",
+    *("prediction_memory", "growth"),
 )
 PHANTOM_CASES = 4
 
