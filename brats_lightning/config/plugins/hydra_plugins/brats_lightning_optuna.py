@@ -72,13 +72,13 @@ class OptunaSweeper(Sweeper):
             raise ValueError("hydra/sweeper=optuna has nothing to draw; give hydra.sweeper.params, or key=choice(…)")
         with claimed(folder / ".lock", f"the sweep's folder {folder}"), opened(settings) as study:
             trials = Trials(study, folder, self.config.objective)
+            # An interrupted sweep goes on to its number; one that has reached it, to as many again.
+            wanted = (trials.counted() // settings.n_trials + 1) * settings.n_trials
             trials.recover()
-            self._run(trials, space, fixed)
+            self._run(trials, space, fixed, wanted)
 
-    def _run(self, trials: Trials, space: Space, fixed: Sequence[str]) -> None:
+    def _run(self, trials: Trials, space: Space, fixed: Sequence[str], wanted: int) -> None:
         settings, begun = self.config.hydra.sweeper, trials.counted()
-        # An interrupted sweep goes on to its number; one that has reached it, to as many again.
-        wanted = (begun // settings.n_trials + 1) * settings.n_trials
         if settings.sampler._target_ == _GRID:
             wanted = min(wanted, combinations(space))
         self._introduce(trials, space, begun, wanted)
