@@ -116,6 +116,10 @@ class Trials:
         """Trials that have ended or are running; those that were killed don't count."""
         return sum(map(_counts, self.study.get_trials(deepcopy=False)))
 
+    def ended(self) -> int:
+        """Those of `counted` that are not running, or were not when their sweep was killed."""
+        return sum(_counts(trial) and trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False))
+
     def best(self) -> "FrozenTrial | None":
         """The trial with the best value of the study, if any has one."""
         from optuna.trial import TrialState

@@ -73,7 +73,7 @@ class OptunaSweeper(Sweeper):
         with claimed(folder / ".lock", f"the sweep's folder {folder}"), opened(settings) as study:
             trials = Trials(study, folder, self.config.objective)
             # An interrupted sweep goes on to its number; one that has reached it, to as many again.
-            wanted = (trials.counted() // settings.n_trials + 1) * settings.n_trials
+            wanted = (trials.ended() // settings.n_trials + 1) * settings.n_trials
             trials.recover()
             self._run(trials, space, fixed, wanted)
 
