@@ -53,7 +53,7 @@ def test_two_processes_make_what_one_makes(settings, tmp_path, caplog):
     write_case(tmp_path / "in", odd, t1c=image, seg=None)
     alike = "probabilities=true", "on_bad_case=skip"
     one = predict(settings("one", *alike))
-    remarks = [record.message for record in caplog.records if record.message.startswith(f"{odd}: ")]
+    remarks = [record.message for record in caplog.records if record.message.startswith(f"{odd}: t1c")]
     assert remarks
     caplog.clear()
     two = predict(settings("two", *alike, "devices=2", f"summary={tmp_path}/two.json"))
@@ -61,7 +61,7 @@ def test_two_processes_make_what_one_makes(settings, tmp_path, caplog):
     assert without_times(two) == without_times(one)
     assert json.loads((tmp_path / "two.json").read_text()) == two
     assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
-    assert [record.message for record in caplog.records if record.message.startswith(f"{odd}: ")] == remarks
+    assert [record.message for record in caplog.records if record.message.startswith(f"{odd}: t1c")] == remarks
     # interrupted and resumed, with an error at the end
     (tmp_path / f"two/{CASES[0]}.nii.gz").unlink()
     (tmp_path / f"two/{CASES[3]}.nii.gz").unlink()
@@ -108,7 +108,8 @@ def slow(settings, tmp_path, body):
     OmegaConf.save(settings("out", "devices=2"), tmp_path / "settings.yaml")
     script = tmp_path / "script.py"
     script.write_text(
-        "import os, sys, time\n"
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background commands ignore it
         "from omegaconf import OmegaConf\n"
         "from brats_lightning.inference.ensemble import Ensemble\n"
         "def call(self, *_):\n"
@@ -143,6 +144,8 @@ def test_ctrl_c_ends_all_processes(settings, tmp_path):
         assert parent.poll() is None
         time.sleep(0.05)
     parent.send_signal(signal.SIGINT)
-    assert parent.wait() != 0
-    for pid in pids:
-        assert not Path(f"/proc/{pid}").exists()
+    assert parent.wait(timeout=120) != 0
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
