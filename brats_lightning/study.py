@@ -42,6 +42,7 @@ def study(cfg: DictConfig) -> dict[str, Any]:
     """
     from brats_lightning.config.build import build_part
     from brats_lightning.config.study import Study
+    from brats_lightning.config.study_job import packages
 
     asked = Study.of(cfg)
     configs = asked.configs()
@@ -58,7 +59,8 @@ def study(cfg: DictConfig) -> dict[str, Any]:
         asked.record(configs)
         _train(asked)
         _predict(asked, configs)
-        summary = _results(asked, cfg, cases)
+        trust = tuple(sorted({name for config in configs.values() for name in packages(config)}))
+        summary = _results(asked, cfg, cases, trust)
     if failed := [job for job in asked.jobs if not job.predicted]:
         log.error("%d of %d jobs failed; the same command tries them again", len(failed), len(asked.jobs))
         raise SystemExit(1)
@@ -178,7 +180,7 @@ def _predict(asked: "Study", configs: Mapping[str, DictConfig]) -> None:
         run_jobs("predict", flags, [job.prediction(configs[job.arm]) for job in left], asked.folder, shown)
 
 
-def _results(asked: "Study", cfg: DictConfig, cases: Sequence["Case"]) -> dict[str, Any]:
+def _results(asked: "Study", cfg: DictConfig, cases: Sequence["Case"], trust: Sequence[str]) -> dict[str, Any]:
     """Score all predictions; write the tables, the ensembles and the page."""
     from brats_lightning.config.build import describe_data
     from brats_lightning.config.study_results import HeldOutCases, settings_text
@@ -190,7 +192,7 @@ def _results(asked: "Study", cfg: DictConfig, cases: Sequence["Case"]) -> dict[s
     scores: list[Mapping[str, HeldOut]] = []
     chosen_rules: list[dict[str, Any]] = []
     with case_workers(cfg.processes) as pool:
-        held_out = HeldOutCases(asked, cfg, cases, pool)
+        held_out = HeldOutCases(asked, cfg, cases, trust, pool)
         tunings: dict[str, list[Any]] = {}
         for (arm, seed), chosen in held_out.predicted().items():
             scores.append(held_out.score(arm, seed, chosen))

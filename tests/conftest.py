@@ -30,6 +30,15 @@ def deterministic_algorithms_as_before() -> Iterator[None]:
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tiny volumes, on which several threads would wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def shared_outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Holds the phantoms and the cache, made once for all tests."""

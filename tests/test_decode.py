@@ -23,13 +23,7 @@ from tests.tiny_models import bright_is_et, voxelwise
 NAMES = [f"BraTS-MET-0000{n}-000" for n in (1, 2)]
 CHOICES = sorted(path.stem for path in (config_dir() / "postprocessing").glob("*.yaml"))
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

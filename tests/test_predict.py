@@ -27,13 +27,7 @@ ROTATED = np.array([[0, 0, 2.0, -3], [1.5, 0, 0, 5], [0, -0.5, 0, 7], [0, 0, 0, 
 OBLIQUE = np.array([[-0.98, 0.1, 0, 4], [0.1, 0.98, 0.05, 5], [0, -0.05, 1.5, 6], [0, 0, 0, 1]])
 MARKS = [(3, 4, 2), (8, 4, 2), (3, 11, 5), (8, 9, 7)]  # no symmetry maps them onto themselves
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -28,6 +30,7 @@ def command(tmp_path, shared_outputs):
         words = [sys.executable, "-m", "brats_lightning.study", *given, *overrides]
         return subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=tmp_path)
 
+    run.given = given
     return run
 
 
@@ -71,6 +74,35 @@ def test_a_study_is_interrupted_and_has_a_failed_arm(command, tmp_path):
     assert "resuming at step 2" in (other / "train.log").read_text()
     assert (folder / "scores.csv").read_text() == table
     assert finished.stat().st_mtime_ns == before
+
+
+# A shell's background commands ignore Ctrl-C, which their children inherit.
+STUDY = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+STUDY += "from brats_lightning.study import main; main()"
+
+
+def test_an_interrupt_of_the_study_alone_ends_its_jobs(command, tmp_path):
+    words = [
+        sys.executable,
+        "-c",
+        STUDY,
+        *command.given,
+        "trainer.max_steps=1000000",
+        "trainer.val_check_interval=1000000",
+    ]
+    study = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    log = tmp_path / "study/s/s/seed0/fold0/train.log"
+    try:
+        deadline = time.monotonic() + 120
+        while not (log.is_file() and "step " in log.read_text()):
+            assert study.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        study.send_signal(signal.SIGINT)
+        assert study.wait(timeout=60) == 128 + signal.SIGINT
+    finally:
+        study.kill()
+    assert (log.parent / "checkpoints/last.ckpt").is_file()  # from which the same command goes on
 
 
 @pytest.fixture

@@ -19,13 +19,7 @@ from tests.tiny_models import voxelwise
 
 NAMES = [f"BraTS-MET-0000{n}-000" for n in range(1, 7)]
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def scan():

@@ -112,6 +112,11 @@ def quote(text: str) -> str:
     return '"' + text.replace('"', '\\"') + '"'
 
 
+def key_of(override: str) -> str:
+    """What an override sets: ``a.b`` of ``+a.b=1``."""
+    return override.lstrip("+~").split("=", 1)[0]
+
+
 def typed(value: Any) -> str:
     """A plain value of a config, without spaces or quotes in it, as it is typed: ``[t1c,t2f]``, ``{4:3}``, ``null``."""
     return "null" if value is None else re.sub("[' ]", "", str(value))

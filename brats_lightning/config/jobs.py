@@ -52,7 +52,8 @@ def run_jobs(
             while process.poll() is None:
                 time.sleep(1)
                 watch()
-        except KeyboardInterrupt:  # which the terminal has sent to the jobs, too
+        except KeyboardInterrupt:  # a terminal has sent it to the jobs, too, for which both are one request
+            process.send_signal(signal.SIGINT)
             process.wait()
             raise
         finally:

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from brats_lightning.config.command_line import quote
+from brats_lightning.config.command_line import key_of, quote
 from brats_lightning.config.resolvers import leaves, within
 
 _NAME = "config"
@@ -43,7 +43,7 @@ def repeated(arguments: Sequence[str]) -> list[str]:
     own = {key: _moved(value, saved["paths"]["run_dir"]) for key, value in leaves(saved)}
     settings = {key: value for key, value in own.items() if value is not None}
     settings |= _HYDRA | {"paths.run_dir": quote("${hydra:runtime.output_dir}"), "resume": "null"}
-    given = [argument.lstrip("+~").split("=", 1)[0] for argument in arguments]
+    given = [key_of(argument) for argument in arguments]
     if saved["ckpt_path"] is None or own["ckpt_path"]:  # the checkpoint of another run has its split
         settings["ckpt_path"] = "null"
         if not {f"data.{key}" for key in _SPLIT} & set(given):  # else it is split in another way

@@ -33,7 +33,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("process_count", _process_count, replace=True)
     OmegaConf.register_new_resolver("gpu_count", _gpu_count, replace=True)
     OmegaConf.register_new_resolver("new_folder", new_folder, replace=True, use_cache=True)
-    OmegaConf.register_new_resolver("study_folder", _study_folder, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("sweep_folder", _sweep_folder, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("patch_size", _patch_size, replace=True)
     OmegaConf.register_new_resolver("volume_scaled", _volume_scaled, replace=True)
     OmegaConf.register_new_resolver("direction", {"max": "maximize", "min": "minimize"}.__getitem__, replace=True)
@@ -41,7 +41,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("datalist_label_map", _datalist_label_map, replace=True)
 
 
-def _study_folder(parent: str, name: str | None, time: str) -> str:
+def _sweep_folder(parent: str, name: str | None, time: str) -> str:
     """The folder of a sweep: the same at each start for a study with a name, otherwise a new one."""
     return f"{parent}/{name}" if name else new_folder(f"{parent}/{time}")
 

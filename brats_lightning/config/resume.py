@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from brats_lightning.config.command_line import quote, unquoted
+from brats_lightning.config.command_line import key_of, quote, unquoted
 from brats_lightning.config.resolvers import leaves, within
 from brats_lightning.config.run_folder import named_folder
 from brats_lightning.runtime.files import write_text
@@ -100,14 +100,14 @@ def expand(arguments: Sequence[str]) -> list[str]:
         flags += [f"--config-dir={source['path']}" for source in sources if source["provider"] == "command-line"]
     if not any(flag.startswith(("--config-name", "-cn")) for flag in flags):
         flags.append(f"--config-name={hydra['job']['config_name']}")
-    replaced = {_key(argument) for argument in beside} | {"ckpt_path", "weights", "resume"}
-    kept = [override for override in before if _key(override) not in replaced]
-    kept += [override for override in hydra["overrides"]["hydra"] if _key(override) == "hydra.searchpath"]
+    replaced = {key_of(argument) for argument in beside} | {"ckpt_path", "weights", "resume"}
+    kept = [override for override in before if key_of(override) not in replaced]
+    kept += [override for override in hydra["overrides"]["hydra"] if key_of(override) == "hydra.searchpath"]
     if (started := Path(hydra["runtime"]["cwd"])).is_dir():
         os.chdir(started)
     here = [f"ckpt_path={quote(str(checkpoint))}", f"resume={quote(str(run))}", f"hydra.run.dir={quote(str(run))}"]
-    added = {_key(override) for override in before if override.startswith("+")}
-    beside = [f"++{text}" if _key(text) in added and text[0] not in "+~" else text for text in beside]
+    added = {key_of(override) for override in before if override.startswith("+")}
+    beside = [f"++{text}" if key_of(text) in added and text[0] not in "+~" else text for text in beside]
     return [*flags, *kept, *beside, *here, "hydra.output_subdir=null"]
 
 
@@ -128,7 +128,7 @@ def announce_resume(cfg: DictConfig, saved: Mapping[str, Any]) -> None:
 
 def record(run: Path, overrides: Sequence[str]) -> None:
     """Keep the overrides of a resumed run, as Hydra was given them, for its next resumption."""
-    lasting = [override for override in overrides if _key(override) not in ("ckpt_path", "resume")]
+    lasting = [override for override in overrides if key_of(override) not in ("ckpt_path", "resume")]
     write_text(run / _RECORD, OmegaConf.to_yaml(OmegaConf.create(lasting)))
 
 
@@ -186,7 +186,3 @@ def compare(saved: Mapping[str, Any], now: Mapping[str, Any], origin: Path) -> l
 
 def _loaded(path: Path) -> Any:
     return OmegaConf.to_container(OmegaConf.load(path))  # with its references to other values
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+~").split("=", 1)[0]

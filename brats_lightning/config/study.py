@@ -15,7 +15,7 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from brats_lightning.config.command_line import quote
+from brats_lightning.config.command_line import key_of, quote
 from brats_lightning.config.experiment_file import search_path
 from brats_lightning.config.postprocessing import tuned_file
 from brats_lightning.config.resolvers import leaves, resolved, within
@@ -82,7 +82,7 @@ class Study:
             StudyError: folds, seeds or arms that make no sense; it names all faults.
         """
         hydra = HydraConfig.get().overrides
-        given = [text for text in hydra.task if _key(text) not in (*_OWN, "launcher")]
+        given = [text for text in hydra.task if key_of(text) not in (*_OWN, "launcher")]
         given += [
             f"{key}={OmegaConf.select(cfg, key)}".replace("None", "null") for key in _SET if not _sets(given, key)
         ]
@@ -93,21 +93,21 @@ class Study:
         flags = [f"--config-dir={path}" for path in search_path()]
         asked = [*hydra.task, *hydra.hydra]
         passed = re.compile(r"launcher|hydra[./]launcher.*|hydra\.searchpath").fullmatch
-        flags += [text for text in asked if passed(_key(text))]
+        flags += [text for text in asked if passed(key_of(text))]
         named = {name: tuple(overrides or ()) for name, overrides in arms.items()}
         return cls(Path(cfg.paths.run_dir), cfg.folds, tuple(cfg.seeds), named, tuple(given), tuple(flags))
 
     def overrides(self, arm: str) -> list[str]:
         """Of `train` for one arm; what the arm sets replaces what is given for all."""
         own = self.arms[arm]
-        replaced = {_key(text) for text in own}
-        return [*(text for text in self.given if _key(text) not in replaced), *own]
+        replaced = {key_of(text) for text in own}
+        return [*(text for text in self.given if key_of(text) not in replaced), *own]
 
     @cached_property
     def shared(self) -> list[str]:
         """The overrides of `train` that no arm replaces; a launcher's resources follow from them."""
-        replaced = {_key(text) for own in self.arms.values() for text in own}
-        return [text for text in self.given if _key(text) not in replaced]
+        replaced = {key_of(text) for own in self.arms.values() for text in own}
+        return [text for text in self.given if key_of(text) not in replaced]
 
     @cached_property
     def jobs(self) -> list[Job]:
@@ -134,7 +134,7 @@ class Study:
         Raises:
             StudyError: arms that differ in what they are scored on.
         """
-        search = [text for text in self.flags if _key(text) == "hydra.searchpath"]
+        search = [text for text in self.flags if key_of(text) == "hydra.searchpath"]
         found = {arm: resolved(compose("train", [*search, *self.overrides(arm)])) for arm in self.arms}
         plain = {arm: dict(leaves(OmegaConf.to_container(cfg))) for arm, cfg in found.items()}
         first, *others = plain
@@ -214,7 +214,7 @@ class Study:
 
     def command(self, arm: str) -> list[str]:
         """The words of the command that trains one fold of an arm by itself."""
-        search = [flag for flag in self.flags if _key(flag) in ("--config-dir", "hydra.searchpath")]
+        search = [flag for flag in self.flags if key_of(flag) in ("--config-dir", "hydra.searchpath")]
         own = [f"data.folds={self.folds}", "data.fold=0", f"seed={self.seeds[0]}"]
         return ["python", "-m", "brats_lightning.train", *search, *self.overrides(arm), *own]
 
@@ -276,9 +276,5 @@ def _faults(cfg: DictConfig, arms: Any, given: Sequence[str]) -> list[str]:
     return faults
 
 
-def _key(override: str) -> str:
-    return override.lstrip("+~").split("=", 1)[0]
-
-
 def _sets(overrides: Sequence[str], key: str) -> bool:
-    return any(_key(text) == key for text in overrides)
+    return any(key_of(text) == key for text in overrides)

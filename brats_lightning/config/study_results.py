@@ -16,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 from brats_lightning.config.build import build_part
 from brats_lightning.config.postprocessing import all_recorded, as_config, tuned_file
 from brats_lightning.config.study import FOLDS, Study
-from brats_lightning.config.study_job import packages
 from brats_lightning.core.labels import LabelScheme, with_ignored
 from brats_lightning.data.cases import Case, CaseError
 from brats_lightning.data.splits import read_split
@@ -62,11 +61,19 @@ class HeldOutCases:
         study: with its folds dealt.
         cfg: of the command.
         cases: of the data set, with their masks.
+        trust: packages of the arms, of which steps of post-processing may be.
         pool: that scores; None does it here.
     """
 
-    def __init__(self, study: Study, cfg: DictConfig, cases: Sequence[Case], pool: ProcessPoolExecutor | None) -> None:
-        self.study, self.cfg, self.cases, self.pool = study, cfg, cases, pool
+    def __init__(
+        self,
+        study: Study,
+        cfg: DictConfig,
+        cases: Sequence[Case],
+        trust: Sequence[str],
+        pool: ProcessPoolExecutor | None,
+    ) -> None:
+        self.study, self.cfg, self.cases, self.trust, self.pool = study, cfg, cases, trust, pool
         self.folds = [read_split(study.folder / FOLDS, "folds", fold)["val"] for fold in range(study.folds)]
         self.fold_of = {case: fold for fold, names in enumerate(self.folds) for case in names}
         scheme = LabelScheme(tuple(cfg.data.labels))
@@ -116,7 +123,7 @@ class HeldOutCases:
             raise CaseError(faults)
         settings = compose("tune", list(self.cfg.tune))
         records = [record for case in chosen for record in saved[case].records]
-        used, decode = list(all_recorded(records, packages(self.cfg)).values()), records[0].decode
+        used, decode = list(all_recorded(records, self.trust).values()), records[0].decode
         steps = Postprocessing(build_part("postprocessing", settings.postprocessing.steps, _convert_="all")).steps
         grid: Any = OmegaConf.to_container(settings.grid)
         rules = candidates(steps, grid, used, decode)

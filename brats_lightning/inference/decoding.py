@@ -56,7 +56,7 @@ def saved_cases(folders: Sequence[Path]) -> tuple[list[SavedCase], list[Problem]
     """The cases with probabilities in all of the folders, however nested, and what is wrong with others.
 
     Raises:
-        SavedError: a folder that is none or holds no probabilities, or files of different classes.
+        SavedError: not a folder, or one without probabilities, or files of different classes.
     """
     problems: list[Problem] = []
     found = [_records(folder, problems) for folder in folders]

@@ -32,7 +32,7 @@ class Fusion:
         weights: of the predictions, for ``weighted``; only their ratio counts.
 
     Raises:
-        FusionError: an unknown method, or weights that are none.
+        FusionError: an unknown method, or invalid weights.
     """
 
     method: str = "mean"
