@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import get_all_start_methods
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -66,7 +67,10 @@ class Loader(DataLoader):
     def __init__(self, dataset: Dataset, settings: LoaderSettings, pin_memory: bool, **options: Any) -> None:
         several: dict[str, Any] = {}
         if settings.workers:
-            several = {"timeout": settings.timeout, "worker_init_fn": _begin_worker}
+            start = get_all_start_methods()[
+                0
+            ]  # named, since in a job of the joblib launcher the default cannot start any
+            several = {"timeout": settings.timeout, "worker_init_fn": _begin_worker, "multiprocessing_context": start}
         self.waited = 0.0  # seconds that training spent waiting for batches
         super().__init__(
             dataset, batch_size=None, num_workers=settings.workers, pin_memory=pin_memory, **several, **options

@@ -54,6 +54,12 @@ def test_batches_come_in_order(workers):
     assert [int(batch) for batch in loader(workers=workers)] == list(range(6))
 
 
+def test_a_job_of_the_joblib_launcher_reads_in_processes_too():
+    joblib = pytest.importorskip("joblib")
+    jobs = joblib.Parallel(n_jobs=2)(joblib.delayed(lambda: [int(batch) for batch in loader()])() for _ in range(2))
+    assert jobs == [list(range(6))] * 2
+
+
 def read_elsewhere(act):
     """What reading all batches ends with in a process of its own: signals reach whatever the tests' does by then."""
     code = f"""
