@@ -34,8 +34,10 @@ def package(cfg: DictConfig) -> dict[str, Any]:
     from brats_lightning.config.checkpoint import load_ensemble
     from brats_lightning.config.packaging import foreign_modules, write_package
     from brats_lightning.config.postprocessing import trained_postprocessing
+    from brats_lightning.runtime.device import check_settings
     from brats_lightning.runtime.memory import as_bytes
 
+    check_settings(cfg.device, cfg.devices, cfg.precision)
     output, memory = Path(cfg.output), as_bytes("memory", cfg.memory)
     for name, folder in (("output", output), ("masks", None if cfg.masks is None else Path(cfg.masks))):
         if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -75,7 +77,7 @@ def _tried(cfg: DictConfig, folder: Path, classes: int, memory: int) -> dict[str
 
     with tempfile.TemporaryDirectory() as scratch:
         masks = Path(scratch) / "masks" if cfg.masks is None else make_folder(cfg.masks)
-        found = dry_run(folder, Path(cfg.dry_run), masks, range(1, classes), cfg.cases, memory)
+        found = dry_run(folder, Path(cfg.dry_run), masks, range(1, classes), cfg.cases, memory, cfg.devices)
     seconds = found.outcome.seconds
     log.info(
         "dry run with %s: %d cases, %.1f s each, at most %.1f GiB in memory; %d cases would take %.1f hours here",

@@ -46,11 +46,11 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
     from brats_lightning.inference.provenance import check_existing
     from brats_lightning.inference.summary import conclude
     from brats_lightning.runtime.console import progress_bar
+    from brats_lightning.runtime.device import check_settings
 
     if cfg.on_bad_case not in ("error", "skip"):
         raise ValueError(f"on_bad_case must be error or skip, got {cfg.on_bad_case!r}")
-    if not isinstance(cfg.devices, int) or cfg.devices < 1:
-        raise ValueError(f"devices must be a number of processes from 1 on, got {cfg.devices!r}")
+    check_settings(cfg.device, cfg.devices, cfg.precision)
     cases = _chosen(_cases(cfg), cfg)
     wanted = _wanted(cases, cfg)
     predictor = load_predictor(cfg)

@@ -61,7 +61,10 @@ def labels_in(folder):
 
 
 def test_the_folder_holds_what_the_image_needs(pack, tmp_path):
-    result = pack("device=cuda", "inference.overlap=0.75", "trust=[tests]", "postprocessing=hysteresis", "base=mine:1")
+    result = pack(
+        *("device=cuda", "devices=2", "inference.overlap=0.75", "trust=[tests]", "postprocessing=hysteresis"),
+        "base=mine:1",
+    )
     folder = tmp_path / "package"
     files = {str(file.relative_to(folder)): file for file in folder.rglob("*") if file.is_file()}
     assert set(files) == {
@@ -77,7 +80,8 @@ def test_the_folder_holds_what_the_image_needs(pack, tmp_path):
     assert rules["steps"]["hysteresis"].items() >= {"low": 0.25, "high": 0.7}.items()
     assert rules["decode"] == "argmax"
     assert settings["defaults"] == ["predict", "_self_"]
-    assert (settings["device"], settings["inference"]["overlap"], settings["trust"]) == ("cuda", 0.75, ["tests"])
+    assert (settings["device"], settings["devices"], settings["trust"]) == ("cuda", 2, ["tests"])
+    assert settings["inference"]["overlap"] == 0.75
     sums = dict(line.split("  ")[::-1] for line in files["SHA256SUMS"].read_text().splitlines())
     assert set(sums) == {"settings.yaml", "ensemble.yaml", "checkpoints/1.ckpt"}
     assert sums == {name: hashlib.sha256(files[name].read_bytes()).hexdigest() for name in sums}
@@ -217,6 +221,8 @@ def test_a_dry_run_predicts_the_hours(tmp_path, monkeypatch):
     monkeypatch.setattr(dry_run, "mask_faults", lambda *_, **__: [])
     found = dry_run.dry_run(tmp_path, inputs, tmp_path / "masks", [1, 2, 3], 303, 2**30)
     assert found.hours == pytest.approx((10 + 303 * 20) / 3600)
+    found = dry_run.dry_run(tmp_path, inputs, tmp_path / "masks", [1, 2, 3], 303, 2**30, processes=2)
+    assert found.hours == pytest.approx((30 + 303 * 20 / 2) / 3600)  # 20 of the 50 s for both cases at the same time
     measured.failed, measured.strange = ["b"], ["empty"]
     with pytest.raises(CaseError, match=r"(?s)empty.*no case found.*b .*no mask"):
         dry_run.dry_run(tmp_path, inputs, tmp_path / "masks", [1, 2, 3], 303, 2**30)
@@ -248,6 +254,9 @@ def test_a_package_is_whole_or_not_there(pack, fake_wheels, tmp_path):
         (f"masks={tmp_path}/full", "masks: .*full is not empty"),
         ("cases=0", "cases must be 1 or more, got 0"),
         ("memory=much", "memory must be a size"),
+        ("device=gpu", "device must be auto, cpu, cuda, mps .*got 'gpu'"),
+        ("devices=0", "devices must be a number of processes from 1 on, got 0"),
+        ("precision=8", "precision must be auto, bf16, 16, 32, got 8"),
     ):
         with pytest.raises(ValueError, match=message):
             pack(wrong)

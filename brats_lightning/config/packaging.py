@@ -141,7 +141,8 @@ def _write_weights(source: Path, path: Path) -> None:
 def _settings(cfg: DictConfig, rules: Postprocessing) -> dict[str, Any]:
     """A config of ``predict``."""
     chosen: Any = OmegaConf.to_container(cfg)
-    same = {name: chosen[name] for name in ("device", "precision", "affine_tolerance", "inference", "trust")}
+    names = ("device", "devices", "precision", "affine_tolerance", "inference", "trust")
+    same = {name: chosen[name] for name in names}
     return {"defaults": ["predict", "_self_"], **same, "postprocessing": as_config(rules) | {"_convert_": "all"}}
 
 

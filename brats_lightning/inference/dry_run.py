@@ -37,10 +37,12 @@ class DryRun:
     limits: tuple[str, ...]
 
 
-def dry_run(package: Path, inputs: Path, masks: Path, labels: Sequence[int], cases: int, memory: int) -> DryRun:
+def dry_run(
+    package: Path, inputs: Path, masks: Path, labels: Sequence[int], cases: int, memory: int, processes: int = 1
+) -> DryRun:
     """Run a package's entry point on a folder of cases.
 
-    The hours are those of all cases one after the other at the mean pace of these, and of one start of the program.
+    The hours are those of all cases at the mean pace of these, and of one start of the program.
 
     Args:
         package: folder that ``python -m brats_lightning.package`` has made.
@@ -49,6 +51,7 @@ def dry_run(package: Path, inputs: Path, masks: Path, labels: Sequence[int], cas
         labels: that masks may have.
         cases: number of cases for which the hours are predicted.
         memory: bytes of data that each process may have.
+        processes: that share the cases.
 
     Raises:
         CaseError: cases without a mask, or with a faulty one.
@@ -67,8 +70,9 @@ def dry_run(package: Path, inputs: Path, masks: Path, labels: Sequence[int], cas
         outcome = Outcome(**json.loads(summary.read_text()))
     if problems := _faults(outcome, inputs, masks, labels):
         raise CaseError(problems)
-    seconds = sum(outcome.seconds.values())
-    hours = (outcome.total - seconds + cases * seconds / len(outcome.seconds)) / 3600
+    seconds, tried = sum(outcome.seconds.values()), len(outcome.seconds)
+    start = max(0.0, outcome.total - seconds / min(processes, tried))
+    hours = (start + cases * seconds / tried / processes) / 3600
     return DryRun(outcome, hours, limits)
 
 

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+_DEVICES = ("auto", "cpu", "cuda", "mps")
+
 
 def chunk_size(device: torch.device) -> int:
     """Values to process at a time: what fits into a CPU's cache; on a GPU fewer kernel launches matter more."""
@@ -71,15 +73,27 @@ def fastest_precision(accelerator: str) -> str:
     return "bf16-mixed" if words & {"avx512_bf16", "amx_bf16"} else "32-true"
 
 
+def check_settings(device: str, devices: int, precision: str | int) -> None:
+    """Refuse settings of the commands that predict which are good for no machine, whether or not this one has a GPU.
+
+    Raises:
+        ValueError: an unknown device or precision, or a number of processes below 1.
+    """
+    if device not in _DEVICES:
+        raise ValueError(f"device must be {', '.join(_DEVICES)} (cuda is a GPU), got {device!r}")
+    if not isinstance(devices, int) or devices < 1:
+        raise ValueError(f"devices must be a number of processes from 1 on, got {devices!r}")
+    autocast_dtype(precision, torch.device("cpu"))
+
+
 def choose_device(name: str) -> torch.device:
     """The device of a setting: auto is ``cuda`` where torch finds such a GPU, else ``cpu``.
 
     Raises:
         ValueError: an unknown name, or a GPU that is not there.
     """
+    check_settings(name, 1, "auto")
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name != "auto" and name not in available:
-        raise ValueError(f"device must be auto, {', '.join(available)} (cuda is a GPU), got {name!r}")
     chosen = name if name != "auto" else "cuda" if available["cuda"] else "cpu"
     if not available[chosen]:
         raise ValueError(f"device={name}, but torch finds no GPU for it; device=cpu works everywhere")
