@@ -30,6 +30,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     from brats_lightning.core.labels import LabelScheme, with_ignored
     from brats_lightning.data.cases import CaseError
     from brats_lightning.data.splits import cases_of_part
+    from brats_lightning.evaluation.bootstrap import Bootstrap
     from brats_lightning.evaluation.pairing import EvaluationError, method_names
     from brats_lightning.evaluation.scoring import Scoring, case_workers, prepare_evaluation, score_pairs
 
@@ -72,7 +73,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         output = Path(cfg.output).expanduser()
         figures = None if cfg.figures is None else Path(cfg.figures).expanduser()
         chosen_by = {} if cfg.split is None else {"split": str(cfg.split), "part": cfg.part}
-        settings = ReportSettings(cfg.resamples, cfg.seed, cfg.report, cfg.pictures, figures, chosen_by)
+        settings = ReportSettings(Bootstrap(cfg.resamples, cfg.seed), cfg.report, cfg.pictures, figures, chosen_by)
         result = write_results(evaluations, output, settings, pool)
     log.info("report: %s", output / "report.html")
     return result

@@ -184,6 +184,7 @@ def _results(asked: "Study", cfg: DictConfig, cases: Sequence["Case"], trust: Se
     """Score all predictions; write the tables, the ensembles and the page."""
     from brats_lightning.config.build import describe_data
     from brats_lightning.config.study_results import HeldOutCases, settings_text
+    from brats_lightning.evaluation.bootstrap import Bootstrap
     from brats_lightning.evaluation.report.pages import study_page
     from brats_lightning.evaluation.results import csv_text
     from brats_lightning.evaluation.scoring import case_workers
@@ -206,10 +207,11 @@ def _results(asked: "Study", cfg: DictConfig, cases: Sequence["Case"], trust: Se
         for arm in asked.arms:
             held_out.write_choice(arm, tunings.get(arm, []))
     arms = {arm: asked.write_arm(arm) for arm in asked.arms}
+    patient_of = {case.id: case.patient for case in cases}
     summary = {}
     for protocol in held_out.scoring.protocols:
         found = [own[protocol] for own in scores]
-        summary[protocol] = compare_arms(found, protocol, cfg.resamples, 0)
+        summary[protocol] = compare_arms(found, protocol, patient_of, Bootstrap(cfg.resamples, 0))
         for prefix, tuned in (("", False), ("tuned_", True)):
             rows = [each for each in found if each.tuned == tuned]
             if not rows:

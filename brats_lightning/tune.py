@@ -47,6 +47,7 @@ def tune(cfg: DictConfig) -> dict[str, Any]:
         CaseError: cases that cannot be read, or that a model was trained or is tested on.
     """
     from brats_lightning.config.postprocessing import as_config, tuned_file
+    from brats_lightning.evaluation.bootstrap import Bootstrap
     from brats_lightning.evaluation.choice import Tried, report_choice
     from brats_lightning.inference.postprocessing.grid import counting_settings, settings_of
     from brats_lightning.metrics.official import PROTOCOLS
@@ -58,7 +59,7 @@ def tune(cfg: DictConfig) -> dict[str, Any]:
         raise ValueError("give the checkpoints whose validation cases choose, ckpt=…, or saved probabilities=…")
     rules, scores, sources = _by_checkpoints(cfg) if cfg.probabilities is None else _by_probabilities(cfg)
     tried = Tried(list(map(settings_of, rules)), scores, cfg.protocol, counting_settings(rules))
-    result = {"chosen": as_config(rules[tried.chosen])} | tried.summary(cfg.resamples, cfg.seed)
+    result = {"chosen": as_config(rules[tried.chosen])} | tried.summary(Bootstrap(cfg.resamples, cfg.seed))
     files = [tuned_file(source) for source in sources]
     for file in files:
         write_text(file, _HEADER + OmegaConf.to_yaml(OmegaConf.create(result)))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import brats_lightning
-from brats_lightning.data.cases import CaseError
+from brats_lightning.data.cases import Case, CaseError
 from brats_lightning.data.splits import SplitError
 from brats_lightning.evaluation.pairing import (
     EvaluationError,
@@ -148,7 +148,7 @@ def test_a_perfect_and_an_empty_prediction(folders):
     assert stored["scores"]["brats2026"]["et"]["lesionwise_dsc_mean"]["mean"] is None  # 7 and 1 mm³: none is large
     assert stored["settings"]["thresholds"] == {"name": "default", "volume": 20.0, "overlap": 0.1}
     assert stored["settings"]["spacing"] == "official"
-    assert stored["cases"] == {"scored": 2, "missing": 0, "missing_predictions": [], "left_out": []}
+    assert stored["cases"] == {"scored": 2, "patients": 2, "missing": 0, "missing_predictions": [], "left_out": []}
     assert result["lesions"]["et"]["lesions"] == 4
     assert result["lesions"]["et"]["detected"] == 2
 
@@ -497,6 +497,16 @@ def test_folders_named_like_files_and_folders_that_may_not_be_read(tmp_path, mon
     assert pair.reference.name == "000_x_seg.nii"
     assert {m: path.name for m, path in find_images(pair.reference).items()} == {"t1c": "000_x_t1ce.nii"}
     assert f"passed over {tmp_path / 'pred/private'}: Permission denied" in caplog.text
+
+
+def test_patients_are_those_of_the_data_set_or_of_the_names(tmp_path):
+    save(tmp_path / "pred/BraTS-MET-00001-000.nii.gz", lesions())
+    mask = save(tmp_path / "ref/BraTS-MET-00001-000-seg.nii.gz", lesions())
+    (pair,), _ = pair_masks(tmp_path / "pred", tmp_path / "ref")
+    assert pair.patient == "00001"
+    case = Case("BraTS-MET-00001-000", "Müller", "000", {}, mask)
+    (pair,), _ = pair_masks(tmp_path / "pred", tmp_path / "ref", cases=[case])
+    assert pair.patient == "Müller"
 
 
 def test_a_process_that_dies_names_its_case():

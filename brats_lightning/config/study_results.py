@@ -19,6 +19,7 @@ from brats_lightning.config.study import FOLDS, Study
 from brats_lightning.core.labels import LabelScheme, with_ignored
 from brats_lightning.data.cases import Case, CaseError
 from brats_lightning.data.splits import read_split
+from brats_lightning.evaluation.bootstrap import Bootstrap
 from brats_lightning.evaluation.choice import best, best_without
 from brats_lightning.evaluation.results import ReportSettings, write_results
 from brats_lightning.evaluation.scoring import Scoring, prepare_evaluation, score_pairs
@@ -100,7 +101,8 @@ class HeldOutCases:
         if evaluation.left_out:
             raise CaseError(evaluation.left_out)
         evaluation = score_pairs(evaluation, self.pool)
-        write_results([evaluation], folder / report, ReportSettings(self.cfg.resamples, 0, printed=False), self.pool)
+        settings = ReportSettings(Bootstrap(self.cfg.resamples, 0), printed=False)
+        write_results([evaluation], folder / report, settings, self.pool)
         ids = {case.mask: case.id for case in self.cases}
         scored = list(zip(evaluation.pairs, evaluation.cases, strict=True))
         return {

@@ -13,7 +13,10 @@ from brats_lightning.core.labels import IGNORE, LabelScheme, apply_label_map
 from brats_lightning.data.nifti import UnreadableFile, Volume, read_volume
 from brats_lightning.runtime.console import as_text, table_of
 
-_TIMEPOINT = re.compile(r"(?P<patient>.+-\d+)-(?P<timepoint>\d{3})")
+_NAMES = (
+    re.compile(r"(?P<patient>.+-\d+|\d{5})-(?P<timepoint>\d{3})"),  # BraTS-MET-00110-000, or its number alone
+    re.compile(r"(?P<patient>sub-[^_]+)_ses-(?P<timepoint>.+)"),  # of BIDS
+)
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,8 @@ def problem_table(problems: Iterable[Problem]) -> Table:
 
 
 def patient_and_timepoint(case: str) -> tuple[str, str | None]:
-    """The two parts of an id such as ``BraTS-MET-00110-000``; any other is a patient's, of no known timepoint."""
-    match = _TIMEPOINT.fullmatch(case)
+    """The two parts of an id such as ``BraTS-MET-00110-000`` or ``sub-X_ses-Y``; any other is a patient's alone."""
+    match = next(filter(None, (name.fullmatch(case) for name in _NAMES)), None)
     return (match["patient"], match["timepoint"]) if match else (case, None)
 
 

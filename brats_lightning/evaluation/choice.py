@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from brats_lightning.data.cases import patient_and_timepoint
-from brats_lightning.evaluation.summary import bootstrap_ratios
+from brats_lightning.evaluation.bootstrap import Bootstrap, by_patient
 from brats_lightning.runtime.console import show, table_of
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def best_without(scores: Scores, groups: Sequence[Hashable]) -> dict[Hashable, i
     return {group: best(scores[numbers != number]) for group, number in place.items()}
 
 
-def gain_of_best(scores: Scores, groups: Sequence[Hashable], resamples: int, seed: int) -> ChoiceGain:
+def gain_of_best(scores: Scores, groups: Sequence[Hashable], bootstrap: Bootstrap) -> ChoiceGain:
     """What `best` gains over the first candidate, with regard to the others that could have been chosen.
 
     The best of many looks good on the cases that chose it, by chance alone. So its gain is compared with the largest
@@ -93,14 +93,13 @@ def gain_of_best(scores: Scores, groups: Sequence[Hashable], resamples: int, see
     Args:
         scores: of each case under each candidate.
         groups: such as the patient of each case; NaN is the result where fewer than two groups have scores.
-        resamples: number of draws.
-        seed: of the draws.
+        bootstrap: of the groups.
     """
     chosen, differences = best(scores), scores - scores[:, :1]
     elsewhere = best_without(scores, groups)
     own = np.array([row[elsewhere[group]] for row, group in zip(differences, groups, strict=True)])
     held_out = float(own[~np.isnan(own)].mean()) if not np.isnan(own).all() else math.nan
-    means, resampled, number = _resampled(differences, groups, resamples, seed)
+    means, resampled, number = _resampled(differences, groups, bootstrap)
     gain = float(means[chosen])
     if number < 2:
         return ChoiceGain(gain, held_out, math.nan, math.nan, math.nan)
@@ -115,17 +114,16 @@ def gain_of_best(scores: Scores, groups: Sequence[Hashable], resamples: int, see
 
 
 def gains(
-    differences: Float[np.ndarray, "cases columns"], groups: Sequence[Hashable], resamples: int, seed: int
+    differences: Float[np.ndarray, "cases columns"], groups: Sequence[Hashable], bootstrap: Bootstrap
 ) -> list[Gain]:
     """The mean of each column by itself, NaN being skipped, with a bootstrap in which whole groups are drawn.
 
     Args:
         differences: of each case.
         groups: such as the patient of each case, whose cases are not independent.
-        resamples: number of draws.
-        seed: of the draws.
+        bootstrap: of the groups.
     """
-    means, resampled, number = _resampled(differences, groups, resamples, seed)
+    means, resampled, number = _resampled(differences, groups, bootstrap)
     if number < 2:
         return [Gain(float(mean), math.nan, math.nan, math.nan) for mean in means]
     found = []
@@ -138,17 +136,14 @@ def gains(
 
 
 def _resampled(
-    differences: Float[np.ndarray, "cases columns"], groups: Sequence[Hashable], resamples: int, seed: int
+    differences: Float[np.ndarray, "cases columns"], groups: Sequence[Hashable], bootstrap: Bootstrap
 ) -> tuple[Float[np.ndarray, " columns"], Float[np.ndarray, "resamples columns"], int]:
     """Mean of each column, its means in resamples of groups, and how many groups have any value."""
     has = ~np.isnan(differences)
-    place = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    member = np.zeros((len(place), len(groups)))
-    member[[place[group] for group in groups], range(len(groups))] = 1
-    sums, counts = member @ np.where(has, differences, 0), member @ has.astype(np.float64)
+    sums, counts = np.where(has, differences, 0), has.astype(np.float64)
     totals = counts.sum(axis=0)
     means = np.where(totals > 0, sums.sum(axis=0) / np.maximum(totals, 1), np.nan)
-    return means, bootstrap_ratios(sums, counts, resamples, seed), int(counts.any(axis=1).sum())
+    return means, bootstrap.ratios(sums, counts, groups), int(by_patient(counts, groups).any(axis=1).sum())
 
 
 @dataclass(frozen=True)
@@ -176,7 +171,7 @@ class Tried:
         """The candidate that is `best` on all cases."""
         return best(self.table())
 
-    def summary(self, resamples: int, seed: int) -> dict[str, Any]:
+    def summary(self, bootstrap: Bootstrap) -> dict[str, Any]:
         """The ``score`` of the choice, that ``without`` any setting, the `gain_of_best` and all that was ``tried``.
 
         Groups are patients. The candidates are sorted by their score, of equals the simplest first; each has its gain
@@ -185,14 +180,14 @@ class Tried:
         patients = [patient_and_timepoint(case)[0] for case in self.scores]
         names = list(next(iter(self.scores.values()))[0])
         tables = {name: self.table(name) for name in names}
-        over_none = gains(tables["score"] - tables["score"][:, :1], patients, resamples, seed)
+        over_none = gains(tables["score"] - tables["score"][:, :1], patients, bootstrap)
         rows: list[dict[str, Any]] = []
         for index, settings in enumerate(self.settings):
             means = {name: _mean(tables[name][:, index]) for name in names}
             gain = over_none[index]._asdict()
             rows.append({"steps": dict(settings), **_rounded(means | {"gain": gain.pop("mean")} | gain)})
         order = sorted(range(len(rows)), key=lambda i: 1.0 if rows[i]["score"] is None else -rows[i]["score"])
-        choice = gain_of_best(tables["score"], patients, resamples, seed)
+        choice = gain_of_best(tables["score"], patients, bootstrap)
         return {
             "score": rows[order[0]]["score"],
             "without": rows[0]["score"],

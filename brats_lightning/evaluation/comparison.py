@@ -1,7 +1,8 @@
 """Comparing methods on the same cases: paired differences and ranks."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict
 from itertools import combinations
 from typing import Any
 
@@ -9,17 +10,18 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import wilcoxon
 
+from brats_lightning.evaluation.bootstrap import Bootstrap, by_patient
 from brats_lightning.evaluation.pairing import EvaluationError
 from brats_lightning.evaluation.ranking import rank_table, ranked_scores
 from brats_lightning.evaluation.scoring import Evaluation
-from brats_lightning.evaluation.summary import Scores, bootstrap_interval
+from brats_lightning.evaluation.summary import Scores
 from brats_lightning.metrics.official import headline_columns
 
 FEWEST = 6  # five differences cannot give p < 0.05, even if all have the same sign
 
 
-def signed_rank(differences: Float[np.ndarray, " n"]) -> tuple[float, str]:
-    """Two-sided p-value of Wilcoxon's signed-rank test, and a note if the test is not possible.
+def signed_rank(differences: Float[np.ndarray, " patients"]) -> tuple[float, str]:
+    """Two-sided p-value of Wilcoxon's signed-rank test over patients, and a note if the test is not possible.
 
     Differences of 0 are discarded, as Wilcoxon proposed; NaN is skipped. p is NaN for fewer than six other differences,
     and 1 if all are 0.
@@ -31,7 +33,7 @@ def signed_rank(differences: Float[np.ndarray, " n"]) -> tuple[float, str]:
     if not len(differing):
         return 1.0, "no difference in any case"
     if len(differing) < FEWEST:
-        return math.nan, f"only {len(differing)} cases differ; the test needs {FEWEST}"
+        return math.nan, f"only {len(differing)} patients differ; the test needs {FEWEST}"
     return float(wilcoxon(differing).pvalue), ""
 
 
@@ -49,20 +51,24 @@ def adjusted(p: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
-def paired_differences(scores: Scores, methods: Sequence[str], resamples: int, seed: int) -> list[dict[str, Any]]:
+def paired_differences(
+    scores: Scores, methods: Sequence[str], patients: Sequence[Hashable], bootstrap: Bootstrap
+) -> list[dict[str, Any]]:
     """Differences, second minus first, for every pair of methods, region and column.
 
     Each entry has ``first``, ``second``, ``region``, ``column``, ``n`` (cases with both scores), the ``mean``
-    difference, ``low`` and ``high`` of its 95 % bootstrap interval over cases, the signed-rank ``p`` and a ``note``.
+    difference, ``low`` and ``high`` of its 95 % bootstrap interval, the signed-rank ``p`` of the means of the patients,
+    and a ``note``. ``patients`` are those of each case.
     """
     rows = []
     for a, b in combinations(range(len(methods)), 2):
         for (region, column), values in scores.items():
             differences = values[:, b] - values[:, a]
             has = ~np.isnan(differences)
-            counts = has.astype(np.float64)[:, None]
-            low, high = bootstrap_interval(np.where(has, differences, 0.0)[:, None], counts, resamples, seed)
-            p, note = signed_rank(differences)
+            sums, counts = np.where(has, differences, 0.0)[:, None], has.astype(np.float64)[:, None]
+            low, high = bootstrap.interval(sums, counts, patients)
+            total, number = by_patient(sums, patients), by_patient(counts, patients)
+            p, note = signed_rank(total[number > 0] / number[number > 0])
             mean = float(differences[has].mean()) if has.any() else math.nan
             row = {"first": methods[a], "second": methods[b], "region": region, "column": column, "n": int(has.sum())}
             row |= {"mean": mean, "low": float(low[0]), "high": float(high[0]), "p": p, "note": note}
@@ -92,24 +98,25 @@ def paired_scores(evaluations: Sequence[Evaluation], cases: Sequence[str], proto
     }
 
 
-def compare(evaluations: Sequence[Evaluation], resamples: int, seed: int) -> tuple[dict[str, Any], dict[str, Scores]]:
+def compare(evaluations: Sequence[Evaluation], bootstrap: Bootstrap) -> tuple[dict[str, Any], dict[str, Scores]]:
     """The content of ``comparison.json``, and the paired scores by protocol.
 
-    Needs at least two evaluations with the same protocols. The seed is for the bootstrap and the permutation tests.
+    Needs at least two evaluations with the same protocols. The bootstrap's seed is that of the permutation tests, too.
     """
     methods = [evaluation.name for evaluation in evaluations]
     cases = common_cases(evaluations)
     scores = {each: paired_scores(evaluations, cases, each) for each in evaluations[0].scoring.protocols}
+    patient_of = {case.case: case.patient for case in evaluations[0].cases}
+    patients = [patient_of[case] for case in cases]
     missing = np.array([[case in evaluation.missing for evaluation in evaluations] for case in cases])
     protocols = {
         protocol: {
-            "differences": paired_differences(table, methods, resamples, seed),
-            "ranks": rank_table(ranked_scores(table, protocol, missing), methods, resamples, seed),
+            "differences": paired_differences(table, methods, patients, bootstrap),
+            "ranks": rank_table(ranked_scores(table, protocol, missing), methods, patients, bootstrap),
         }
         for protocol, table in scores.items()
     }
-    bootstrap = {"resamples": resamples, "seed": seed}
-    return {"methods": methods, "cases": cases, "bootstrap": bootstrap, "protocols": protocols}, scores
+    return {"methods": methods, "cases": cases, "bootstrap": asdict(bootstrap), "protocols": protocols}, scores
 
 
 def difference_rows(scores: Mapping[str, Scores], cases: Sequence[str], methods: Sequence[str]) -> list[list[Any]]:

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from brats_lightning.core.labels import MODALITIES, OLDER_NAMES
-from brats_lightning.data.cases import Case, Problem
+from brats_lightning.data.cases import Case, Problem, patient_and_timepoint
 from brats_lightning.data.folders import files_in, is_nifti, nifti_files, stem
 from brats_lightning.data.probabilities import ENDING
 
@@ -28,12 +28,17 @@ class Pair:
     Attributes:
         prediction: None if it is missing.
         images: modality → image of the case; None if they are to be looked for beside the reference.
+        patient: whose case it is; by default as the case's name says.
     """
 
     case: str
     reference: Path
     prediction: Path | None
     images: Mapping[str, Path] | None = None
+    patient: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "patient", self.patient or patient_and_timepoint(self.case)[0])
 
     @property
     def probabilities(self) -> Path | None:
@@ -149,6 +154,7 @@ def pair_masks(
     """
     keys = _keys(cases or ())
     images = {keys[case.id]: case.images for case in cases or ()}
+    patients = {keys[case.id]: case.patient for case in cases or ()}
     names = {stem(name): keys[case.id] for case in cases or () for name in (case.id, case.mask_name or case.id)}
     predicted = find_masks(predictions, "predictions", names)
     faults: list[Problem] = []
@@ -189,7 +195,7 @@ def pair_masks(
             remedy = "predict it, or set missing=score to score it as the challenge does"
             problems.append(Problem(case, "prediction", "missing", f"a mask in {predictions}", remedy))
             continue
-        pairs.append(Pair(case, files[0], own[0] if own else None, images.get(case)))
+        pairs.append(Pair(case, files[0], own[0] if own else None, images.get(case), patients.get(case, "")))
     return pairs, sorted(problems, key=lambda problem: problem.case)
 
 

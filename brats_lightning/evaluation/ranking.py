@@ -1,6 +1,6 @@
 """Ranks of methods as the challenge aggregates them: over cases, regions and scores, with permutation tests."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer
 from scipy.stats import rankdata
 
+from brats_lightning.evaluation.bootstrap import Bootstrap
 from brats_lightning.evaluation.summary import Scores, lower_is_better
 
 EXACT = 16  # all 2¹⁶ patterns of signs are faster than random ones
@@ -82,15 +83,18 @@ def permutation_test(differences: Float[np.ndarray, " cases"], seed: int) -> flo
     return float(np.mean(sums >= differing.sum() - 1e-9))
 
 
-def rank_table(scores: Scores, methods: Sequence[str], resamples: int, seed: int) -> dict[str, Any]:
+def rank_table(
+    scores: Scores, methods: Sequence[str], patients: Sequence[Hashable], bootstrap: Bootstrap
+) -> dict[str, Any]:
     """The ranking by the given scores, usually `ranked_scores`.
 
     The rank of a method is that of the mean over cases of its `case_ranks`, so that a case counts once whatever it
-    lacks. Two methods are compared by permuting them in each case at random.
+    lacks. Two methods are compared by permuting them in each case at random; the bootstrap's seed is that of these
+    draws, too. ``patients`` are those of each case.
 
     Returns:
         ``columns`` that count, ``cases``, how many have a rank, and ``methods`` from the best to the worst, each with
-        its ``method``, ``rank``, ``rank_low`` and ``rank_high`` of a 95 % bootstrap interval over cases, ``mean_rank``,
+        its ``method``, ``rank``, ``rank_low`` and ``rank_high`` of a 95 % bootstrap interval, ``mean_rank``,
         its number of ``cases``, and ``p``: each method further down → the one-sided p-value that it is worse. These are
         the rows of the upper triangle of the significance matrix.
     """
@@ -104,19 +108,15 @@ def rank_table(scores: Scores, methods: Sequence[str], resamples: int, seed: int
     if not has.any():
         return result
 
-    rng = np.random.default_rng(seed)
-    draws = rng.multinomial(len(ranks), np.full(len(ranks), 1 / len(ranks)), size=resamples)
-    weights = np.concatenate(
-        (np.ones((1, len(ranks))), draws)
-    )  # what was observed, then the bootstrap's draws of cases
-    counts = weights @ has
-    means = np.where(counts > 0, weights @ np.nan_to_num(ranks) / np.maximum(counts, 1), np.nan)
-    places = final_ranks(means)
-    low, high = np.percentile(places, (2.5, 97.5), axis=0, method="nearest")
-    order = np.argsort(places[0], kind="stable").tolist()
+    sums, counts = np.nan_to_num(ranks), has.astype(np.float64)
+    observed = sums.sum(axis=0) / np.where(has.any(axis=0), counts.sum(axis=0), np.nan)
+    places = final_ranks(observed)
+    drawn = final_ranks(np.vstack((observed, bootstrap.ratios(sums, counts, patients))))
+    low, high = np.percentile(drawn, (2.5, 97.5), axis=0, method="nearest")
+    order = np.argsort(places, kind="stable").tolist()
     for place, i in enumerate(order):
-        row = {"method": methods[i], "rank": int(places[0, i]), "rank_low": int(low[i]), "rank_high": int(high[i])}
-        row |= {"mean_rank": float(means[0, i]), "cases": int(has[:, i].sum())}
-        row["p"] = {methods[j]: permutation_test(ranks[:, j] - ranks[:, i], seed) for j in order[place + 1 :]}
+        row = {"method": methods[i], "rank": int(places[i]), "rank_low": int(low[i]), "rank_high": int(high[i])}
+        row |= {"mean_rank": float(observed[i]), "cases": int(has[:, i].sum())}
+        row["p"] = {methods[j]: permutation_test(ranks[:, j] - ranks[:, i], bootstrap.seed) for j in order[place + 1 :]}
         result["methods"].append(row)
     return result

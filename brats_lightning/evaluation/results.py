@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from brats_lightning.evaluation.bootstrap import Bootstrap
 from brats_lightning.evaluation.comparison import compare, difference_rows
 from brats_lightning.evaluation.report.drawing import Chart
 from brats_lightning.evaluation.report.packing import pack_cases
@@ -38,8 +39,7 @@ class ReportSettings:
     """What is written about an evaluation.
 
     Attributes:
-        resamples: of the bootstrap behind each interval.
-        seed: of it.
+        bootstrap: behind each interval.
         report: a key of `REPORTS`: whether the pictures are in the page or in files beside it.
         pictures: of how many cases; None is what `REPORTS` has.
         figures: folder for the figures as files; None writes none.
@@ -47,8 +47,7 @@ class ReportSettings:
         printed: whether each method's scores are shown on the terminal, too.
     """
 
-    resamples: int
-    seed: int
+    bootstrap: Bootstrap
     report: str = "file"
     pictures: int | None = None
     figures: Path | None = None
@@ -69,10 +68,9 @@ def write_results(
     Returns:
         The content of ``summary.json``, for several methods of ``comparison.json``.
     """
-    resamples, seed = settings.resamples, settings.seed
 
     def write_method(evaluation: Evaluation, folder: Path, figures: Path | None) -> dict[str, Any]:
-        result = summary(evaluation, resamples, seed)
+        result = summary(evaluation, settings.bootstrap)
         result["settings"] |= settings.chosen
         tables = {}
         for protocol in evaluation.scoring.protocols:
@@ -97,7 +95,7 @@ def write_results(
 
     if len(evaluations) == 1:
         return write_method(evaluations[0], folder, settings.figures)
-    comparison, scores = compare(evaluations, resamples, seed)
+    comparison, scores = compare(evaluations, settings.bootstrap)
     charts = comparison_charts(comparison, scores)
     summaries = [
         write_method(each, folder / each.name, settings.figures and settings.figures / each.name)

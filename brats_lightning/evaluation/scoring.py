@@ -41,6 +41,7 @@ class ScoredCase:
 
     Attributes:
         case: its number, or the stem of an older name.
+        patient: whose case it is.
         missing: whether it has no prediction.
         official: protocol → region → column → value.
         voxelwise: region or class → ``dice``, ``iou``, ``hd95`` (mm), ``nsd``, ``volume_error`` (ml); under ``all`` the
@@ -51,6 +52,7 @@ class ScoredCase:
     """
 
     case: str
+    patient: str
     missing: bool
     official: dict[str, dict[str, dict[str, float]]]
     voxelwise: dict[str, dict[str, float]]
@@ -151,7 +153,7 @@ class Scoring:
         for region, classes in self.scheme.regions.items():
             lesions[region] = lesion_table(reference, prediction, spacing, classes, self.overlap)
             operating[region] = operating_points(reference[box], prediction[box], spacing, classes, self.overlap)
-        return ScoredCase(pair.case, given is None, official, voxelwise, lesions, operating, calibration)
+        return ScoredCase(pair.case, pair.patient, given is None, official, voxelwise, lesions, operating, calibration)
 
     def read_mask(self, path: Path, predicted: bool) -> tuple[Volume | None, list[Problem]]:
         """A mask as class indices, or what is wrong with it."""

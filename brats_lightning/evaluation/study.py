@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from brats_lightning.evaluation.bootstrap import Bootstrap
 from brats_lightning.evaluation.comparison import adjusted, paired_differences
 from brats_lightning.evaluation.ranking import rank_table, ranked_scores
 from brats_lightning.evaluation.summary import Scores, Table, summarise
@@ -48,7 +49,9 @@ def score_rows(found: Sequence[HeldOut], fold_of: Mapping[str, int]) -> Iterator
                 yield [each.arm, each.seed, fold_of[case], case, region, *(row.get(column) for column in columns)]
 
 
-def compare_arms(found: Sequence[HeldOut], protocol: str, resamples: int, seed: int) -> dict[str, Any]:
+def compare_arms(
+    found: Sequence[HeldOut], protocol: str, patient_of: Mapping[str, str], bootstrap: Bootstrap
+) -> dict[str, Any]:
     """Scores and paired differences of the methods, which are the arms, as trained and with tuned post-processing.
 
     A case's score is the mean over the seeds, so that each case counts once. All methods are compared on the cases that
@@ -68,12 +71,12 @@ def compare_arms(found: Sequence[HeldOut], protocol: str, resamples: int, seed: 
     result: dict[str, Any] = {"cases": len(common), "methods": {}, "ranks": None, "differences": []}
     for name, tables in pooled.items():
         by_seed = {number: _main_score(own, columns[0]) for number, own in methods[name].items()}
-        scores = summarise(list(tables.values()), resamples, seed)
+        scores = summarise(list(tables.values()), [patient_of[case] for case in tables], bootstrap)
         result["methods"][name] = {"cases": len(tables), "scores": scores, "seeds": by_seed}
     if common and len(pooled) > 1:
-        table = paired(pooled, common, columns)
-        result["ranks"] = rank_table(ranked_scores(table, protocol), list(pooled), resamples, seed)
-        rows = paired_differences(table, list(pooled), resamples, seed)
+        table, patients = paired(pooled, common, columns), [patient_of[case] for case in common]
+        result["ranks"] = rank_table(ranked_scores(table, protocol), list(pooled), patients, bootstrap)
+        rows = paired_differences(table, list(pooled), patients, bootstrap)
         for column in columns:
             own = [row for row in rows if row["column"] == column]
             for row, p in zip(own, adjusted([row["p"] for row in own]), strict=True):

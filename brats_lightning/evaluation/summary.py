@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from brats_lightning.evaluation.bootstrap import Bootstrap
 from brats_lightning.evaluation.calibration import Counts
 from brats_lightning.evaluation.scoring import SIZE_FILTERS, Evaluation, ScoredCase
 from brats_lightning.metrics.brats2026 import THRESHOLDS
@@ -26,41 +27,6 @@ def lower_is_better(column: str) -> bool:
     return "hd95" in column.lower()
 
 
-def bootstrap_interval(
-    sums: Float[np.ndarray, "cases columns"], counts: Float[np.ndarray, "cases columns"], resamples: int, seed: int
-) -> tuple[Float[np.ndarray, " columns"], Float[np.ndarray, " columns"]]:
-    """Percentile bootstrap 95 % interval of Σ sums / Σ counts, by `bootstrap_ratios`.
-
-    NaN where fewer than two cases have a count; resamples whose counts are all 0 are skipped.
-
-    Args:
-        sums: of each case; with all ``counts`` 1 the ratio is a mean over cases.
-        counts: how many values each sum has.
-        resamples: number of draws.
-        seed: of the draws, which are the same for every column.
-    """
-    ratios = bootstrap_ratios(sums, counts, resamples, seed)
-    low, high = np.full((2, sums.shape[1]), np.nan)
-    for column in np.flatnonzero((counts > 0).sum(axis=0) >= 2):
-        low[column], high[column] = np.nanpercentile(ratios[:, column], (2.5, 97.5))
-    return low, high
-
-
-def bootstrap_ratios(
-    sums: Float[np.ndarray, "cases columns"], counts: Float[np.ndarray, "cases columns"], resamples: int, seed: int
-) -> Float[np.ndarray, "resamples columns"]:
-    """Σ sums / Σ counts of each resample, with whole cases drawn with replacement; NaN where the counts are all 0.
-
-    Cases are drawn, not lesions, since lesions of one case are not independent. For the arguments see
-    `bootstrap_interval`.
-    """
-    n = len(sums)
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
-    totals = draws @ counts
-    with np.errstate(invalid="ignore"):
-        return np.where(totals > 0, draws @ sums / np.where(totals > 0, totals, 1), np.nan)
-
-
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a proportion; NaN for n = 0."""
     if n == 0:
@@ -71,15 +37,17 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def summarise(tables: Sequence[Table], resamples: int, seed: int) -> dict[str, dict[str, dict[str, float | int]]]:
+def summarise(
+    tables: Sequence[Table], patients: Sequence[str], bootstrap: Bootstrap
+) -> dict[str, dict[str, dict[str, float | int]]]:
     """Region → column → ``mean``, ``std`` (ddof 1), ``median``, ``n``, ``low`` and ``high`` of the mean's interval.
 
-    NaN is skipped; ``n`` is the number of cases with a value.
+    NaN is skipped; ``n`` is the number of cases with a value. ``tables`` and ``patients`` are those of each case.
     """
     keys = list(dict.fromkeys((region, column) for table in tables for region in table for column in table[region]))
     values = np.array([[table[region].get(column, np.nan) for region, column in keys] for table in tables])
     has = ~np.isnan(values)
-    low, high = bootstrap_interval(np.where(has, values, 0.0), has.astype(np.float64), resamples, seed)
+    low, high = bootstrap.interval(np.where(has, values, 0.0), has.astype(np.float64), patients)
     summary: dict[str, dict[str, dict[str, float | int]]] = {}
     for i, (region, column) in enumerate(keys):
         own = values[has[:, i], i]
@@ -94,12 +62,12 @@ def summarise(tables: Sequence[Table], resamples: int, seed: int) -> dict[str, d
     return summary
 
 
-def size_bands(cases: Sequence[ScoredCase], region: str, resamples: int, seed: int) -> list[dict[str, Any]]:
+def size_bands(cases: Sequence[ScoredCase], region: str, bootstrap: Bootstrap) -> list[dict[str, Any]]:
     """Detection and Dice of the reference's lesions by their volume.
 
     Each band reaches from ``from_mm3`` to below ``to_mm3`` (None: no limit) and has ``lesions``, ``detected``,
     ``sensitivity`` with Wilson's interval, and the mean ``dice``, with 0 for lesions without a match, with a bootstrap
-    interval over cases.
+    interval.
     """
     rows = []
     for lower, upper in pairwise((0, *SIZE_BOUNDS, math.inf)):
@@ -109,7 +77,8 @@ def size_bands(cases: Sequence[ScoredCase], region: str, resamples: int, seed: i
         ]
         n, detected = sum(map(len, members)), sum(row.detected for own in members for row in own)
         sums = np.array([[math.fsum(row.dice for row in own)] for own in members])
-        low, high = bootstrap_interval(sums, np.array([[float(len(own))] for own in members]), resamples, seed)
+        counts = np.array([[float(len(own))] for own in members])
+        low, high = bootstrap.interval(sums, counts, [case.patient for case in cases])
         sensitivity, interval = detected / n if n else math.nan, wilson_interval(detected, n)
         row = {"from_mm3": lower, "to_mm3": None if math.isinf(upper) else upper, "lesions": n, "detected": detected}
         row |= {"sensitivity": sensitivity, "sensitivity_low": interval[0], "sensitivity_high": interval[1]}
@@ -130,15 +99,15 @@ def detection_curve(cases: Sequence[ScoredCase], region: str) -> list[dict[str, 
     return curve
 
 
-def reliability_curve(counts: Sequence[Counts], resamples: int, seed: int) -> list[dict[str, Any]]:
-    """For each bin the ``voxels``, mean ``probability`` and ``fraction`` with the region, with an interval over cases.
+def reliability_curve(counts: Sequence[Counts], patients: Sequence[str], bootstrap: Bootstrap) -> list[dict[str, Any]]:
+    """For each bin the ``voxels``, mean ``probability`` and ``fraction`` with the region, with an interval.
 
-    ``counts`` are those of one region, by case. Bins without voxels are left out.
+    ``counts`` are those of one region, and like ``patients`` of each case. Bins without voxels are left out.
     """
     if not counts:
         return []
     voxels, sums, there = np.moveaxis(np.array(counts, dtype=np.float64), 2, 0)
-    low, high = bootstrap_interval(there, voxels, resamples, seed)
+    low, high = bootstrap.interval(there, voxels, patients)
     return [
         {
             "voxels": int(voxels[:, i].sum()),
@@ -151,9 +120,11 @@ def reliability_curve(counts: Sequence[Counts], resamples: int, seed: int) -> li
     ]
 
 
-def summary(evaluation: Evaluation, resamples: int, seed: int) -> dict[str, Any]:
+def summary(evaluation: Evaluation, bootstrap: Bootstrap) -> dict[str, Any]:
     """The content of ``summary.json``: settings, cases, scores and lesions."""
     scoring, cases = evaluation.scoring, evaluation.cases
+    patients = [case.patient for case in cases]
+    calibrated = [case for case in cases if case.reliability]
     lesions = {}
     for region in scoring.scheme.regions:
         rows = [row for case in cases for row in case.lesions[region]]
@@ -161,10 +132,10 @@ def summary(evaluation: Evaluation, resamples: int, seed: int) -> dict[str, Any]
             "lesions": sum(not row.false_positive for row in rows),
             "detected": sum(row.detected for row in rows),
             "false_positives": sum(row.false_positive for row in rows),
-            "size_bands": size_bands(cases, region, resamples, seed),
+            "size_bands": size_bands(cases, region, bootstrap),
             "detection_curve": detection_curve(cases, region),
             "reliability": reliability_curve(
-                [case.reliability[region] for case in cases if case.reliability], resamples, seed
+                [case.reliability[region] for case in calibrated], [case.patient for case in calibrated], bootstrap
             ),
         }
     return {
@@ -178,18 +149,19 @@ def summary(evaluation: Evaluation, resamples: int, seed: int) -> dict[str, Any]
             "thresholds": {"name": scoring.thresholds, **asdict(THRESHOLDS[scoring.thresholds])},
             "spacing": scoring.spacing,
             "affine_tolerance": scoring.tolerance,
-            "bootstrap": {"resamples": resamples, "seed": seed},
+            "bootstrap": asdict(bootstrap),
         },
         "cases": {
             "scored": len(cases),
+            "patients": len(set(patients)),
             "missing": len(evaluation.missing),
             "missing_predictions": evaluation.missing,
             "left_out": list(map(asdict, evaluation.left_out)),
         },
         "scores": {
-            protocol: summarise([case.official[protocol] for case in cases], resamples, seed)
+            protocol: summarise([case.official[protocol] for case in cases], patients, bootstrap)
             for protocol in scoring.protocols
         },
-        "voxel_scores": summarise([case.voxelwise for case in cases], resamples, seed),
+        "voxel_scores": summarise([case.voxelwise for case in cases], patients, bootstrap),
         "lesions": lesions,
     }

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from brats_lightning.core.labels import BRATS_METS, MODALITIES, LabelScheme
-from brats_lightning.data.cases import Case, CaseError, check_files, examine, problem_table, required
+from brats_lightning.data.cases import (
+    Case,
+    CaseError,
+    check_files,
+    examine,
+    patient_and_timepoint,
+    problem_table,
+    required,
+)
 from brats_lightning.data.layouts.brats import find_cases
 from tests.data.tiny_cases import LPS, RAS, brain, lesions, save, touch, write_case
 
@@ -15,6 +23,21 @@ def check_case(case, modalities=MODALITIES, scheme=BRATS_METS, label_map=None, t
     """Everything that keeps a case from being used."""
     read = examine(case, scheme, label_map, tolerance).problems
     return check_files(case, modalities, need_mask=True) + required(read, modalities, need_mask=True)
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("BraTS-MET-00110-001", ("BraTS-MET-00110", "001")),
+        ("00110-001", ("00110", "001")),
+        ("sub-X01_ses-02", ("sub-X01", "02")),
+        ("BraTS2021_00002", ("BraTS2021_00002", None)),
+        ("sub-X01", ("sub-X01", None)),
+        ("12-345", ("12-345", None)),  # a patient's number within a site, perhaps
+    ],
+)
+def test_what_a_case_is_called_tells_its_patient(case, expected):
+    assert patient_and_timepoint(case) == expected
 
 
 def check_cases(cases):

@@ -29,7 +29,7 @@ def lesion(number=1, volume=10.0, dice=0.0, false_positive=False, centre=(1, 2, 
 
 def scored(name, *rows, dice=NAN, voxel=NAN, missing=False):
     official = {"brats2024": {"et": {"LesionWise_Score_Dice": dice}}}
-    return ScoredCase(name, missing, official, {"et": {"dice": voxel}}, {"et": list(rows)}, {})
+    return ScoredCase(name, name, missing, official, {"et": {"dice": voxel}}, {"et": list(rows)}, {})
 
 
 VOID = {"meta", "img", "br", "input", "link", "hr"}

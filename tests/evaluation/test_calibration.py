@@ -6,6 +6,7 @@ from brats_lightning.core.labels import BRATS_METS, IGNORE, LabelScheme
 from brats_lightning.data.cases import CaseError
 from brats_lightning.data.nifti import read_header
 from brats_lightning.data.probabilities import Probabilities, Record, write_probabilities
+from brats_lightning.evaluation.bootstrap import Bootstrap
 from brats_lightning.evaluation.calibration import BINS, check_probabilities, reliability
 from brats_lightning.evaluation.summary import reliability_curve
 from tests.data.tiny_cases import LPS, lesions, save
@@ -44,11 +45,11 @@ def test_counts_by_hand(tmp_path):
 def test_the_curve_pools_voxels_over_cases():
     empty = [(0, 0.0, 0)] * (BINS - 1)
     first, second = [(4, 0.2, 1), *empty], [(6, 0.4, 0), *empty]
-    (point,) = reliability_curve([first, second], 200, 0)
+    (point,) = reliability_curve([first, second], ["a", "b"], Bootstrap(200, 0))
     assert point["voxels"] == 10
     assert (point["probability"], point["fraction"]) == (pytest.approx(0.06), 0.1)
     assert (point["low"], point["high"]) == (0, 0.25)  # the second case alone, and the first alone
-    assert reliability_curve([], 200, 0) == []
+    assert reliability_curve([], [], Bootstrap(200, 0)) == []
 
 
 def test_files_that_do_not_fit(tmp_path):

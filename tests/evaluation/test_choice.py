@@ -3,6 +3,7 @@ import logging
 import numpy as np
 import pytest
 
+from brats_lightning.evaluation.bootstrap import Bootstrap
 from brats_lightning.evaluation.choice import Gain, Tried, best, best_without, gain_of_best, gains, report_choice
 
 NAN = np.nan
@@ -21,21 +22,21 @@ def test_each_fold_is_judged_by_the_choice_of_the_others():
     # without fold 0: means 0.5, 0, 0.5; without fold 1: 0, 1, 0.5
     assert best_without(scores, [0, 0, 1, 1]) == {0: 0, 1: 1}
     # chosen so, the candidates score 0 - 0, 0 - 0, 0 - 0 and 0 - 1 more than the first
-    assert gain_of_best(scores, [0, 0, 1, 1], 200, 0).held_out == pytest.approx(-0.25)
+    assert gain_of_best(scores, [0, 0, 1, 1], Bootstrap(200, 0)).held_out == pytest.approx(-0.25)
     assert best_without(scores[:2], ["a", "a"]) == {"a": 0}  # nobody else
 
 
 def test_a_gain_with_its_interval_by_patients():
     differences = np.array([[0.2, NAN, 0.0], [0.2, 0.4, 0.0], [0.2, NAN, 0.0], [0.4, NAN, 0.0]])
-    first, second, none = gains(differences, ["a", "a", "b", "c"], 4000, 0)
+    first, second, none = gains(differences, ["a", "a", "b", "c"], Bootstrap(4000, 0))
     assert first.mean == pytest.approx(0.25)
     assert (first.low, first.high) == (pytest.approx(0.2), pytest.approx(0.4))  # a alone; c alone
     assert first.p_no_gain == 0
     assert second == Gain(pytest.approx(0.4), pytest.approx(0.4), pytest.approx(0.4), 0)  # resamples with the patient
     assert none == Gain(0, 0, 0, 1)
-    up_or_down = gains(np.array([[0.5], [-0.5]]), ["a", "b"], 4000, 0)[0]
+    up_or_down = gains(np.array([[0.5], [-0.5]]), ["a", "b"], Bootstrap(4000, 0))[0]
     assert up_or_down.p_no_gain == pytest.approx(0.75, abs=0.03)  # aa of aa, ab, ba, bb is above 0
-    assert np.isnan(gains(np.full((2, 1), NAN), ["a", "b"], 10, 0)[0].mean)
+    assert np.isnan(gains(np.full((2, 1), NAN), ["a", "b"], Bootstrap(10, 0))[0].mean)
 
 
 def tried(table, names=None):
@@ -50,7 +51,7 @@ def test_a_gain_by_chance_is_reported_as_noise(caplog):
     # forty candidates that differ in nothing but chance: the best of them seems to gain a lot
     noise = np.random.default_rng(12).normal(0.5, 0.15, (12, 40))
     found = tried(noise)
-    summary = found.summary(2000, 0)
+    summary = found.summary(Bootstrap(2000, 0))
     best_row, gain = summary["tried"][0], summary["gain"]
     assert best_row["score"] - summary["without"] == pytest.approx(gain["gain"], abs=2e-6)
     assert best_row["gain"] == gain["gain"] > 0.06
@@ -69,7 +70,7 @@ def test_noise_is_rarely_taken_for_a_gain():
     for seed in range(60):
         rng = np.random.default_rng(seed)
         scores = rng.normal(0.5, 0.2, (10, 1)) + rng.normal(0, 0.1, (10, 30))
-        claims += not gain_of_best(scores, list(range(10)), 300, 0).within_noise
+        claims += not gain_of_best(scores, list(range(10)), Bootstrap(300, 0)).within_noise
     assert claims <= 4  # of 60; 1.5 are expected at this level, and 20 without regard to the choice
 
 
@@ -79,7 +80,7 @@ def test_a_real_gain_is_not(caplog, capsys):
     table = cases + np.array([0, 0.02, 0.1, 0.05]) + rng.normal(0, 0.02, (12, 4))
     found = tried(table)
     assert found.chosen == 2
-    summary = found.summary(2000, 0)
+    summary = found.summary(Bootstrap(2000, 0))
     assert [row["steps"] for row in summary["tried"]][::3] == [{"min_volume.mm3": 2}, {}]
     gain = summary["gain"]
     assert gain["gain"] == gain["held_out"] == pytest.approx(0.1, abs=0.02)
@@ -93,10 +94,10 @@ def test_a_real_gain_is_not(caplog, capsys):
 
 
 def test_one_patient_tells_nothing(caplog):
-    summary = tried(np.array([[0.25, 0.5]])).summary(100, 0)
+    summary = tried(np.array([[0.25, 0.5]])).summary(Bootstrap(100, 0))
     assert summary["score"] == 0.5
     assert summary["gain"]["p_no_gain"] is None
     report_choice(summary)
     assert "too few patients" in caplog.text
-    nothing = tried(np.full((2, 2), NAN)).summary(100, 0)
+    nothing = tried(np.full((2, 2), NAN)).summary(Bootstrap(100, 0))
     assert nothing["score"] is None

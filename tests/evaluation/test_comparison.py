@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
+from brats_lightning.evaluation.bootstrap import Bootstrap
 from brats_lightning.evaluation.comparison import common_cases, paired_differences, signed_rank
 from brats_lightning.evaluation.pairing import EvaluationError
 from brats_lightning.evaluation.scoring import Evaluation, ScoredCase, Scoring
@@ -32,7 +33,7 @@ def test_signed_rank_is_scipys():
     [
         ([0.0, 0.0, NAN], 1.0, "no difference in any case"),
         ([NAN, NAN], NAN, "no case has both scores"),
-        ([1.0, 2.0, 3.0, 4.0, 5.0, 0.0, 0.0], NAN, "only 5 cases differ; the test needs 6"),
+        ([1.0, 2.0, 3.0, 4.0, 5.0, 0.0, 0.0], NAN, "only 5 patients differ; the test needs 6"),
     ],
 )
 def test_signed_rank_has_named_edges(differences, p, note):
@@ -48,7 +49,7 @@ def test_ties_in_the_differences_raise_no_warning():
 
 def test_paired_differences_by_hand():
     scores = {("et", DICE): np.array([[0.1, 0.5, 0.1], [0.2, 0.4, 0.2], [0.3, NAN, 0.3]])}
-    rows = paired_differences(scores, ["a", "b", "c"], 200, 0)
+    rows = paired_differences(scores, ["a", "b", "c"], range(len(scores["et", DICE])), Bootstrap(200, 0))
     assert [(row["first"], row["second"]) for row in rows] == [("a", "b"), ("a", "c"), ("b", "c")]
     assert rows[0]["n"] == 2
     assert rows[0]["mean"] == pytest.approx(0.3)
@@ -57,10 +58,23 @@ def test_paired_differences_by_hand():
     assert rows[2]["mean"] == pytest.approx(-0.3)
 
 
+def test_timepoints_of_a_patient_are_no_further_evidence():
+    # Five patients gain in four timepoints each: 20 differences would be significant, five patients are too few.
+    scores = {("et", DICE): np.stack([np.zeros(20), np.linspace(0.1, 0.4, 20)], 1)}
+    row = paired_differences(scores, ["a", "b"], np.repeat(list("vwxyz"), 4).tolist(), Bootstrap(200, 0))[0]
+    assert (row["n"], row["mean"]) == (20, pytest.approx(0.25))
+    assert row["note"] == "only 5 patients differ; the test needs 6"
+    each = paired_differences(scores, ["a", "b"], range(20), Bootstrap(200, 0))[0]
+    assert each["p"] < 0.001
+    assert row["low"] < each["low"] < each["mean"] == row["mean"] < each["high"] < row["high"]
+
+
 def test_the_interval_is_that_of_the_differences():
     # A constant gain on cases that vary a lot is certain.
     first = np.linspace(0, 0.8, 20)
-    row = paired_differences({("et", DICE): np.stack([first, first + 0.1], 1)}, ["a", "b"], 200, 0)[0]
+    row = paired_differences(
+        {("et", DICE): np.stack([first, first + 0.1], 1)}, ["a", "b"], range(20), Bootstrap(200, 0)
+    )[0]
     assert (row["low"], row["high"]) == (pytest.approx(0.1), pytest.approx(0.1))
     assert row["p"] < 0.001
 
@@ -125,7 +139,7 @@ def test_cases_that_a_method_lacks_are_not_compared(methods):
 
 def test_no_common_case():
     def scored(case):
-        cases = (ScoredCase(case, False, {}, {}, {}, {}),)
+        cases = (ScoredCase(case, case, False, {}, {}, {}, {}),)
         return Evaluation(case, Path("p"), Path("r"), Scoring(), (), cases)
 
     with pytest.raises(EvaluationError, match="no case in common"):

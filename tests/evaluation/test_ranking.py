@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from brats_lightning.evaluation import ranking
+from brats_lightning.evaluation.bootstrap import Bootstrap
 from brats_lightning.evaluation.ranking import (
     RULES,
     case_ranks,
@@ -22,6 +23,11 @@ from brats_lightning.runtime.console import as_text
 NAN = math.nan
 DICE, HD95 = RULES["brats2024"].columns
 DSC, NSD, F1 = RULES["brats2026"].columns
+
+
+def ranked(scores, methods, resamples):
+    """The ranking with a patient for each case."""
+    return rank_table(scores, methods, range(len(next(iter(scores.values())))), Bootstrap(resamples, 0))
 
 
 def by_hand():
@@ -52,7 +58,7 @@ def test_ranks_by_hand():
     ranks = case_ranks(by_hand())
     expected = [[1.5, 2, 2.5], [1.75, 1.75, 2.5], [2, NAN, 1], [1, 2, 3], [NAN, NAN, NAN]]
     np.testing.assert_array_equal(ranks, expected)
-    table = rank_table(by_hand(), ["a", "b", "c"], 100, 0)
+    table = ranked(by_hand(), ["a", "b", "c"], 100)
     assert table["columns"] == [DICE, HD95]
     assert table["cases"] == 4
     rows = [(row["method"], row["rank"], row["mean_rank"], row["cases"]) for row in table["methods"]]
@@ -86,23 +92,23 @@ def test_which_scores_count():
 def test_a_missing_prediction_counts_until_2025():
     missing = np.array([[False, False], [True, False], [False, False]])
     values = np.array([[0.9, 0.1], [0.0, 0.2], [NAN, NAN]])  # a missing prediction is scored with 0
-    older = rank_table(ranked_scores({("et", DICE): values}, "brats2024", missing), ["a", "b"], 100, 0)
+    older = ranked(ranked_scores({("et", DICE): values}, "brats2024", missing), ["a", "b"], 100)
     assert [(row["mean_rank"], row["cases"]) for row in older["methods"]] == [(1.5, 2), (1.5, 2)]
-    newer = rank_table(ranked_scores({("et", DSC): values}, "brats2026", missing), ["a", "b"], 100, 0)
+    newer = ranked(ranked_scores({("et", DSC): values}, "brats2026", missing), ["a", "b"], 100)
     assert [(row["method"], row["mean_rank"], row["cases"]) for row in newer["methods"]] == [("a", 1, 1), ("b", 2, 1)]
     assert np.array_equal(values[1], [0.0, 0.2])
 
 
 def test_a_method_without_any_rank_is_last():
     values = np.array([[NAN, 0.1, 0.2], [NAN, 0.3, 0.1]])
-    table = rank_table({("et", DICE): values}, ["a", "b", "c"], 100, 0)
+    table = ranked({("et", DICE): values}, ["a", "b", "c"], 100)
     rows = [(row["method"], row["rank"], row["rank_low"], row["rank_high"], row["cases"]) for row in table["methods"]]
     assert rows == [("b", 1, 1, 2, 2), ("c", 1, 1, 2, 2), ("a", 3, 3, 3, 0)]
     assert math.isnan(table["methods"][2]["mean_rank"])
 
 
 def test_no_case_can_be_ranked():
-    table = rank_table({("et", DICE): np.full((3, 2), NAN)}, ["a", "b"], 100, 0)
+    table = ranked({("et", DICE): np.full((3, 2), NAN)}, ["a", "b"], 100)
     assert table == {"columns": [DICE], "cases": 0, "methods": []}
 
 
@@ -154,7 +160,7 @@ def as_described(scores, methods):
 def test_equals_the_published_description():
     scores, methods = random_scores(cases=9), ["a", "b", "c", "d"]
     final, p = as_described(scores, methods)
-    rows = rank_table(scores, methods, 100, 0)["methods"]
+    rows = ranked(scores, methods, 100)["methods"]
     assert [row["method"] for row in rows] == sorted(methods, key=final.__getitem__)
     for place, row in enumerate(rows):
         assert row["mean_rank"] == pytest.approx(final[row["method"]])
@@ -166,16 +172,16 @@ def test_equals_the_published_description():
 def test_the_order_of_the_methods_does_not_matter():
     scores, methods = random_scores(), ["a", "b", "c", "d"]
     turned = [2, 0, 3, 1]
-    there = rank_table(scores, methods, 200, 0)
-    other = rank_table({k: v[:, turned] for k, v in scores.items()}, [methods[i] for i in turned], 200, 0)
+    there = ranked(scores, methods, 200)
+    other = ranked({k: v[:, turned] for k, v in scores.items()}, [methods[i] for i in turned], 200)
     assert len({row["rank"] for row in there["methods"]}) == 4
     assert other == there
 
 
 def test_cases_given_twice_change_the_p_values_only():
     scores, methods = random_scores(cases=8), ["a", "b", "c", "d"]
-    once = rank_table(scores, methods, 200, 0)["methods"]
-    twice = rank_table({key: np.concatenate((v, v)) for key, v in scores.items()}, methods, 200, 0)["methods"]
+    once = ranked(scores, methods, 200)["methods"]
+    twice = ranked({key: np.concatenate((v, v)) for key, v in scores.items()}, methods, 200)["methods"]
     for row, doubled in zip(once, twice, strict=True):
         assert (row["method"], row["rank"]) == (doubled["method"], doubled["rank"])
         assert doubled["mean_rank"] == pytest.approx(row["mean_rank"])
@@ -203,15 +209,15 @@ def test_random_permutations_estimate_the_exact_value(monkeypatch):
 
 def test_a_rank_is_certain_where_every_case_agrees():
     better = np.tile([0.9, 0.5, 0.5], (20, 1))
-    rows = rank_table({("et", DICE): better}, ["a", "b", "c"], 200, 0)["methods"]
+    rows = ranked({("et", DICE): better}, ["a", "b", "c"], 200)["methods"]
     assert [(row["rank"], row["rank_low"], row["rank_high"]) for row in rows] == [(1, 1, 1), (2, 2, 2), (2, 2, 2)]
     mixed = np.where(np.arange(20)[:, None] < 11, [0.9, 0.5], [0.5, 0.9])  # 11 cases against 9
-    rows = rank_table({("et", DICE): mixed}, ["a", "b"], 200, 0)["methods"]
+    rows = ranked({("et", DICE): mixed}, ["a", "b"], 200)["methods"]
     assert [(row["rank"], row["rank_low"], row["rank_high"]) for row in rows] == [(1, 1, 2), (2, 1, 2)]
 
 
 def test_matrix_on_the_terminal():
-    table = rank_table({("et", DICE): np.tile([0.9, 0.5, 0.1], (6, 1))}, ["a", "[b]", "c"], 100, 0)
+    table = ranked({("et", DICE): np.tile([0.9, 0.5, 0.1], (6, 1))}, ["a", "[b]", "c"], 100)
     lines = [line.split("│") for line in as_text(terminal_ranks(table, "brats2024")).splitlines() if "│" in line]
     cells = [[cell.strip() for cell in line[1:-1]] for line in lines]
     assert cells == [

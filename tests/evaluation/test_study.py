@@ -5,11 +5,18 @@ import math
 import numpy as np
 import pytest
 
+from brats_lightning.evaluation.bootstrap import Bootstrap
 from brats_lightning.evaluation.comparison import adjusted
 from brats_lightning.evaluation.study import HeldOut, compare_arms, score_rows
 from brats_lightning.metrics.official import headline_columns
 
 DICE, HD95 = headline_columns("brats2024")
+
+
+def compared(found, resamples):
+    """The comparison with a patient for each case."""
+    patient_of = {case: case for each in found for case in each.tables}
+    return compare_arms(found, "brats2024", patient_of, Bootstrap(resamples, 0))
 
 
 def test_holm_by_hand():
@@ -29,7 +36,7 @@ def test_a_case_counts_once_whatever_the_number_of_seeds():
         HeldOut("plain", seed, False, {c: table(0.1 * i + 0.2 * seed) for i, c in enumerate(cases)}) for seed in (0, 1)
     ]
     better = HeldOut("better", 0, False, {c: table(0.1 * i + 0.3, math.nan) for i, c in enumerate(cases[:7])})
-    found = compare_arms([*plain, better], "brats2024", 200, 0)
+    found = compared([*plain, better], 200)
     assert found["cases"] == 7
     mean = found["methods"]["plain"]["scores"]["et"][DICE]
     assert mean["n"] == found["methods"]["plain"]["cases"] == 8
@@ -49,14 +56,14 @@ def test_p_values_are_corrected_for_all_pairs_of_a_column():
         HeldOut(name, 0, False, {f"c{i}": table(shift + rng.uniform(0, 0.01)) for i in range(10)})
         for name, shift in arms.items()
     ]
-    rows = [row for row in compare_arms(tables, "brats2024", 100, 0)["differences"] if row["column"] == DICE]
+    rows = [row for row in compared(tables, 100)["differences"] if row["column"] == DICE]
     assert [row["p"] for row in rows] == pytest.approx([2 / 2**10] * 3)
     assert [row["p_adjusted"] for row in rows] == pytest.approx([6 / 2**10] * 3)
 
 
 def test_tuned_results_are_methods_of_their_own():
     both = [HeldOut("plain", 0, tuned, {"c": table(0.5 + 0.1 * tuned)}) for tuned in (False, True)]
-    found = compare_arms(both, "brats2024", 100, 0)
+    found = compared(both, 100)
     assert list(found["methods"]) == ["plain", "plain, tuned"]
     assert found["differences"][0]["mean"] == pytest.approx(0.1)
     assert [(row["method"], row["mean_rank"]) for row in found["ranks"]["methods"]] == [
@@ -67,8 +74,8 @@ def test_tuned_results_are_methods_of_their_own():
 
 def test_one_arm_has_no_differences_and_none_no_methods():
     one = HeldOut("plain", 0, False, {"c": table(0.5)})
-    assert compare_arms([one], "brats2024", 100, 0)["differences"] == []
-    assert compare_arms([], "brats2024", 100, 0) == {"cases": 0, "methods": {}, "ranks": None, "differences": []}
+    assert compared([one], 100)["differences"] == []
+    assert compared([], 100) == {"cases": 0, "methods": {}, "ranks": None, "differences": []}
 
 
 def test_rows_have_arm_seed_and_fold():

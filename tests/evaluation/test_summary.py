@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from brats_lightning.core.labels import BRATS_METS
+from brats_lightning.evaluation.bootstrap import Bootstrap
 from brats_lightning.evaluation.scoring import SIZE_FILTERS, ScoredCase, Scoring, operating_points
 from brats_lightning.evaluation.summary import (
-    bootstrap_interval,
     detection_curve,
     size_bands,
     summarise,
@@ -22,54 +22,28 @@ def lesion(volume, dice=0.0, false_positive=False):
 
 
 def case(name, *lesions, operating=None):
-    return ScoredCase(name, False, {}, {}, {"et": list(lesions)}, {"et": operating or [(0, 0)] * len(SIZE_FILTERS)})
+    return ScoredCase(
+        name, name, False, {}, {}, {"et": list(lesions)}, {"et": operating or [(0, 0)] * len(SIZE_FILTERS)}
+    )
 
 
 def test_summary_by_hand():
     tables = [{"et": {"dice": v, "hd95": h}} for v, h in ((0.2, NAN), (0.4, NAN), (0.9, NAN), (NAN, 3.0))]
-    row = summarise(tables, 200, 0)["et"]["dice"]
+    row = summarise(tables, "abcd", Bootstrap(200, 0))["et"]["dice"]
     assert row["mean"] == pytest.approx(0.5)
     assert row["std"] == pytest.approx(math.sqrt((0.09 + 0.01 + 0.16) / 2))
     assert row["median"] == pytest.approx(0.4)
     assert row["n"] == 3
     assert 0.2 <= row["low"] < 0.5 < row["high"] <= 0.9
-    single = summarise(tables, 200, 0)["et"]["hd95"]
+    single = summarise(tables, "abcd", Bootstrap(200, 0))["et"]["hd95"]
     assert (single["mean"], single["median"], single["n"]) == (3, 3, 1)
     assert np.isnan([single["std"], single["low"], single["high"]]).all()
 
 
 def test_a_column_without_values():
-    row = summarise([{"et": {"dice": NAN}}, {"et": {"dice": NAN}}], 10, 0)["et"]["dice"]
+    row = summarise([{"et": {"dice": NAN}}, {"et": {"dice": NAN}}], ["a", "b"], Bootstrap(10, 0))["et"]["dice"]
     assert row["n"] == 0
     assert np.isnan([row[key] for key in ("mean", "std", "median", "low", "high")]).all()
-
-
-def test_bootstrap_of_constant_data_is_a_point():
-    low, high = bootstrap_interval(np.full((7, 1), 0.25), np.ones((7, 1)), 100, 3)
-    assert (low[0], high[0]) == (pytest.approx(0.25), pytest.approx(0.25))
-
-
-def test_bootstrap_is_seeded_and_close_to_normal_theory():
-    values = np.random.default_rng(0).normal(10, 2, (400, 1))
-    ones = np.ones_like(values)
-    low, high = bootstrap_interval(values, ones, 4000, 1)
-    assert (low, high) == bootstrap_interval(values, ones, 4000, 1)
-    assert (low, high) != bootstrap_interval(values, ones, 4000, 2)
-    half = 1.96 * values.std(ddof=1) / 20
-    np.testing.assert_allclose([low[0], high[0]], [values.mean() - half, values.mean() + half], atol=0.02)
-
-
-def test_bootstrap_of_two_cases_by_enumeration():
-    # Means 0 (¼), ½ (½), 1 (¼): the 2.5 % and 97.5 % points are the ends.
-    low, high = bootstrap_interval(np.array([[0.0], [1.0]]), np.ones((2, 1)), 500, 0)
-    assert (low[0], high[0]) == (0, 1)
-
-
-def test_bootstrap_draws_cases_with_all_their_lesions():
-    # One case has nine lesions of Dice 1, the other one of Dice 0: a resample is 0, 0.9 or 1, never in between.
-    sums, counts = np.array([[9.0], [0.0]]), np.array([[9.0], [1.0]])
-    low, high = bootstrap_interval(sums, counts, 500, 0)
-    assert (low[0], high[0]) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +64,7 @@ def test_size_bands_by_hand():
         case("a", lesion(26.9, 0.5), lesion(27, 0.05), lesion(275, 0.8), lesion(500, 0, false_positive=True)),
         case("b", lesion(1000, 0.9), lesion(5), lesion(30, 0.7)),
     ]
-    bands = size_bands(cases, "et", 100, 0)
+    bands = size_bands(cases, "et", Bootstrap(100, 0))
     assert [(band["from_mm3"], band["to_mm3"]) for band in bands] == [
         (0, 27),
         (27, 64),

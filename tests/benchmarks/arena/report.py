@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from brats_lightning.evaluation.summary import bootstrap_interval
+from brats_lightning.evaluation.bootstrap import Bootstrap
 
 Result = dict[str, Any]
 # The scores that are shown, by their title; all others are in the results file.
@@ -58,9 +58,8 @@ def paired_difference(
     one = np.isnan(ours) ^ np.isnan(peer)
     differences = np.where(one & np.isnan(ours), 1, ours) - np.where(one & np.isnan(peer), 1, peer)
     has = ~np.isnan(differences)
-    belongs = np.array([[name == patient for name in patients] for patient in sorted(set(patients))], dtype=np.float64)
-    sums, counts = belongs @ np.where(has, differences, 0.0), belongs @ has
-    low, high = bootstrap_interval(sums[:, None], counts[:, None], resamples, seed=0)
+    sums, counts = np.where(has, differences, 0.0)[:, None], has[:, None].astype(np.float64)
+    low, high = Bootstrap(resamples, 0).interval(sums, counts, patients)
     return float(mean_without_nan(differences)), float(low[0]), float(high[0])
 
 
