@@ -33,9 +33,10 @@ def plan(cfg: DictConfig) -> dict[str, Any]:
         PlanError: settings that cannot be planned for, or too little memory.
     """
     from brats_lightning.config.build import build_data, check_not_negative, describe_data, with_spacing
-    from brats_lightning.config.experiment_file import experiment_text, nested, search_path
+    from brats_lightning.config.experiment_file import experiment_text, search_path
     from brats_lightning.config.measure import measured_steps
     from brats_lightning.config.planning import Machine, PlanError, Planner
+    from brats_lightning.config.values import nested
     from brats_lightning.data.cases import CaseError
     from brats_lightning.data.overview import Overview
     from brats_lightning.data.survey import survey

@@ -25,8 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 from brats_lightning.config.entry_point import entry_point
 from brats_lightning.config.outcomes import Ending, forget_outcome, names_of, record_ending, write_scores
 from brats_lightning.config.repeat import repeated
-from brats_lightning.config.resolvers import leaves
 from brats_lightning.config.resume import announce_resume, expand, going_on, in_own_folder
+from brats_lightning.config.values import leaves
 from brats_lightning.runtime.files import make_folder, remove_leftovers, write_text
 from brats_lightning.runtime.locks import claimed
 from brats_lightning.runtime.workers import end_with_parent

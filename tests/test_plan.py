@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from brats_lightning.config.experiment_file import nested
 from brats_lightning.config.measure import measured_steps
 from brats_lightning.config.planning import Machine, PlanError, Planner, predict
+from brats_lightning.config.values import nested
 from brats_lightning.data.cases import CaseError
 from brats_lightning.plan import plan
 from brats_lightning.train import train

@@ -12,7 +12,7 @@ import hydra
 from hydra.errors import InstantiationException
 from torch import nn
 
-from brats_lightning.config.resolvers import within
+from brats_lightning.config.values import within
 from brats_lightning.inference.postprocessing import Step
 
 _NETWORKS = ("brats_lightning", "torch.nn", "monai.networks")  # whose networks any checkpoint may build

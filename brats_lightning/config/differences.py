@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from brats_lightning.config.resolvers import leaves, within
+from brats_lightning.config.values import leaves, path_below, read_yaml, within
 
 SECTIONS = ("settings", "seed", "split", "data", "code", "packages", "hardware", "scores")
 UNKNOWN = "?"  # of a run without this record
@@ -71,7 +69,7 @@ def _records(run: Path) -> dict[str, Any]:
     """Section → its record as names and values, of those that the run has."""
     from brats_lightning.training.provenance import latest, read_provenance
 
-    config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    config = read_yaml(run / "config.yaml")
     own = config["paths"]["run_dir"]
     settings = dict(leaves(config))
     records: dict[str, Any] = {"seed": {"seed": settings.get("seed")}}
@@ -90,8 +88,8 @@ def _records(run: Path) -> dict[str, Any]:
 
 def _local(value: Any, own: str) -> Any:
     """A path into the run's own folder as ``RUN/…``, any other value as it is."""
-    inside = isinstance(value, str) and f"{value}/".startswith(f"{own}/")
-    return f"RUN{value.removeprefix(own)}" if inside else value
+    rest = path_below(value, own)
+    return value if rest is None else f"RUN{rest}"
 
 
 def _code(run: Path, code: Mapping[str, Any]) -> Flat:

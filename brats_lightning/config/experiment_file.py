@@ -8,6 +8,8 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from brats_lightning.config.values import nested
+
 
 class _Dumper(yaml.SafeDumper):
     """Lists on one line, nothing by reference."""
@@ -53,15 +55,3 @@ def search_path() -> list[str]:
     """Folders of configs besides those of this program that the command line names with ``--config-dir``."""
     sources = HydraConfig.get().runtime.config_sources
     return [str(Path(source.path)) for source in sources if source.provider == "command-line"]
-
-
-def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """``{"a.b": 1}`` as ``{"a": {"b": 1}}``."""
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        *parents, last = key.split(".")
-        node = result
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = value
-    return result

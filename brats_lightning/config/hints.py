@@ -15,7 +15,8 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from brats_lightning.config.command_line import bare_words, quote
-from brats_lightning.config.resolvers import config_dir, leaves, missing, within
+from brats_lightning.config.resolvers import config_dir, missing
+from brats_lightning.config.values import leaves, within
 
 # Settings as other programs call them; a name that ends like one of ours needs no entry.
 _ELSEWHERE = {

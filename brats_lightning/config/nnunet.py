@@ -8,6 +8,7 @@ import numpy as np
 
 from brats_lightning.config.allow_list import CheckpointError
 from brats_lightning.config.checkpoint import load_plain
+from brats_lightning.config.values import abbreviated
 from brats_lightning.core.labels import LabelScheme
 from brats_lightning.data.cases import CaseError
 from brats_lightning.data.layouts.dataset_json import label_map, modality_of, read_json
@@ -118,20 +119,14 @@ def _network_settings(plans: Mapping[str, Any], configuration: str) -> dict[str,
         "_target_": f"brats_lightning.models.{'UNet' if kind == 'PlainConvUNet' else 'ResEncUNet'}",
         "widths": list(given["features_per_stage"]),
         "blocks": encoder,
-        "decoder_blocks": _brief(decoder),
-        "kernel_sizes": _brief(given["kernel_sizes"]),
-        "strides": _brief(given["strides"][1:]),
+        "decoder_blocks": abbreviated(decoder),
+        "kernel_sizes": abbreviated(given["kernel_sizes"]),
+        "strides": abbreviated(given["strides"][1:]),
         "stem": 1,
         "norm": "instance",
         "activation": "leaky_relu",
         "upsampling": "transposed",
     }
-
-
-def _brief(values: Sequence[Any]) -> Any:
-    """As short as a config can say it: a number where all axes, or all levels, agree."""
-    short = [value[0] if isinstance(value, Sequence) and len(set(value)) == 1 else value for value in values]
-    return short[0] if isinstance(short[0], int) and len({*map(str, short)}) == 1 else short
 
 
 def _channels(dataset: Mapping[str, Any], labels: Sequence[str], file: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -12,8 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from brats_lightning.config.build import build_part
-from brats_lightning.config.experiment_file import nested
-from brats_lightning.core.geometry import Ints
+from brats_lightning.config.values import abbreviated, nested
 from brats_lightning.runtime.device import fastest_precision
 from brats_lightning.runtime.memory import as_bytes, free_memory, held_memory
 from brats_lightning.training.footprint import Footprint, step_footprint
@@ -170,8 +169,8 @@ class Planner:
         counts = {"blocks": levels, "decoder_blocks": levels - 1, "dropout": levels}
         return {
             "model.widths": shape.widths(first, WIDEST[self.machine.kind]),
-            "model.strides": _brief(shape.strides),
-            "model.kernel_sizes": _brief(shape.kernels),
+            "model.strides": abbreviated(shape.strides),
+            "model.kernel_sizes": abbreviated(shape.kernels),
             "model.deep_supervision": min(model.deep_supervision, levels - 2),
             **{
                 f"model.{name}": _cut(model[name], n)
@@ -187,12 +186,6 @@ class Planner:
         cfg: Any = OmegaConf.merge(self.cfg, nested(self._settings(small, 1, first)))
         network = unbuilt(cfg.model).to_empty(device=device)
         return seconds_per_flop(network, (1, cfg.data.in_channels, *small.patch), self.precision, device)
-
-
-def _brief(triples: Sequence[Ints]) -> Any:
-    """As short as a config can say it: a number where all axes, or all levels, agree."""
-    short = [triple[0] if len(set(triple)) == 1 else list(triple) for triple in triples]
-    return short[0] if all(value == short[0] for value in short) and isinstance(short[0], int) else short
 
 
 def _cut(values: Sequence[Any], count: int) -> list[Any]:

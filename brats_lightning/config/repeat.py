@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from brats_lightning.config.command_line import key_of, quote
-from brats_lightning.config.resolvers import leaves, within
+from brats_lightning.config.values import leaves, path_below, read_yaml, within
 
 _NAME = "config"
 _SPLIT = ("split_from", "folds", "fold")  # of `data`: other ways to the split that is taken from the run
@@ -33,7 +31,7 @@ def repeated(arguments: Sequence[str]) -> list[str]:
     file = run / f"{_NAME}.yaml"
     if folder is None or name not in (_NAME, file.name) or not file.is_file():
         return list(arguments)
-    saved: Any = OmegaConf.to_container(OmegaConf.load(file))
+    saved = read_yaml(file)
     if not saved.get("paths", {}).get("run_dir"):  # a user's own config of that name
         return list(arguments)
     if not (run / "split.json").is_file():
@@ -54,8 +52,8 @@ def repeated(arguments: Sequence[str]) -> list[str]:
 
 def _moved(value: Any, old: str) -> str | None:
     """The quoted reference that replaces a path into the old folder; None for any other value."""
-    inside = isinstance(value, str) and f"{value}/".startswith(f"{old}/")
-    return quote("${paths.run_dir}" + value.removeprefix(old)) if inside else None
+    rest = path_below(value, old)
+    return None if rest is None else quote("${paths.run_dir}" + rest)
 
 
 def _flag(arguments: Sequence[str], *names: str) -> str | None:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from operator import mul
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from brats_lightning.config.command_line import expanded
 from brats_lightning.config.run_folder import new_folder
+from brats_lightning.config.values import leaves
 from brats_lightning.runtime.workers import cpu_count
 
 
@@ -128,17 +129,3 @@ def missing(cfg: DictConfig) -> list[str]:
     values = dict(leaves(OmegaConf.to_container(cfg)))
     stands_in = {key: match[1] for key, value in values.items() if (match := _OR_MISSING.fullmatch(str(value)))}
     return [key for key, value in values.items() if value == "???" or stands_in.get(key, key) not in values]
-
-
-def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of everything in a plain container that is not a mapping, or is an empty one."""
-    if isinstance(node, Mapping) and node:
-        for name, value in node.items():
-            yield from leaves(value, f"{path}.{name}" if path else str(name))
-    elif path:
-        yield path, node
-
-
-def within(name: str, parents: Sequence[str]) -> bool:
-    """Whether a dotted name is one of ``parents`` or lies in one."""
-    return any(name == parent or name.startswith(f"{parent}.") for parent in parents)

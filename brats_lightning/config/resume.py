@@ -11,9 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.config.command_line import key_of, quote, unquoted
-from brats_lightning.config.resolvers import leaves, within
 from brats_lightning.config.run_folder import named_folder
-from brats_lightning.runtime.files import write_text
+from brats_lightning.config.values import differing, leaves, read_yaml, within, write_yaml
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +90,8 @@ def expand(arguments: Sequence[str]) -> list[str]:
         raise ResumeError(f"{asked[-1]}: {run} {what}; give the folder that holds checkpoints/ and .hydra/")
     checkpoint = newest_checkpoint(run)
     resumed = run / _RECORD
-    before = _loaded(resumed if resumed.is_file() else run / ".hydra/overrides.yaml")
-    hydra = _loaded(run / ".hydra/hydra.yaml")["hydra"]
+    before = read_yaml(resumed if resumed.is_file() else run / ".hydra/overrides.yaml")
+    hydra = read_yaml(run / ".hydra/hydra.yaml")["hydra"]
     beside = [text for text in arguments if "=" in text and not text.startswith(("-", _WORD))]
     flags = [argument for argument in arguments if argument not in (*beside, *asked)]
     if not any(flag.startswith(("--config-dir", "-cd")) for flag in flags):
@@ -129,7 +128,7 @@ def announce_resume(cfg: DictConfig, saved: Mapping[str, Any]) -> None:
 def record(run: Path, overrides: Sequence[str]) -> None:
     """Keep the overrides of a resumed run, as Hydra was given them, for its next resumption."""
     lasting = [override for override in overrides if key_of(override) not in ("ckpt_path", "resume")]
-    write_text(run / _RECORD, OmegaConf.to_yaml(OmegaConf.create(lasting)))
+    write_yaml(run / _RECORD, lasting)
 
 
 def newest_checkpoint(run: Path) -> Path:
@@ -169,10 +168,8 @@ def compare(saved: Mapping[str, Any], now: Mapping[str, Any], origin: Path) -> l
         ResumeError: settings differ that must be the same; it names all of them.
     """
     old, new = dict(leaves(saved)), dict(leaves(now))
-    # A missing setting means the same as null.
-    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     absent = "(not set)"
-    lines = {key: f"{key}: {old.get(key, absent)} → {new.get(key, absent)}" for key in changed}
+    lines = {key: f"{key}: {old.get(key, absent)} → {new.get(key, absent)}" for key in differing(old, new)}
     if refused := [line for key, line in lines.items() if not within(key, _FREE) or within(key, _NOT_FREE)]:
         raise ResumeError(
             f"a resumed run must have the same settings as {origin}, but these differ:\n  "
@@ -182,7 +179,3 @@ def compare(saved: Mapping[str, Any], now: Mapping[str, Any], origin: Path) -> l
         )
     quiet = ("paths", "ckpt_path", "resume", "name", "callbacks", "logger")
     return [line for key, line in lines.items() if not within(key, quiet)]
-
-
-def _loaded(path: Path) -> Any:
-    return OmegaConf.to_container(OmegaConf.load(path))  # with its references to other values

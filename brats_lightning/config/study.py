@@ -18,8 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from brats_lightning.config.command_line import key_of, quote
 from brats_lightning.config.experiment_file import search_path
 from brats_lightning.config.postprocessing import tuned_file
-from brats_lightning.config.resolvers import leaves, resolved, within
+from brats_lightning.config.resolvers import resolved
 from brats_lightning.config.study_job import Job
+from brats_lightning.config.values import differing, leaves, read_yaml, within, write_yaml
 from brats_lightning.data.splits import read_split
 from brats_lightning.runtime.files import make_folder, write_text
 
@@ -139,9 +140,7 @@ class Study:
         plain = {arm: dict(leaves(OmegaConf.to_container(cfg))) for arm, cfg in found.items()}
         first, *others = plain
         for arm in others:
-            keys = plain[first].keys() | plain[arm].keys()
-            differ = [key for key in sorted(keys) if plain[first].get(key) != plain[arm].get(key)]
-            if fault := next((key for key in differ if within(key, _COMMON)), None):
+            if fault := next((key for key in differing(plain[first], plain[arm]) if within(key, _COMMON)), None):
                 one, other = plain[first].get(fault), plain[arm].get(fault)
                 raise StudyError(
                     f"{fault} is {one} in the arm {first} and {other} in {arm}; arms are compared on the same cases by "
@@ -163,15 +162,15 @@ class Study:
             if any(self.folder.glob("*/seed*")):
                 raise StudyError(f"{self.folder} holds runs and no {RECORD}; choose another name=… or hydra.run.dir=…")
             return
-        before: Any = OmegaConf.to_container(OmegaConf.load(self.folder / RECORD))
+        before = read_yaml(self.folder / RECORD)
         changed = [f"folds: {before['folds']} → {self.folds}"] if before["folds"] != self.folds else []
         for arm, cfg in configs.items():
             if arm in before["arms"] and any((self.folder / arm).glob("*/*/checkpoints/*.ckpt")):
                 old, new = dict(leaves(before["arms"][arm])), dict(leaves(OmegaConf.to_container(cfg)))
                 changed += [
                     f"arm {arm}, {key}: {old.get(key)} → {new.get(key)}"
-                    for key in sorted(old.keys() | new.keys())
-                    if old.get(key) != new.get(key) and not within(key, _FREE)
+                    for key in differing(old, new)
+                    if not within(key, _FREE)
                 ]
         if changed:
             raise StudyError(
@@ -183,10 +182,9 @@ class Study:
     def record(self, configs: Mapping[str, DictConfig]) -> None:
         """Write down what the study does, with the arms of earlier starts."""
         file = self.folder / RECORD
-        before: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {"arms": {}}
-        arms = before["arms"] | {arm: OmegaConf.to_container(cfg) for arm, cfg in configs.items()}
-        content = {"folds": self.folds, "seeds": list(self.seeds), "arms": arms}
-        write_text(file, OmegaConf.to_yaml(OmegaConf.create(content)))
+        before = read_yaml(file)["arms"] if file.is_file() else {}
+        arms = before | {arm: OmegaConf.to_container(cfg) for arm, cfg in configs.items()}
+        write_yaml(file, {"folds": self.folds, "seeds": list(self.seeds), "arms": arms})
 
     def write_arm(self, arm: str) -> dict[str, Any]:
         """Write an arm's ensemble, of all its finished trainings, and the command of one of them.

@@ -8,8 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.config.command_line import quote
 from brats_lightning.config.outcomes import Outcome, outcome_of
-from brats_lightning.config.resolvers import leaves
 from brats_lightning.config.resume import ResumeError, newest_checkpoint
+from brats_lightning.config.values import leaves
 from brats_lightning.runtime.locks import claimed
 
 

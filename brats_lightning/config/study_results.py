@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from brats_lightning.config.build import build_part
 from brats_lightning.config.postprocessing import all_recorded, as_config, tuned_file
 from brats_lightning.config.study import FOLDS, Study
+from brats_lightning.config.values import write_yaml
 from brats_lightning.core.labels import LabelScheme, with_ignored
 from brats_lightning.data.cases import Case, CaseError
 from brats_lightning.data.splits import read_split
@@ -30,7 +31,7 @@ from brats_lightning.inference.postprocessing import Postprocessing
 from brats_lightning.inference.postprocessing.grid import candidates, settings_of
 from brats_lightning.inference.tuning import RuleScores, score_saved
 from brats_lightning.runtime.console import progress_bar
-from brats_lightning.runtime.files import write_json, write_text
+from brats_lightning.runtime.files import write_json
 from brats_lightning.runtime.workers import each_result
 
 log = logging.getLogger(__name__)
@@ -157,7 +158,7 @@ class HeldOutCases:
         rows = [[each["score"] for each in own] for tuning in tunings for own in tuning.scores.values()]
         number = best(np.array(rows))
         content = {"chosen": as_config(rules[number]), "score": float(np.nanmean(np.array(rows)[:, number]))}
-        write_text(tuned_file(ensemble), _TUNED.format(ensemble) + OmegaConf.to_yaml(OmegaConf.create(content)))
+        write_yaml(tuned_file(ensemble), content, _TUNED.format(ensemble))
 
     def _rule_scores(
         self, file: Path, cases: Sequence[SavedCase], rules: Sequence[Postprocessing]

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.config.outcomes import Ending, names_of, outcome_of
 from brats_lightning.config.trials import importances
+from brats_lightning.config.values import read_yaml
 from brats_lightning.runtime.files import write_text
 
 if TYPE_CHECKING:
@@ -73,8 +74,7 @@ def collect(folder: Path, objective: str, mode: str) -> tuple[list[str], list[di
     """
     overrides = {}
     for file in sorted(folder.glob("*/.hydra/overrides.yaml"), key=lambda file: _natural(file.parts[-3])):
-        given: Any = OmegaConf.to_container(OmegaConf.load(file))
-        pairs = (override.lstrip("+").split("=", 1) for override in given if "=" in override)
+        pairs = (override.lstrip("+").split("=", 1) for override in read_yaml(file) if "=" in override)
         overrides[file.parent.parent.name] = dict(pairs)
     keys = dict.fromkeys(itertools.chain(*overrides.values()))
     varied = [key for key in keys if key not in _OWN and len({job.get(key) for job in overrides.values()}) > 1]

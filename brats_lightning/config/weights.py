@@ -13,7 +13,7 @@ from brats_lightning.config.allow_list import CheckpointError
 from brats_lightning.config.checkpoint import load_weights, network_weights, read_checkpoint, split_of
 from brats_lightning.config.command_line import typed
 from brats_lightning.config.nnunet import is_nnunet, read_nnunet
-from brats_lightning.config.resolvers import leaves, within
+from brats_lightning.config.values import leaves, within
 from brats_lightning.core.labels import LabelScheme
 from brats_lightning.core.targets import make_target
 from brats_lightning.models.transfer import Axes, Transfer, Weights, channel_axes, transfer
