@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from brats_lightning.config.entry_point import entry_point
 from brats_lightning.config.jobs import run_jobs
 from brats_lightning.config.outcomes import Ending, forget_outcome
-from brats_lightning.runtime.files import make_folder, write_json, write_text
+from brats_lightning.runtime.files import csv_text, make_folder, write_json, write_text
 from brats_lightning.runtime.locks import claimed
 
 if TYPE_CHECKING:
@@ -186,7 +186,6 @@ def _results(asked: "Study", cfg: DictConfig, cases: Sequence["Case"], trust: Se
     from brats_lightning.config.study_results import HeldOutCases, settings_text
     from brats_lightning.evaluation.bootstrap import Bootstrap
     from brats_lightning.evaluation.report.pages import study_page
-    from brats_lightning.evaluation.results import csv_text
     from brats_lightning.evaluation.scoring import case_workers
     from brats_lightning.evaluation.study import compare_arms, score_rows
 

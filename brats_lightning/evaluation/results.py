@@ -1,8 +1,6 @@
 """The files that an evaluation writes: tables, summaries and pages, for one method or several."""
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +22,7 @@ from brats_lightning.evaluation.scoring import Evaluation, ScoredCase
 from brats_lightning.evaluation.summary import summary
 from brats_lightning.metrics.official import PROTOCOLS
 from brats_lightning.runtime.console import show
-from brats_lightning.runtime.files import json_text, make_folder, without_nan, write_bytes, write_text
+from brats_lightning.runtime.files import csv_text, json_text, make_folder, write_bytes, write_text
 
 _NAMES = {
     *("scores.csv", "voxel_scores.csv", "summary.json", "comparison.csv", "comparison.json", "report.html"),
@@ -129,13 +127,6 @@ def scores_csv(tables: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
         for region, row in regions.items()
     ]
     return csv_text([["case", "region", *columns], *rows])
-
-
-def csv_text(rows: Iterable[Iterable[Any]]) -> str:
-    """Rows as CSV, NaN and None as empty cells."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(map(without_nan, map(list, rows)))
-    return text.getvalue()
 
 
 def _write(folder: Path, files: Mapping[str, str]) -> None:

@@ -1,12 +1,14 @@
 """Writing files: whole or not at all, whatever ends the program meanwhile."""
 
+import csv
 import errno
+import io
 import json
 import math
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,13 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """Rows as CSV, NaN and None as empty cells."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(map(without_nan, map(list, rows)))
+    return text.getvalue()
 
 
 def write_bytes(path: Path | str, content: bytes) -> int:
