@@ -23,7 +23,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.config.entry_point import entry_point
-from brats_lightning.config.outcomes import Ending, forget_outcome, names_of, record_ending, write_scores
+from brats_lightning.config.outcomes import Ending, forget_outcome, record_ending, value_of, write_scores
 from brats_lightning.config.repeat import repeated
 from brats_lightning.config.resume import announce_resume, expand, going_on, in_own_folder
 from brats_lightning.config.values import leaves
@@ -250,7 +250,7 @@ def _columns(cfg: DictConfig) -> dict[str, Any]:
 
 def objective_value(cfg: DictConfig, results: dict[str, float]) -> float | None:
     """The value a sweep optimises: the best checkpoint's objective, with NaN replaced by the worst value."""
-    value = next((results[name] for name in names_of(cfg.objective) if name in results), None)
+    value = value_of(results, cfg.objective)
     return _worst(cfg) if value is not None and math.isnan(value) else value
 
 

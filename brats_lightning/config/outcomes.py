@@ -56,6 +56,11 @@ def outcome_of(job: Path) -> Outcome | None:
     return Outcome(scores or {}, ending, (job / ending).read_text().strip())
 
 
-def names_of(objective: str) -> tuple[str, str]:
-    """The scores that may be the value of a job's ``objective``: of its best checkpoint, or its last validation."""
-    return f"best/{objective}", objective
+def value_of(scores: Mapping[str, float | int | None], objective: str) -> float | None:
+    """The value of a job's ``objective``: of its best checkpoint, else of its last validation; None if it has neither.
+
+    NaN if the score is not defined.
+    """
+    name = next((name for name in (f"best/{objective}", objective) if name in scores), None)
+    value = None if name is None else scores[name]
+    return None if name is None else math.nan if value is None else float(value)

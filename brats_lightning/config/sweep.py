@@ -1,13 +1,11 @@
 """The table and the page of a multirun: the settings in which its jobs differ, their scores, and the best job."""
 
-import csv
-import io
 import itertools
 import logging
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from brats_lightning.config.outcomes import Ending, names_of, outcome_of
+from brats_lightning.config.outcomes import Ending, Outcome, outcome_of, value_of
 from brats_lightning.config.trials import importances
 from brats_lightning.config.values import read_yaml
-from brats_lightning.runtime.files import write_text
+from brats_lightning.runtime.files import csv_text, write_text
 
 if TYPE_CHECKING:
     from brats_lightning.evaluation.report.sweep import Sweep
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FILE, PAGE = "sweep.csv", "sweep.html"
-_OUTCOME = "outcome"  # the column of what came of jobs without scores
 _OWN = ("ckpt_path",)  # settings that say how a job was run, not with what
 
 
@@ -40,80 +37,66 @@ class SweepTable(Callback):
         """Collect the outcomes from the folders of the jobs, wherever these ran."""
         from brats_lightning.evaluation.report.sweep import sweep_page
 
-        folder = Path(config.hydra.sweep.dir)
-        varied, rows = collect(folder, config.objective, config.objective_mode)
-        if not rows:
+        folder, sweeper = Path(config.hydra.sweep.dir), config.hydra.sweeper
+        sweep = collect(folder, config.objective, config.objective_mode)
+        if not sweep.jobs:
             return
-        settings = ["job", *varied, *([_OUTCOME] if any(_OUTCOME in row for row in rows) else [])]
-        scores = sorted({name for row in rows for name in row} - set(settings))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, [*settings, *scores], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(folder / FILE, text.getvalue())
-        best = names_of(config.objective)[0]
-        _print(rows, settings, [name for name in scores if name == best or re.fullmatch("test/.*dice_mean", name)])
-        page = _page(config, varied, rows)
-        write_text(folder / PAGE, sweep_page(page))
+        write_text(folder / FILE, csv_text(_table(sweep)))
+        _print(_table(sweep, rf"best/{re.escape(sweep.objective)}|test/.*dice_mean"))
+        if "storage" in sweeper:
+            sweep = replace(sweep, importances=importances(sweeper))
+        command = "" if sweep.best is None else command_of(folder / sweep.best.name)
+        write_text(folder / PAGE, sweep_page(sweep, command))
         log.info("all scores of all jobs: %s; with figures: %s", folder / FILE, folder / PAGE)
-        if page.command:
-            print(f"\nThe best job again, by itself:\n  {page.command}")
-        if failed := [row for row in rows if _failed(folder / row["job"])]:
-            log.error("%d of %d jobs failed", len(failed), len(rows))
+        if command:
+            print(f"\nThe best job again, by itself:\n  {command}")
+        if failed := sum(job.failed for job in sweep.jobs):
+            log.error("%d of %d jobs failed", failed, len(sweep.jobs))
             raise SystemExit(1)
 
 
-def collect(folder: Path, objective: str, mode: str) -> tuple[list[str], list[dict[str, Any]]]:
-    """The overrides in which jobs differ, and a row for each job: ``job`` (its folder), these overrides, its scores.
+def collect(folder: Path, objective: str, mode: str) -> "Sweep":
+    """The jobs of a multirun in ``folder``, with the overrides in which they differ and their scores.
 
     Args:
         folder: of the multirun.
-        objective: the score by which rows are sorted, best first; rows without it come last, after them those of jobs
-            that did not end, with the reason in ``outcome``.
+        objective: the score by which jobs are compared.
         mode: whether ``max`` or ``min`` is best.
     """
+    from brats_lightning.evaluation.report.sweep import Job, Sweep
+
     overrides = {}
     for file in sorted(folder.glob("*/.hydra/overrides.yaml"), key=lambda file: _natural(file.parts[-3])):
         pairs = (override.lstrip("+").split("=", 1) for override in read_yaml(file) if "=" in override)
         overrides[file.parent.parent.name] = dict(pairs)
     keys = dict.fromkeys(itertools.chain(*overrides.values()))
     varied = [key for key in keys if key not in _OWN and len({job.get(key) for job in overrides.values()}) > 1]
-    rows = [
-        {"job": name} | {key: job.get(key, "") for key in varied} | _outcome(folder / name)
-        for name, job in overrides.items()
-    ]
-    sign = -1 if mode == "max" else 1
-
-    def place(row: dict[str, Any]) -> tuple[bool, bool, float]:
-        value = next((row[name] for name in names_of(objective) if row.get(name) is not None), None)
-        return (_OUTCOME in row, value is None, 0.0 if value is None else sign * value)
-
-    return varied, sorted(rows, key=place)
-
-
-def _page(config: DictConfig, varied: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> "Sweep":
-    """What the page shows of the rows of `collect`."""
-    from brats_lightning.evaluation.report.sweep import Job, Sweep
-
-    folder, jobs = Path(config.hydra.sweep.dir), []
-    for row in sorted(rows, key=lambda row: _natural(row["job"])):
-        outcome = outcome_of(folder / row["job"])
-        scores = {} if outcome is None else outcome.scores
-        value = next((scores[name] for name in names_of(config.objective) if scores.get(name) is not None), None)
+    jobs = []
+    for name, given in overrides.items():
+        outcome = outcome_of(folder / name) or Outcome({}, Ending.FAILED, "ended without scores; see its train.log")
+        value = value_of(outcome.scores, objective)
         jobs.append(
             Job(
-                name=row["job"],
-                settings={key: row[key] for key in varied},
-                value=math.nan if value is None else float(value),
-                outcome=str(row.get(_OUTCOME, "")),
-                failed=outcome is None or outcome.ending is Ending.FAILED,
-                scores=scores,
+                name=name,
+                settings={key: given.get(key, "") for key in varied},
+                value=math.nan if value is None else value,
+                outcome=outcome.reason,
+                failed=outcome.ending is Ending.FAILED,
+                scores=outcome.scores,
             )
         )
-    sweeper = config.hydra.sweeper
-    found = importances(sweeper) if "storage" in sweeper else {}
-    page = Sweep(folder.name, config.objective, config.objective_mode, varied, jobs, importances=found)
-    return page if page.best is None else replace(page, command=command_of(folder / page.best.name))
+    return Sweep(folder.name, objective, mode, varied, jobs)
+
+
+def _table(sweep: "Sweep", which: str = ".*") -> list[list[Any]]:
+    """A row for each job, best first, below the names of the columns: settings, outcome, and scores named like that."""
+    scores = sorted({name for job in sweep.jobs for name in job.scores if re.fullmatch(which, name)})
+    outcome = ["outcome"] if any(job.outcome for job in sweep.jobs) else []
+    rows = [
+        [job.name, *job.settings.values(), *(job.outcome for _ in outcome), *map(job.scores.get, scores)]
+        for job in sweep.ranked
+    ]
+    return [["job", *sweep.varied, *outcome, *scores], *rows]
 
 
 def command_of(job: Path) -> str:
@@ -132,23 +115,10 @@ def _natural(name: str) -> list[int | str]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-def _outcome(job: Path) -> dict[str, Any]:
-    """A job's scores, or the reason why it has none."""
-    outcome = outcome_of(job)
-    if outcome is None:
-        return {_OUTCOME: "ended without scores; see its train.log"}
-    return dict(outcome.scores) | ({_OUTCOME: outcome.reason} if outcome.ending else {})
-
-
-def _failed(job: Path) -> bool:
-    outcome = outcome_of(job)
-    return outcome is None or outcome.ending is Ending.FAILED
-
-
-def _print(rows: list[dict[str, Any]], settings: list[str], scores: list[str]) -> None:
+def _print(table: Sequence[Sequence[Any]]) -> None:
     from brats_lightning.evaluation.report.wording import rounded
     from brats_lightning.runtime.console import show, table_of
 
-    cells = [[row.get(column) for column in (*settings, *scores)] for row in rows]
-    text = (["" if v is None else f"{v:.4f}" if isinstance(v, float) else rounded(v) for v in row] for row in cells)
-    show(table_of([*settings, *scores], text))
+    columns, *rows = table
+    text = (["" if v is None else f"{v:.4f}" if isinstance(v, float) else rounded(v) for v in row] for row in rows)
+    show(table_of(columns, text))

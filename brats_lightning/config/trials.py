@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from brats_lightning.config.build import settings_of
 from brats_lightning.config.command_line import quote
-from brats_lightning.config.outcomes import Ending, Outcome, names_of, outcome_of
+from brats_lightning.config.outcomes import Ending, Outcome, outcome_of, value_of
 from brats_lightning.config.resume import ResumeError, newest_checkpoint
 from brats_lightning.config.search_space import Space
 from brats_lightning.runtime.files import UnwritableFile
@@ -164,14 +164,13 @@ class Trials:
         from optuna.trial import TrialState
 
         worst = -math.inf if self.study.direction.name == "MAXIMIZE" else math.inf
-        names = [name for name in names_of(self.objective) if name in outcome.scores]
+        value = value_of(outcome.scores, self.objective)
         if outcome.ending is Ending.PRUNED:
             self.study.tell(trial, state=TrialState.PRUNED)
         elif outcome.ending is Ending.DIVERGED:
             self.study.tell(trial, worst)
-        elif names:
-            value = outcome.scores[names[0]]
-            self.study.tell(trial, worst if value is None else float(value))
+        elif value is not None:
+            self.study.tell(trial, worst if math.isnan(value) else value)
         else:
             trial.set_user_attr(_REASON, outcome.reason or f"no score {self.objective}")
             self.study.tell(trial, state=TrialState.FAIL)

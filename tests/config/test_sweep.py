@@ -50,19 +50,20 @@ def finished(folder):
 
 def test_rows_hold_what_differs_best_first(tmp_path):
     finished(tmp_path)
-    varied, rows = collect(tmp_path, "val/dice_mean", "max")
-    assert varied == ["model", "model/size", "x"]
-    assert [(row["job"], row["model"], row["x"]) for row in rows] == [
+    sweep = collect(tmp_path, "val/dice_mean", "max")
+    assert sweep.varied == ["model", "model/size", "x"]
+    assert [(job.name, job.settings["model"], job.settings["x"]) for job in sweep.ranked] == [
         ("1_res", "resunet", "1"),
         ("0_unet", "unet", ""),
         ("2_plain", "plain", ""),
         ("3_failed", "att", ""),
         ("4_killed", "att", ""),
     ]
-    assert "seed" not in rows[0]
-    assert rows[3]["outcome"] == "no such\nthing"
-    assert "without scores" in rows[4]["outcome"]
-    assert [row["job"] for row in collect(tmp_path, "val/dice_mean", "min")[1]][:3] == ["0_unet", "1_res", "2_plain"]
+    assert [job.failed for job in sweep.ranked] == [False, False, False, True, True]
+    assert sweep.ranked[3].outcome == "no such\nthing"
+    assert "without scores" in sweep.ranked[4].outcome
+    least = collect(tmp_path, "val/dice_mean", "min")
+    assert [job.name for job in least.ranked][:3] == ["0_unet", "1_res", "2_plain"]
 
 
 def test_the_table_is_printed_and_written(tmp_path, capsys):
@@ -103,7 +104,7 @@ def test_the_best_job_is_a_command(tmp_path, capsys):
 def test_jobs_are_in_the_order_of_their_numbers(tmp_path):
     for number in (10, 9, 2):
         job(tmp_path, f"{number}_unet", [f"data.fold={number}"], {"best/val/dice_mean": 0.5})
-    assert [row["job"] for row in collect(tmp_path, "val/dice_mean", "max")[1]] == ["2_unet", "9_unet", "10_unet"]
+    assert [job.name for job in collect(tmp_path, "val/dice_mean", "max").jobs] == ["2_unet", "9_unet", "10_unet"]
 
 
 def test_a_pruned_job_is_a_result_with_its_scores_so_far(tmp_path):
@@ -112,15 +113,10 @@ def test_a_pruned_job_is_a_result_with_its_scores_so_far(tmp_path):
     write_scores(tmp_path / "0_slow", {"val/dice_mean": 0.9, "val/dice_et": math.nan})
     job(tmp_path, "1_good", ["optimizer.lr=1e-3"], {"best/val/dice_mean": 0.1})
     SweepTable().on_multirun_end(config_of(tmp_path))
-    rows = collect(tmp_path, "val/dice_mean", "max")[1]
-    assert [row["job"] for row in rows] == ["1_good", "0_slow"]
-    assert rows[1] == {
-        "job": "0_slow",
-        "optimizer.lr": "1e-9",
-        "outcome": "pruned at step 2",
-        "val/dice_mean": 0.9,
-        "val/dice_et": None,
-    }
+    good, slow = collect(tmp_path, "val/dice_mean", "max").ranked
+    assert (good.name, slow.name) == ("1_good", "0_slow")
+    assert (slow.settings, slow.outcome, slow.failed) == ({"optimizer.lr": "1e-9"}, "pruned at step 2", False)
+    assert slow.scores == {"val/dice_mean": 0.9, "val/dice_et": None}
 
 
 def test_brackets_are_printed_as_they_stand(tmp_path, capsys):
@@ -165,8 +161,8 @@ def test_a_bad_job_does_not_end_a_sweep(tmp_path, shared_outputs):
 def test_a_failed_job_does_not_keep_the_scores_of_an_earlier_one(tmp_path):
     job(tmp_path, "0_unet", ["model=unet"], {"best/val/dice_mean": 0.9})
     record_ending(tmp_path / "0_unet", Ending.FAILED, "disk full")
-    (row,) = collect(tmp_path, "val/dice_mean", "max")[1]
-    assert row == {"job": "0_unet", "outcome": "disk full"}
+    (only,) = collect(tmp_path, "val/dice_mean", "max").jobs
+    assert (only.name, only.outcome, only.scores) == ("0_unet", "disk full", {})
 
 
 def test_a_job_that_diverged_is_a_result_and_no_failure(tmp_path):
@@ -174,5 +170,5 @@ def test_a_job_that_diverged_is_a_result_and_no_failure(tmp_path):
     record_ending(tmp_path / "0_wild", Ending.DIVERGED, "the loss is nan")
     job(tmp_path, "1_tame", ["optimizer.lr=1e-3"], {"best/val/dice_mean": 0.1})
     SweepTable().on_multirun_end(config_of(tmp_path))
-    rows = collect(tmp_path, "val/dice_mean", "max")[1]
-    assert [(row["job"], row.get("outcome")) for row in rows] == [("1_tame", None), ("0_wild", "the loss is nan")]
+    ranked = collect(tmp_path, "val/dice_mean", "max").ranked
+    assert [(job.name, job.outcome) for job in ranked] == [("1_tame", ""), ("0_wild", "the loss is nan")]

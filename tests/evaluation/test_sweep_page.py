@@ -52,7 +52,7 @@ def test_the_best_comes_first_and_what_ended_early_last():
 
 def test_the_page_says_all(tmp_path):
     jobs = [*GRID, job(4, math.nan, "<out> of memory", failed=True, model="a", lr="1e-05")]
-    page = sweep_page(sweep(*jobs, job(5, 0.2, "pruned at step 2", model="b", lr="1"), command="python -m x 'a=[1]'"))
+    page = sweep_page(sweep(*jobs, job(5, 0.2, "pruned at step 2", model="b", lr="1")), "python -m x 'a=[1]'")
     assert page.count("<svg") == 3
     text = re.sub(r"<(style|script|svg).*?</\1>", "", page, flags=re.DOTALL)
     assert "6 jobs · compared by val/dice_mean, higher is better\n· 1 ended early\n· <span" in text
@@ -64,12 +64,12 @@ def test_the_page_says_all(tmp_path):
 
 
 def test_importances_of_an_optimiser_win():
-    assert "PED-ANOVA" in sweep_page(sweep(*GRID, importances={"lr": 0.75, "model": 0.25}))
-    assert "variance of the score" in sweep_page(sweep(*GRID))
+    assert "PED-ANOVA" in sweep_page(sweep(*GRID, importances={"lr": 0.75, "model": 0.25}), "")
+    assert "variance of the score" in sweep_page(sweep(*GRID), "")
 
 
 def test_a_sweep_without_scores_has_a_page():
-    page = sweep_page(sweep(job(0, math.nan, "disk full", failed=True, model="a", lr="1")))
+    page = sweep_page(sweep(job(0, math.nan, "disk full", failed=True, model="a", lr="1")), "")
     assert "No job has the score val/dice_mean" in page
     assert "<svg" not in page
 

@@ -10,7 +10,7 @@ from brats_lightning.evaluation.report import sweep_figures
 from brats_lightning.evaluation.report.pages import environment
 from brats_lightning.evaluation.report.sweep_figures import Job
 
-_PED_ANOVA = "PED-ANOVA by Optuna: how much each setting decides whether a job is one of the best"
+_PED_ANOVA = "PED-ANOVA by Optuna: how much a setting decides whether a job is one of the best"
 _ETA_SQUARED = "The share of the variance of the score that each setting explains by itself"
 
 
@@ -24,7 +24,6 @@ class Sweep:
         mode: whether ``max`` or ``min`` of it is best.
         varied: the settings in which the jobs differ.
         jobs: in the order of their numbers.
-        command: that trains the best job again; empty if no job has a score.
         importances: of the settings, if an optimiser knows them.
     """
 
@@ -33,7 +32,6 @@ class Sweep:
     mode: str
     varied: Sequence[str]
     jobs: Sequence[Job]
-    command: str = ""
     importances: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -49,17 +47,11 @@ class Sweep:
         return None if first is None or first.outcome or math.isnan(first.value) else first
 
 
-def sweep_page(sweep: Sweep) -> str:
-    """The page."""
-    importances, source = (
-        sweep.importances,
-        "PED-ANOVA by Optuna: how much a setting decides whether a job is one of the best",
-    )
+def sweep_page(sweep: Sweep, command: str) -> str:
+    """The page, with the command that trains the best job again if one has a score."""
+    importances, source = sweep.importances, _PED_ANOVA
     if not importances:
-        importances, source = (
-            explained_variance(sweep),
-            _ETA_SQUARED,
-        )
+        importances, source = explained_variance(sweep), _ETA_SQUARED
     varied = sorted(sweep.varied, key=lambda name: -importances.get(name, 0.0))
     charts = {}
     if len(sweep.jobs) > 1 and sweep.best is not None:
@@ -68,7 +60,6 @@ def sweep_page(sweep: Sweep) -> str:
     if importances:
         charts["importance"] = sweep_figures.importance_chart(importances)
     columns = _columns(sweep.jobs)
-    scores = [[job.scores.get(name) for name in columns] for job in sweep.ranked]
     template = environment().get_template("sweep.html")
     return template.render(
         title=f"Sweep: {sweep.name}",
@@ -76,10 +67,8 @@ def sweep_page(sweep: Sweep) -> str:
         charts=charts,
         source=source,
         columns=columns,
-        rows=[
-            (job, [math.nan if score is None else score for score in own])
-            for job, own in zip(sweep.ranked, scores, strict=True)
-        ],
+        command=command,
+        rows=[(job, [_number(job.scores.get(name)) for name in columns]) for job in sweep.ranked],
     )
 
 
@@ -100,6 +89,10 @@ def explained_variance(sweep: Sweep) -> dict[str, float]:
             means = np.bincount(group, values) / counts
             found[name] = float(counts @ (means - values.mean()) ** 2 / len(jobs) / values.var())
     return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _number(score: float | int | None) -> float | int:
+    return math.nan if score is None else score
 
 
 def _columns(jobs: Sequence[Job]) -> list[str]:

@@ -5,6 +5,7 @@ that Optuna is imported later.
 """
 
 import logging
+import math
 import re
 import time
 import warnings
@@ -23,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from brats_lightning.config.build import settings_of
-from brats_lightning.config.outcomes import Outcome, names_of
+from brats_lightning.config.outcomes import Outcome, value_of
 from brats_lightning.config.search_space import Space, as_overrides, combinations, search_space
 from brats_lightning.config.trials import Trials, opened, shown
 from brats_lightning.runtime.files import make_folder
@@ -145,8 +146,8 @@ def _first_line(reason: str) -> str:
 
 def _line(trials: Trials, number: int, outcome: Outcome, done: str, left: float) -> str:
     """What came of a trial, the best so far, and the time left."""
-    value = next((outcome.scores[name] for name in names_of(trials.objective) if name in outcome.scores), None)
-    result = f"{trials.objective} {'undefined' if value is None else f'{value:.4f}'}"
+    value = value_of(outcome.scores, trials.objective)
+    result = f"{trials.objective} {'undefined' if value is None or math.isnan(value) else f'{value:.4f}'}"
     words = [f"trial {number}: {_first_line(outcome.reason) or result}"]
     if (best := trials.best()) is not None:
         words.append(f"best {best.value:.4f} in trial {best.number}")
