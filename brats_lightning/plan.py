@@ -2,13 +2,13 @@
 
 import logging
 import re
-import shlex
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.config.entry_point import entry_point
@@ -33,7 +33,8 @@ def plan(cfg: DictConfig) -> dict[str, Any]:
         PlanError: settings that cannot be planned for, or too little memory.
     """
     from brats_lightning.config.build import build_data, check_not_negative, describe_data, with_spacing
-    from brats_lightning.config.experiment_file import experiment_text, search_path
+    from brats_lightning.config.command_line import command_text, config_dirs
+    from brats_lightning.config.experiment_file import experiment_text
     from brats_lightning.config.measure import measured_steps
     from brats_lightning.config.planning import Machine, PlanError, Planner
     from brats_lightning.config.values import nested
@@ -70,10 +71,10 @@ def plan(cfg: DictConfig) -> dict[str, Any]:
     completed: Any = OmegaConf.to_container(OmegaConf.merge(cfg, there))
     measured = measured_steps(completed) if cfg.measure else None
     folder = make_folder(cfg.paths.run_dir)
-    words = ["python -m brats_lightning.train --config-dir", shlex.quote(_short(folder)), f"experiment={cfg.name}"]
-    words += [f"'hydra.searchpath=[{','.join(f'file://{path}' for path in search_path())}]'"] if search_path() else []
+    own = ",".join(f"file://{path}" for path in config_dirs(HydraConfig.get()))
+    search = [f"hydra.searchpath=[{own}]"] if own else []
     proposal = {
-        "command": " ".join(words),
+        "command": command_text("train", "--config-dir", _short(folder), f"experiment={cfg.name}", *search),
         "settings": settings,
         "machine": asdict(machine),
         "predicted": asdict(predicted),

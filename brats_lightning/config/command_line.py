@@ -112,6 +112,26 @@ def quote(text: str) -> str:
     return '"' + text.replace('"', '\\"') + '"'
 
 
+def values_of_flag(arguments: Sequence[str], *names: str) -> list[str]:
+    """The values of a flag with dashes: of ``--flag value`` and ``--flag=value``."""
+    found = []
+    for argument, after in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+        flag, sign, value = argument.partition("=")
+        if flag in names:
+            found.append(value if sign else after)
+    return found
+
+
+def config_dirs(hydra: Any) -> list[str]:
+    """The folders that a command line added by ``--config-dir``, by Hydra's own config of that command."""
+    return [source["path"] for source in hydra["runtime"]["config_sources"] if source["provider"] == "command-line"]
+
+
+def command_text(name: str, *arguments: str) -> str:
+    """The command ``name`` of this program as it is typed."""
+    return shlex.join(["python", "-m", f"brats_lightning.{name}", *arguments])
+
+
 def key_of(override: str) -> str:
     """What an override sets: ``a.b`` of ``+a.b=1``."""
     return override.lstrip("+~").split("=", 1)[0]

@@ -1,7 +1,6 @@
 """An experiment as a file that ``train experiment=NAME`` takes: what a command line says, and further settings."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -49,9 +48,3 @@ def experiment_text(comment: Sequence[str], settings: Mapping[str, Any], own: Se
     defaults = [f"  - {item}" for item in (*([base] if base else []), *groups, "_self_")]
     body = yaml.dump(nested({**values, **settings}), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     return "\n".join(["# @package _global_", *(f"# {line}" for line in comment), "defaults:", *defaults, "", body])
-
-
-def search_path() -> list[str]:
-    """Folders of configs besides those of this program that the command line names with ``--config-dir``."""
-    sources = HydraConfig.get().runtime.config_sources
-    return [str(Path(source.path)) for source in sources if source.provider == "command-line"]

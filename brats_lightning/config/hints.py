@@ -5,7 +5,7 @@ import inspect
 import re
 import shlex
 from collections.abc import Iterable, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from brats_lightning.config.command_line import bare_words, quote
+from brats_lightning.config.command_line import bare_words, quote, values_of_flag
 from brats_lightning.config.resolvers import config_dir, missing
 from brats_lightning.config.values import leaves, within
 
@@ -180,8 +180,7 @@ def _keys(cfg: DictConfig | None) -> set[str]:
 def _composed(config_name: str, arguments: Sequence[str]) -> DictConfig | None:
     """The config with the given choices of groups and nothing else; None if Hydra refuses one."""
     chosen = [text for name, text in _options(arguments).items() if name in _groups()]
-    folders = [value for flag, value in pairwise(arguments) if flag in ("--config-dir", "-cd")]
-    folders += [a.partition("=")[2] for a in arguments if a.startswith(("--config-dir=", "-cd="))]
+    folders = values_of_flag(arguments, "--config-dir", "-cd")
     search = ",".join(f'"file://{Path(folder).absolute()}"' for folder in folders if Path(folder).is_dir())
     running = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()

@@ -10,8 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.config.build import build_part
-from brats_lightning.config.command_line import typed
-from brats_lightning.config.experiment_file import search_path
+from brats_lightning.config.command_line import command_text, config_dirs, typed
 from brats_lightning.data.splits import read_split
 
 # Sources whose cases other commands find by the folder alone: they have BraTS's file names.
@@ -28,7 +27,7 @@ def next_commands(cfg: DictConfig) -> list[tuple[str, str]]:
     chosen = [split, *([f"part={part}"] if part != "test" else [])]
     curves = [("curves and pictures", shlex.join(["tensorboard", "--logdir", str(run)]))]
     curves = curves if "tensorboard" in (cfg.logger or {}) else []
-    tune = [("better post-processing", _command("tune", f"ckpt={ckpt}"))]
+    tune = [("better post-processing", command_text("tune", f"ckpt={ckpt}"))]
     if (cases := _data_set(cfg)) is None:
         return [*curves, *tune]
     if by_folder := not cases:
@@ -37,14 +36,10 @@ def next_commands(cfg: DictConfig) -> list[tuple[str, str]]:
     scores = [f"predictions={masks}", *references, *chosen, f"output={run / 'scores'}"]
     return [
         *curves,
-        (f"masks of the {part} cases", _command("predict", f"ckpt={ckpt}", *cases, *chosen, f"output={masks}")),
-        ("their scores, with a report", _command("evaluate", *scores)),
+        (f"masks of the {part} cases", command_text("predict", f"ckpt={ckpt}", *cases, *chosen, f"output={masks}")),
+        ("their scores, with a report", command_text("evaluate", *scores)),
         *tune,
     ]
-
-
-def _command(name: str, *arguments: str) -> str:
-    return shlex.join(["python", "-m", f"brats_lightning.{name}", *arguments])
 
 
 def _folder(cfg: DictConfig) -> str:
@@ -66,7 +61,7 @@ def _data_set(cfg: DictConfig) -> Sequence[str] | None:
     if "data" not in hydra.runtime.choices:
         return None
     given = [text for text in hydra.overrides.task if text.startswith("data.")]
-    return [*(f"--config-dir={folder}" for folder in search_path()), f"data={hydra.runtime.choices.data}", *given]
+    return [*(f"--config-dir={folder}" for folder in config_dirs(hydra)), f"data={hydra.runtime.choices.data}", *given]
 
 
 def _label_settings(cfg: DictConfig) -> list[str]:

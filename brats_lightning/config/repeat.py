@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from brats_lightning.config.command_line import key_of, quote
+from brats_lightning.config.command_line import key_of, quote, values_of_flag
 from brats_lightning.config.values import leaves, path_below, read_yaml, within
 
 _NAME = "config"
@@ -26,10 +26,13 @@ def repeated(arguments: Sequence[str]) -> list[str]:
     What lay in the folder of the run is placed in the new one. A run that was resumed is repeated from its beginning;
     one that began with the checkpoint of another begins with it again. Settings on the command line win.
     """
-    folder, name = _flag(arguments, "--config-dir", "-cd"), _flag(arguments, "--config-name", "-cn")
-    run = Path(folder or "").expanduser().absolute()
+    folders = values_of_flag(arguments, "--config-dir", "-cd")
+    names = values_of_flag(arguments, "--config-name", "-cn")
+    if not folders or not names:
+        return list(arguments)
+    run = Path(folders[0]).expanduser().absolute()
     file = run / f"{_NAME}.yaml"
-    if folder is None or name not in (_NAME, file.name) or not file.is_file():
+    if names[0] not in (_NAME, file.name) or not file.is_file():
         return list(arguments)
     saved = read_yaml(file)
     if not saved.get("paths", {}).get("run_dir"):  # a user's own config of that name
@@ -54,12 +57,3 @@ def _moved(value: Any, old: str) -> str | None:
     """The quoted reference that replaces a path into the old folder; None for any other value."""
     rest = path_below(value, old)
     return None if rest is None else quote("${paths.run_dir}" + rest)
-
-
-def _flag(arguments: Sequence[str], *names: str) -> str | None:
-    """The value of a flag with dashes."""
-    for place, argument in enumerate(arguments):
-        flag, sign, value = argument.partition("=")
-        if flag in names:
-            return value if sign else next(iter(arguments[place + 1 : place + 2]), None)
-    return None

@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from brats_lightning.config.command_line import key_of, quote, unquoted
+from brats_lightning.config.command_line import config_dirs, key_of, quote, unquoted, values_of_flag
 from brats_lightning.config.run_folder import named_folder
 from brats_lightning.config.values import differing, leaves, read_yaml, within, write_yaml
 
@@ -94,10 +94,9 @@ def expand(arguments: Sequence[str]) -> list[str]:
     hydra = read_yaml(run / ".hydra/hydra.yaml")["hydra"]
     beside = [text for text in arguments if "=" in text and not text.startswith(("-", _WORD))]
     flags = [argument for argument in arguments if argument not in (*beside, *asked)]
-    if not any(flag.startswith(("--config-dir", "-cd")) for flag in flags):
-        sources = hydra["runtime"]["config_sources"]
-        flags += [f"--config-dir={source['path']}" for source in sources if source["provider"] == "command-line"]
-    if not any(flag.startswith(("--config-name", "-cn")) for flag in flags):
+    if not values_of_flag(flags, "--config-dir", "-cd"):
+        flags += [f"--config-dir={folder}" for folder in config_dirs(hydra)]
+    if not values_of_flag(flags, "--config-name", "-cn"):
         flags.append(f"--config-name={hydra['job']['config_name']}")
     replaced = {key_of(argument) for argument in beside} | {"ckpt_path", "weights", "resume"}
     kept = [override for override in before if key_of(override) not in replaced]

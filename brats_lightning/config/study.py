@@ -2,7 +2,6 @@
 
 import logging
 import re
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,7 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from brats_lightning.config.command_line import key_of, quote
-from brats_lightning.config.experiment_file import search_path
+from brats_lightning.config.command_line import command_text, config_dirs, key_of, quote
 from brats_lightning.config.postprocessing import tuned_file
 from brats_lightning.config.resolvers import resolved
 from brats_lightning.config.study_job import Job
@@ -82,8 +80,8 @@ class Study:
         Raises:
             StudyError: folds, seeds or arms that make no sense; it names all faults.
         """
-        hydra = HydraConfig.get().overrides
-        given = [text for text in hydra.task if key_of(text) not in (*_OWN, "launcher")]
+        hydra = HydraConfig.get()
+        given = [text for text in hydra.overrides.task if key_of(text) not in (*_OWN, "launcher")]
         given += [
             f"{key}={OmegaConf.select(cfg, key)}".replace("None", "null") for key in _SET if not _sets(given, key)
         ]
@@ -91,8 +89,8 @@ class Study:
         faults = _faults(cfg, arms, given)
         if faults:
             raise StudyError("\n  ".join(["the study:", *faults]))
-        flags = [f"--config-dir={path}" for path in search_path()]
-        asked = [*hydra.task, *hydra.hydra]
+        flags = [f"--config-dir={path}" for path in config_dirs(hydra)]
+        asked = [*hydra.overrides.task, *hydra.overrides.hydra]
         passed = re.compile(r"launcher|hydra[./]launcher.*|hydra\.searchpath").fullmatch
         flags += [text for text in asked if passed(key_of(text))]
         named = {name: tuple(overrides or ()) for name, overrides in arms.items()}
@@ -199,22 +197,21 @@ class Study:
         if members:
             write_text(ensemble, yaml.safe_dump({"members": members}, sort_keys=False))
         rules = ["postprocessing=tuned"] if tuned_file(ensemble).is_file() else []
-        command = shlex.join(self.command(arm))
+        command = self.command(arm)
         write_text(folder / "command.txt", command + "\n")
         pages = ((f"seed {seed}", folder / f"seed{seed}/scores/report.html") for seed in self.seeds)
         return {
             "overrides": " ".join(self.arms[arm]),
             "command": command,
-            "predict": shlex.join(["python", "-m", "brats_lightning.predict", f"ckpt={ensemble}", *rules])
-            + " input=DIR output=MASKS",
+            "predict": command_text("predict", f"ckpt={ensemble}", *rules, "input=DIR", "output=MASKS"),
             "reports": [(title, str(page.relative_to(self.folder))) for title, page in pages if page.is_file()],
         }
 
-    def command(self, arm: str) -> list[str]:
-        """The words of the command that trains one fold of an arm by itself."""
+    def command(self, arm: str) -> str:
+        """The command that trains one fold of an arm by itself."""
         search = [flag for flag in self.flags if key_of(flag) in ("--config-dir", "hydra.searchpath")]
         own = [f"data.folds={self.folds}", "data.fold=0", f"seed={self.seeds[0]}"]
-        return ["python", "-m", "brats_lightning.train", *search, *self.overrides(arm), *own]
+        return command_text("train", *search, *self.overrides(arm), *own)
 
 
 def check_folds(held_out: Sequence[Sequence[str]]) -> None:

@@ -4,7 +4,6 @@ import itertools
 import logging
 import math
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from brats_lightning.config.command_line import command_text, config_dirs
 from brats_lightning.config.outcomes import Ending, Outcome, outcome_of, value_of
 from brats_lightning.config.trials import importances
 from brats_lightning.config.values import read_yaml
@@ -102,12 +102,10 @@ def _table(sweep: "Sweep", which: str = ".*") -> list[list[Any]]:
 def command_of(job: Path) -> str:
     """The command that trains a job of a multirun by itself."""
     hydra = OmegaConf.load(job / ".hydra/hydra.yaml").hydra
-    sources = [source for source in hydra.runtime.config_sources if source.provider == "command-line"]
     given = [text for text in hydra.overrides.task if text.split("=", 1)[0] not in (*_OWN, "launcher")]
     if not any(text.startswith("seed=") for text in given) and (job / "config.yaml").is_file():
         given.append(f"seed={OmegaConf.load(job / 'config.yaml').seed}")  # which was drawn
-    folders = [f"--config-dir={source.path}" for source in sources]
-    return shlex.join(["python", "-m", "brats_lightning.train", *folders, *given])
+    return command_text("train", *(f"--config-dir={folder}" for folder in config_dirs(hydra)), *given)
 
 
 def _natural(name: str) -> list[int | str]:
