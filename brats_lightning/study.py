@@ -40,7 +40,7 @@ def study(cfg: DictConfig) -> dict[str, Any]:
         CaseError: there are faulty cases, and ``data.on_bad_case`` is ``error``.
         SystemExit: jobs failed; their reasons are in the table.
     """
-    from brats_lightning.config.build import build_part
+    from brats_lightning.config.build import cases_of
     from brats_lightning.config.study import Study
     from brats_lightning.config.study_job import packages
 
@@ -50,7 +50,7 @@ def study(cfg: DictConfig) -> dict[str, Any]:
     first = next(iter(configs.values()))
     cfg = cfg.copy()
     cfg.data, cfg.protocols = first.data, first.protocols  # by which all arms are scored
-    cases = [case for case in build_part("data.source", first.data.source, _partial_=True)() if case.mask is not None]
+    cases = [case for case in cases_of(first) if case.mask is not None]
     plan = _announce(asked, configs, cases)
     if cfg.dry_run:
         return plan

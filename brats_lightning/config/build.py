@@ -74,7 +74,7 @@ def with_spacing(cfg: DictConfig, saved: Mapping[str, Any] | None = None) -> Dic
         return cfg
     spacing = None if saved is None else saved["data"]["preprocessing"]["spacing"]
     if spacing is None:
-        cases = build_part("data.source", cfg.data.source, _partial_=True)()
+        cases = cases_of(cfg)
         spacing = median_spacing(cases)
         log.info("spacing: %g × %g × %g mm (z, y, x), the median of %d cases", *spacing, len(cases))
     return OmegaConf.merge(cfg, {"data": {"preprocessing": {"spacing": list(spacing)}}})  # type: ignore[return-value]
@@ -141,6 +141,11 @@ def data_set(cfg: DictConfig) -> bool:
     return cfg.get("data") is not None and cfg.data.get("source") is not None
 
 
+def cases_of(cfg: DictConfig) -> "list[Case]":
+    """The cases of a config's data set."""
+    return list(build_part("data.source", cfg.data.source, _partial_=True)())
+
+
 def data_set_cases(cfg: DictConfig, key: str) -> "list[Case]":
     """The cases of a command's data set, whose root is also the value of ``key``.
 
@@ -150,7 +155,7 @@ def data_set_cases(cfg: DictConfig, key: str) -> "list[Case]":
     if cfg[key] != cfg.data.root:
         raise ValueError(f"{key}={cfg[key]} and data.root={cfg.data.root} both name the cases; leave {key} out")
     log.info("data: %s", describe_data(cfg))
-    return list(build_part("data.source", cfg.data.source, _partial_=True)())
+    return cases_of(cfg)
 
 
 def input_cases(cfg: DictConfig) -> "list[Case]":

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from brats_lightning.config.build import build_part
+from brats_lightning.config.build import cases_of
 from brats_lightning.config.command_line import command_text, config_dirs, typed
 from brats_lightning.data.splits import read_split
 
@@ -46,8 +46,7 @@ def _folder(cfg: DictConfig) -> str:
     """With all cases in it: the data set's own, for synthetic cases the one in which they were made."""
     if cfg.data.source._target_.startswith(_BY_FOLDER[0]):
         return str(cfg.data.root)
-    cases = build_part("data.source", cfg.data.source, _partial_=True)()
-    return os.path.commonpath([path.parent for case in cases for path in case.files.values()])
+    return os.path.commonpath([path.parent for case in cases_of(cfg) for path in case.files.values()])
 
 
 def _data_set(cfg: DictConfig) -> Sequence[str] | None:
