@@ -86,7 +86,7 @@ def _closed(value: str) -> bool:
 def unknown_flags(arguments: Sequence[str]) -> dict[str, str]:
     """Arguments with dashes that Hydra does not know, each as it stands and as key=value: ``--lr 1`` and ``lr=1``."""
     found = {}
-    for argument, after in zip(arguments, (*arguments[1:], ""), strict=True):
+    for argument, after in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
         flag, sign, value = argument.partition("=")
         name = flag.lstrip("-")
         long = flag.startswith("--")  # which may be shortened

@@ -9,7 +9,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from brats_lightning.config import command_line
-from brats_lightning.config.command_line import NoHomeFolder, bare_words, expanded, needs_quotes, with_quoted_paths
+from brats_lightning.config.command_line import (
+    NoHomeFolder,
+    bare_words,
+    expanded,
+    needs_quotes,
+    shell_faults,
+    unknown_flags,
+    values_of_flag,
+    with_quoted_paths,
+)
 from brats_lightning.config.resolvers import resolved
 
 
@@ -156,3 +165,13 @@ def test_ctrl_c_is_no_traceback(tmp_path, call):
     command = [sys.executable, "-c", code, f"paths.outputs={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_a_command_without_arguments_has_no_faults():
+    assert (unknown_flags([]), shell_faults([]), bare_words([]), with_quoted_paths([])) == ({}, [], [], [])
+
+
+def test_the_values_of_a_flag():
+    line = ["--config-dir", "a b", "model=unet", "-cd=c", "-m", "--config-dir"]
+    assert values_of_flag(line, "--config-dir", "-cd") == ["a b", "c", ""]
+    assert values_of_flag([], "--config-dir") == []
