@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Shaped, UInt8
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -18,8 +17,8 @@ from brats_lightning.core.components import label_components
 from brats_lightning.core.geometry import Triple
 from brats_lightning.core.labels import IGNORE, LabelScheme, in_classes, known_part
 from brats_lightning.data.cache.entry import CachedCase
-from brats_lightning.evaluation.report.drawing import grey, region_colour
-from brats_lightning.evaluation.report.wording import sequence_title
+from brats_lightning.evaluation.report.drawing import as_pixels, grey, region_colour
+from brats_lightning.evaluation.report.wording import number, sequence_title
 from brats_lightning.metrics.voxel import confusion_matrix, voxel_scores
 
 # Fills of the prediction's errors; outlines have the colours of the regions.
@@ -98,9 +97,7 @@ def draw_case(shown: Shown) -> UInt8[np.ndarray, "h w 3"]:
     ]
     handles += [Patch(fc=colour, label=name) for name, colour in ERRORS.items() if shown.mask is not None]
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, labelcolor="white")
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return as_pixels(figure)
 
 
 def findings(
@@ -136,8 +133,7 @@ def summary(reference: UInt8[np.ndarray, "z y x"], prediction: UInt8[np.ndarray,
     """Dice by region, and how many lesions (connected components of all classes) were found and invented."""
     pair = torch.from_numpy(np.array(reference)), torch.from_numpy(np.array(prediction))
     scores = voxel_scores(confusion_matrix(*pair, scheme.num_classes), scheme)
-    values = ((region.upper(), scores[f"dice_{region}"]) for region in scheme.regions)
-    dice = ", ".join(f"{region} {'–' if math.isnan(value) else f'{value:.2f}'}" for region, value in values)
+    dice = ", ".join(f"{region.upper()} {number(scores[f'dice_{region}'], 2)}" for region in scheme.regions)
     (lesions, n), (predicted, m) = label_components(reference > 0), label_components(prediction > 0)
     found = len(np.unique(lesions[(lesions > 0) & (prediction > 0)]))
     invented = m - len(np.unique(predicted[(predicted > 0) & (reference > 0)]))

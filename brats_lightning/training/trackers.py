@@ -15,7 +15,6 @@ import pytorch_lightning as pl
 import yaml
 from jaxtyping import UInt8
 from lightning_fabric.utilities.logger import _flatten_dict
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from pytorch_lightning.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
@@ -24,7 +23,7 @@ from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
-from brats_lightning.evaluation.report.drawing import region_colour
+from brats_lightning.evaluation.report.drawing import as_pixels, region_colour
 from brats_lightning.runtime.files import make_folder, replace_file, write_text
 
 Layout = dict[str, dict[str, list[Any]]]  # of curves: category → title → kind and tags
@@ -242,9 +241,7 @@ def draw_precision_recall(curves: Mapping[str, Curve]) -> UInt8[np.ndarray, "h w
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     if curves:
         axes.legend(loc="lower left", frameon=False)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return as_pixels(figure)
 
 
 def _as_yaml(config: Mapping[str, Any]) -> str:

@@ -13,8 +13,10 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Shaped, UInt8
 from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -91,6 +93,14 @@ class Chart:
         return {"svg": svg.getvalue(), "pdf": pdf.getvalue()}
 
 
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Make the y axis one of named rows, at 0, 1, … from above, with a grid for their values."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
+
+
 def region_colour(region: str) -> str:
     """The colour of a region's outline."""
     return _REGION_COLOURS.get(region, _OTHER)
@@ -109,6 +119,13 @@ def new_figure(width: float, height: float, look: Look = PAGE) -> Iterator[Figur
     """An empty figure of a size in inches, in the style of the pages."""
     with mpl.rc_context(_STYLE | dict.fromkeys(_INKED, look.ink) | {"grid.color": look.faint}):  # type: ignore[arg-type]  # stubs list every name
         yield Figure(figsize=(width, height), layout="constrained")
+
+
+def as_pixels(figure: Figure) -> UInt8[np.ndarray, "h w 3"]:
+    """The figure as a picture."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def as_svg(figure: Figure, title: str) -> Markup:

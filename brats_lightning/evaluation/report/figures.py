@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from brats_lightning.evaluation.report.drawing import Chart, Look
+from brats_lightning.evaluation.report.drawing import Chart, Look, name_rows
 from brats_lightning.evaluation.summary import lower_is_better
 from brats_lightning.metrics.official import headline_columns
 
@@ -47,10 +47,7 @@ def score_chart(tables: Mapping[str, Mapping[str, Mapping[str, float]]], summary
                 axes.plot([row["low"], row["high"]], [i + 0.25] * 2, color=colour, lw=2.5, solid_capstyle="butt")
                 axes.plot(row["mean"], i + 0.25, "D", color=colour, ms=6)
         axes.set(xlim=(-0.02, 1.02), xlabel=f"{COLUMN_TITLES[column]} of each case")
-        axes.set_yticks(range(len(regions)), [region.upper() for region in regions])
-        axes.set_ylim(len(regions) - 0.5, -0.5)
-        axes.grid(axis="x")
-        axes.tick_params(axis="y", length=0)
+        name_rows(axes, [region.upper() for region in regions])
 
     return Chart("Scores of all cases by region", (_WIDTH, 0.7 + 0.6 * len(regions)), draw, table)
 
@@ -189,10 +186,8 @@ def methods_chart(methods: Mapping[str, Mapping[str, Any]], protocol: str) -> Ch
             y = np.arange(len(regions)) + (i - (len(methods) - 1) / 2) * gap
             axes.hlines(y, [row["low"] for row in rows], [row["high"] for row in rows], look.colour(i), lw=2)
             axes.plot([row["mean"] for row in rows], y, "D", ms=5, color=look.colour(i), label=name)
-        axes.set(xlabel=COLUMN_TITLES[column], ylim=(len(regions) - 0.5, -0.5))
-        axes.set_yticks(range(len(regions)), [region.upper() for region in regions])
-        axes.tick_params(axis="y", length=0)
-        axes.grid(axis="x")
+        axes.set_xlabel(COLUMN_TITLES[column])
+        name_rows(axes, [region.upper() for region in regions])
         figure.legend(loc="outside upper left", ncols=min(3, len(methods)))
 
     height = 1.2 + 0.22 * len(methods) * len(regions) + 0.2 * (len(methods) // 3)
@@ -215,12 +210,9 @@ def difference_chart(differences: Sequence[Mapping[str, Any]], distances: bool) 
             axes.plot([row["low"], row["high"]], [y, y], color=colour, lw=2)
             axes.plot(row["mean"], y, "D", ms=5, color=colour)
         axes.axvline(0, color=look.ink, lw=0.8)
-        axes.set_yticks(range(len(rows)), [f"{row['region'].upper()} {short_title(row['column'])}" for row in rows])
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.tick_params(axis="y", length=0)
+        name_rows(axes, [f"{row['region'].upper()} {short_title(row['column'])}" for row in rows])
         axes.set(title=title, xlabel=f"← {second} better" if distances else f"{second} better →")
         axes.locator_params(axis="x", nbins=5)
-        axes.grid(axis="x")
 
     return Chart(title, (3.6, max(2.4, 0.8 + 0.25 * len(rows))), draw, table)
 

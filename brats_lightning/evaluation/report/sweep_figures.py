@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from brats_lightning.evaluation.report.drawing import Chart, Look
+from brats_lightning.evaluation.report.drawing import Chart, Look, name_rows
 
 _WIDTH = 9.2  # inches
 _OTHER = 5  # the colour of what did not end
@@ -75,11 +75,8 @@ def importance_chart(importances: Mapping[str, float]) -> Chart:
         axes = figure.subplots()
         bars = axes.barh(range(len(names)), [importances[name] for name in names], 0.6, color=look.colour(1))
         axes.bar_label(bars, fmt="%.2f", padding=4)
-        axes.set_yticks(range(len(names)), names)
-        axes.set_ylim(len(names) - 0.5, -0.5)
+        name_rows(axes, names)
         axes.set(xlim=(0, 1.08), xlabel="importance")
-        axes.tick_params(axis="y", length=0)
-        axes.grid(axis="x")
 
     table: list[list[Any]] = [["setting", "importance"], *([name, importances[name]] for name in names)]
     return Chart("Importance of the settings", (_WIDTH, 0.8 + 0.32 * len(names)), draw, table)
