@@ -14,7 +14,7 @@ from brats_lightning.evaluation.bootstrap import Bootstrap, by_patient
 from brats_lightning.evaluation.pairing import EvaluationError
 from brats_lightning.evaluation.ranking import rank_table, ranked_scores
 from brats_lightning.evaluation.scoring import Evaluation
-from brats_lightning.evaluation.summary import Scores
+from brats_lightning.evaluation.summary import Scores, Table
 from brats_lightning.metrics.official import headline_columns
 
 FEWEST = 6  # five differences cannot give p < 0.05, even if all have the same sign
@@ -88,12 +88,11 @@ def common_cases(evaluations: Sequence[Evaluation]) -> list[str]:
     return sorted(common)
 
 
-def paired_scores(evaluations: Sequence[Evaluation], cases: Sequence[str], protocol: str) -> Scores:
-    """The headline scores of all methods on the given cases."""
-    tables = [{case.case: case.official[protocol] for case in evaluation.cases} for evaluation in evaluations]
+def paired_scores(tables: Sequence[Mapping[str, Table]], cases: Sequence[str], protocol: str) -> Scores:
+    """The headline scores of all methods, each with a table of every case, on the given cases."""
     return {
         (region, column): np.array([[table[case][region][column] for table in tables] for case in cases])
-        for region in evaluations[0].scoring.scheme.regions
+        for region in tables[0][cases[0]]
         for column in headline_columns(protocol)
     }
 
@@ -105,9 +104,12 @@ def compare(evaluations: Sequence[Evaluation], bootstrap: Bootstrap) -> tuple[di
     """
     methods = [evaluation.name for evaluation in evaluations]
     cases = common_cases(evaluations)
-    scores = {each: paired_scores(evaluations, cases, each) for each in evaluations[0].scoring.protocols}
     patient_of = {case.case: case.patient for case in evaluations[0].cases}
     patients = [patient_of[case] for case in cases]
+    scores = {}
+    for protocol in evaluations[0].scoring.protocols:
+        tables = [{case.case: case.official[protocol] for case in evaluation.cases} for evaluation in evaluations]
+        scores[protocol] = paired_scores(tables, cases, protocol)
     missing = np.array([[case in evaluation.missing for evaluation in evaluations] for case in cases])
     protocols = {
         protocol: {

@@ -78,11 +78,11 @@ def case_and_kind(file: str) -> tuple[str, str | None]:
     The second value is a modality, ``"seg"``, ``"probabilities"`` (which `predict` can write beside its masks), or None
     for a name without such an ending.
     """
-    stem = file.removesuffix(".gz").removesuffix(".nii")
-    match = _SUFFIX.fullmatch(stem)
+    name = stem(file)
+    match = _SUFFIX.fullmatch(name)
     kind = OLDER_NAMES.get(match["kind"], match["kind"]) if match else None
-    numbers = _NUMBER.findall(stem)
-    return numbers[-1] if numbers else match["stem"] if match else stem, kind
+    numbers = _NUMBER.findall(name)
+    return numbers[-1] if numbers else match["stem"] if match else name, kind
 
 
 def find_masks(folder: Path, role: str, names: Mapping[str, str] | None = None) -> dict[str, list[Path]]:

@@ -4,12 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from brats_lightning.evaluation.bootstrap import Bootstrap
-from brats_lightning.evaluation.comparison import adjusted, paired_differences
+from brats_lightning.evaluation.comparison import adjusted, paired_differences, paired_scores
 from brats_lightning.evaluation.ranking import rank_table, ranked_scores
-from brats_lightning.evaluation.summary import Scores, Table, summarise
+from brats_lightning.evaluation.summary import Table, summarise
 from brats_lightning.metrics.official import headline_columns, mean_without_nan
 
 TUNED = "tuned"
@@ -74,7 +72,8 @@ def compare_arms(
         scores = summarise(list(tables.values()), [patient_of[case] for case in tables], bootstrap)
         result["methods"][name] = {"cases": len(tables), "scores": scores, "seeds": by_seed}
     if common and len(pooled) > 1:
-        table, patients = paired(pooled, common, columns), [patient_of[case] for case in common]
+        patients = [patient_of[case] for case in common]
+        table = paired_scores(list(pooled.values()), common, protocol)
         result["ranks"] = rank_table(ranked_scores(table, protocol), list(pooled), patients, bootstrap)
         rows = paired_differences(table, list(pooled), patients, bootstrap)
         for column in columns:
@@ -83,16 +82,6 @@ def compare_arms(
                 row["p_adjusted"] = p
         result["differences"] = rows
     return result
-
-
-def paired(pooled: Mapping[str, Mapping[str, Table]], cases: Sequence[str], columns: Sequence[str]) -> Scores:
-    """The scores of all methods on the same cases."""
-    regions = next(iter(pooled.values()))[cases[0]]
-    return {
-        (region, column): np.array([[tables[case][region][column] for tables in pooled.values()] for case in cases])
-        for region in regions
-        for column in columns
-    }
 
 
 def _mean_over_seeds(seeds: Sequence[Mapping[str, Table]], columns: Sequence[str]) -> dict[str, Table]:
