@@ -186,6 +186,7 @@ def _results(asked: "Study", cfg: DictConfig, cases: Sequence["Case"], trust: Se
     from brats_lightning.config.study_results import HeldOutCases, settings_text
     from brats_lightning.evaluation.bootstrap import Bootstrap
     from brats_lightning.evaluation.report.pages import study_page
+    from brats_lightning.evaluation.results import by_protocol
     from brats_lightning.evaluation.scoring import case_workers
     from brats_lightning.evaluation.study import compare_arms, score_rows
 
@@ -206,20 +207,15 @@ def _results(asked: "Study", cfg: DictConfig, cases: Sequence["Case"], trust: Se
         for arm in asked.arms:
             held_out.write_choice(arm, tunings.get(arm, []))
     arms = {arm: asked.write_arm(arm) for arm in asked.arms}
-    patient_of = {case.id: case.patient for case in cases}
-    summary = {}
-    for protocol in held_out.scoring.protocols:
-        found = [own[protocol] for own in scores]
-        summary[protocol] = compare_arms(found, protocol, patient_of, Bootstrap(cfg.resamples, 0))
-        for prefix, tuned in (("", False), ("tuned_", True)):
-            rows = [each for each in found if each.tuned == tuned]
-            if not rows:
-                continue
-            text = csv_text(score_rows(rows, held_out.fold_of))
-            if protocol == held_out.scoring.protocols[0]:
-                write_text(asked.folder / f"{prefix}scores.csv", text)
-            if len(held_out.scoring.protocols) > 1:
-                write_text(asked.folder / f"{prefix}scores_{protocol}.csv", text)
+    found = {protocol: [own[protocol] for own in scores] for protocol in held_out.scoring.protocols}
+    patient_of, bootstrap = {case.id: case.patient for case in cases}, Bootstrap(cfg.resamples, 0)
+    summary = {protocol: compare_arms(own, protocol, patient_of, bootstrap) for protocol, own in found.items()}
+    for name, tuned in (("scores", False), ("tuned_scores", True)):
+        rows = {protocol: [each for each in own if each.tuned == tuned] for protocol, own in found.items()}
+        if all(rows.values()):
+            tables = {protocol: csv_text(score_rows(own, held_out.fold_of)) for protocol, own in rows.items()}
+            for file, text in by_protocol(name, tables).items():
+                write_text(asked.folder / file, text)
     write_json(asked.folder / "summary.json", summary)
     jobs = [
         {"arm": job.arm, "seed": job.seed, "fold": job.fold, "cases": len(held_out.folds[job.fold]), "state": job.state}

@@ -75,8 +75,7 @@ def write_results(
             if settings.printed:
                 show(terminal_table(evaluation.name, result, protocol))
             tables[protocol] = scores_csv({case.case: case.official[protocol] for case in evaluation.cases})
-        files = {f"scores_{protocol}.csv": text for protocol, text in tables.items()} if len(tables) > 1 else {}
-        files["scores.csv"] = next(iter(tables.values()))
+        files = by_protocol("scores", tables)
         files["voxel_scores.csv"] = scores_csv({case.case: case.voxelwise for case in evaluation.cases})
         files["summary.json"] = json_text(result)
         charts = evaluation_charts(evaluation, result)
@@ -116,6 +115,12 @@ def _shown(evaluation: Evaluation, settings: ReportSettings) -> dict[str, list[S
     """The cases in the viewer, by group."""
     ordered = worst_first(evaluation.cases, evaluation.scoring.protocols[0], evaluation.scoring.lesion_region)
     return cases_in_pictures(ordered, REPORTS[settings.report] if settings.pictures is None else settings.pictures)
+
+
+def by_protocol(name: str, tables: Mapping[str, str]) -> dict[str, str]:
+    """The files with a table of each protocol: ``<name>.csv`` with the first, of several also one named by each."""
+    files = {f"{name}_{protocol}.csv": text for protocol, text in tables.items()} if len(tables) > 1 else {}
+    return files | {f"{name}.csv": next(iter(tables.values()))}
 
 
 def scores_csv(tables: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
