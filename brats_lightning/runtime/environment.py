@@ -54,13 +54,18 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.decode(errors="replace") if done.returncode == 0 or differs else None
 
 
-def packages() -> dict[str, str]:
-    """Name → version of Python and of every installed package."""
+def installed() -> dict[str, str]:
+    """Name → version of every installed package, by name."""
     found: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
         if name := distribution.metadata["Name"]:
             found.setdefault(re.sub("[-_.]+", "-", name).lower(), distribution.version)  # the first is imported
-    return {"python": platform.python_version(), **dict(sorted(found.items()))}
+    return dict(sorted(found.items()))
+
+
+def packages() -> dict[str, str]:
+    """Name → version of Python and of every installed package."""
+    return {"python": platform.python_version(), **installed()}
 
 
 def hardware() -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 import importlib.metadata
 import platform
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from brats_lightning.runtime.environment import installed
 
 _PROGRAM = "brats-lightning"
 _CHECKOUT = Path(__file__).resolve().parents[2]
@@ -51,7 +52,8 @@ def fetch_wheels(folder: Path, torch: str, packages: Sequence[str] = (), index: 
         raise WheelError(f"the image is for Linux on x86_64, and this is {found}; give a folder of its wheels=DIR")
     with tempfile.TemporaryDirectory() as scratch:
         versions = Path(scratch) / "versions.txt"
-        versions.write_text("".join(f"{name}=={version}\n" for name, version in sorted(_installed().items())))
+        known = {name: version for name, version in installed().items() if name not in (_PROGRAM, "torch")}
+        versions.write_text("".join(f"{name}=={version}\n" for name, version in known.items()))
         command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", str(folder)]
         command += ["--constraint", str(versions), *(["--extra-index-url", index] if index else [])]
         done = subprocess.run([*command, _program(), _torch(torch), *packages], capture_output=True, text=True)
@@ -74,16 +76,6 @@ def distributions(modules: Iterable[str]) -> list[str]:
             raise WheelError(f"{module} is code of a checkpoint, and belongs to no installed package; {remedy}")
         found |= {f"{name}=={importlib.metadata.version(name)}" for name in known[module]}
     return sorted(found)
-
-
-def _installed() -> dict[str, str]:
-    """Package → its version here, of all but PyTorch and this program."""
-    found: dict[str, str] = {}
-    for distribution in importlib.metadata.distributions():
-        name = re.sub("[-_.]+", "-", distribution.metadata["Name"] or "").lower()
-        if name and name not in (_PROGRAM, "torch"):
-            found.setdefault(name, distribution.version)  # the first is imported
-    return found
 
 
 def _program() -> str:
