@@ -50,7 +50,8 @@ def differences(runs: Sequence[Path]) -> dict[str, dict[str, list[Any]]]:
 
 def missing(run: Path) -> list[str]:
     """The sections that a run has no record of."""
-    return [name for name in SECTIONS if _records(run).get(name) is None]
+    records = _records(run)
+    return [name for name in SECTIONS if records.get(name) is None]
 
 
 def _differing(records: Sequence[Flat | None]) -> dict[str, list[Any]]:
