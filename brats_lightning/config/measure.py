@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from brats_lightning.config.build import build_data, build_segmentation, build_trainer
 from brats_lightning.runtime.memory import keep_freed_memory
 from brats_lightning.runtime.workers import process_pool
-from brats_lightning.training.measurement import STEPS, Measured, Stopwatch, measure_steps
+from brats_lightning.training.measurement import STEPS, Measured, measure_steps
 
 # Nothing but training steps, by one process.
 _STEPS_ONLY = {
@@ -44,6 +44,4 @@ def _measure(config: dict[str, Any]) -> Measured:
     data.prepare_data()
     data.setup("fit")
     model = build_segmentation(cfg, data)
-    trainer = build_trainer(cfg)
-    trainer.callbacks.append(Stopwatch())  # type: ignore[attr-defined]
-    return measure_steps(trainer, model, data)
+    return measure_steps(build_trainer(cfg), model, data)

@@ -48,11 +48,12 @@ def measure_steps(trainer: pl.Trainer, model: Segmentation, data: CaseData) -> M
     """Train and measure; in a process that has done nothing else, since of a CPU the most it ever held counts.
 
     Args:
-        trainer: of `STEPS` steps without validation, with a `Stopwatch` among its callbacks.
+        trainer: of `STEPS` steps without validation.
         model: to be trained.
         data: prepared.
     """
-    watch = next(callback for callback in trainer.callbacks if isinstance(callback, Stopwatch))  # type: ignore[attr-defined]
+    watch = Stopwatch()
+    trainer.callbacks.append(watch)  # type: ignore[attr-defined]
     trainer.fit(model, datamodule=data)
     device = trainer.strategy.root_device
     memory = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else peak_memory()
