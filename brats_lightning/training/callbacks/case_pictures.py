@@ -37,15 +37,7 @@ class CasePictures(pl.Callback):
         """Forget the cases of the last validation."""
         self._cases: list[_Predicted] = []
 
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,  # noqa: ARG002
-        dataloader_idx: int = 0,  # noqa: ARG002
-    ) -> None:
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         """Keep a case."""
         if outputs is None or not trackers(trainer) or not trainer.is_global_zero:
             return

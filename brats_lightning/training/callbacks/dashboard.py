@@ -36,14 +36,7 @@ class Dashboard(pl.Callback):
         """Start the clock anew."""
         self._restart(trainer)
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: Any,  # noqa: ARG002
-        outputs: Any,  # noqa: ARG002
-        batch: Any,
-        batch_idx: int,  # noqa: ARG002
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:  # noqa: ARG002
         """Log what was measured since the last time."""
         self._patches += len(batch.image) * trainer.world_size
         steps, every = trainer.global_step - self._first, trainer.log_every_n_steps  # type: ignore[attr-defined]

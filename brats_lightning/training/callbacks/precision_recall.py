@@ -21,15 +21,7 @@ class PrecisionRecall(pl.Callback):
         """Begin at zero."""
         self._counts = np.zeros((len(pl_module.scheme.regions), 2, THRESHOLDS), np.int64)
 
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,  # noqa: ARG002
-        dataloader_idx: int = 0,  # noqa: ARG002
-    ) -> None:
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         """Count the voxels of a case."""
         if outputs is not None and trackers(trainer):
             self._counts += count_probabilities(outputs["probabilities"], batch.case.mask(), pl_module.scheme)
