@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Sequence
-from operator import mul
+from collections.abc import Callable, Sequence
+from operator import eq, mul
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +25,25 @@ def config_dir() -> Path:
 
 def register_resolvers() -> None:
     """Make the functions known to OmegaConf that YAML files use, as in ``${channel_count:…}``."""
-    OmegaConf.register_new_resolver("channel_count", len, replace=True)
-    OmegaConf.register_new_resolver("output_count", _output_count, replace=True)
-    OmegaConf.register_new_resolver("expanded", expanded, replace=True)
-    OmegaConf.register_new_resolver("equal", lambda one, other: one == other, replace=True)
-    OmegaConf.register_new_resolver("product", mul, replace=True)
-    OmegaConf.register_new_resolver("cpu_count", cpu_count, replace=True)
-    OmegaConf.register_new_resolver("process_count", _process_count, replace=True)
-    OmegaConf.register_new_resolver("gpu_count", _gpu_count, replace=True)
-    OmegaConf.register_new_resolver("new_folder", new_folder, replace=True, use_cache=True)
-    OmegaConf.register_new_resolver("sweep_folder", _sweep_folder, replace=True, use_cache=True)
-    OmegaConf.register_new_resolver("patch_size", _patch_size, replace=True)
-    OmegaConf.register_new_resolver("volume_scaled", _volume_scaled, replace=True)
-    OmegaConf.register_new_resolver("direction", {"max": "maximize", "min": "minimize"}.__getitem__, replace=True)
-    OmegaConf.register_new_resolver("nnunet_label_map", _nnunet_label_map, replace=True)
-    OmegaConf.register_new_resolver("datalist_label_map", _datalist_label_map, replace=True)
+    functions: dict[str, Callable[..., Any]] = {
+        "channel_count": len,
+        "output_count": _output_count,
+        "expanded": expanded,
+        "equal": eq,
+        "product": mul,
+        "cpu_count": cpu_count,
+        "process_count": _process_count,
+        "gpu_count": _gpu_count,
+        "patch_size": _patch_size,
+        "volume_scaled": _volume_scaled,
+        "direction": {"max": "maximize", "min": "minimize"}.__getitem__,
+        "nnunet_label_map": _nnunet_label_map,
+        "datalist_label_map": _datalist_label_map,
+    }
+    for name, function in functions.items():
+        OmegaConf.register_new_resolver(name, function, replace=True)
+    for name, function in {"new_folder": new_folder, "sweep_folder": _sweep_folder}.items():
+        OmegaConf.register_new_resolver(name, function, replace=True, use_cache=True)
 
 
 def _sweep_folder(parent: str, name: str | None, time: str) -> str:
