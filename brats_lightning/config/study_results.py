@@ -30,7 +30,7 @@ from brats_lightning.inference.fusion import Fusion
 from brats_lightning.inference.postprocessing import Postprocessing
 from brats_lightning.inference.postprocessing.grid import candidates, settings_of
 from brats_lightning.inference.tuning import RuleScores, score_saved
-from brats_lightning.runtime.console import progress_bar
+from brats_lightning.runtime.console import each_shown
 from brats_lightning.runtime.files import write_json
 from brats_lightning.runtime.workers import each_result
 
@@ -190,13 +190,7 @@ class HeldOutCases:
         return {case: found[case] for case in made}
 
     def _each(self, what: str, task: Any, jobs: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
-        with progress_bar() as bar:
-            shown = bar.add_task(what, total=len(jobs))
-            found = {}
-            for name, result in each_result(self.pool, task, jobs, "processes=1"):
-                found[name] = result
-                bar.advance(shown)
-        return found
+        return dict(each_shown(what, each_result(self.pool, task, jobs, "processes=1"), len(jobs)))
 
 
 def settings_text(rules: Postprocessing) -> str:

@@ -17,7 +17,7 @@ from brats_lightning.core.components import label_components
 from brats_lightning.core.geometry import nonzero_box
 from brats_lightning.core.labels import LabelScheme, in_classes
 from brats_lightning.data.cache.entry import CachedCase
-from brats_lightning.runtime.console import progress_bar
+from brats_lightning.runtime.console import each_shown
 
 SLICES = 8  # of each image
 COARSE, FINE = 16, 64  # cells along y and x of these slices
@@ -46,13 +46,8 @@ class Inspection:
 
 def inspect_cases(cases: Sequence[CachedCase], scheme: LabelScheme, workers: int = 1) -> list[Inspection]:
     """An `Inspection` of each case, in their order, by several threads."""
-    with progress_bar() as bar, ThreadPoolExecutor(max(1, workers)) as pool:
-        task = bar.add_task("looking", total=len(cases))
-        found = []
-        for inspection in pool.map(partial(inspect_case, scheme=scheme), cases):
-            found.append(inspection)
-            bar.advance(task)
-    return found
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        return list(each_shown("looking", pool.map(partial(inspect_case, scheme=scheme), cases), len(cases)))
 
 
 def inspect_case(case: CachedCase, scheme: LabelScheme) -> Inspection:

@@ -24,7 +24,7 @@ from brats_lightning.evaluation.pairing import EvaluationError, Pair, case_and_k
 from brats_lightning.metrics.brats2026 import THRESHOLDS
 from brats_lightning.metrics.lesions import LesionRow, lesion_sizes, lesion_table, match_one_to_one
 from brats_lightning.metrics.official import DEFAULT_PROTOCOL, PROTOCOLS, score_case
-from brats_lightning.runtime.console import progress_bar
+from brats_lightning.runtime.console import each_shown
 from brats_lightning.runtime.workers import each_result, process_pool
 
 log = logging.getLogger(__name__)
@@ -286,11 +286,6 @@ def over_cases(
 
     The task is called with a pair and its item of each of the sequences ``more``.
     """
-    results = {}
     jobs = {pair.case: (pair, *others) for pair, *others in zip(pairs, *more, strict=True)}
-    with progress_bar() as bar:
-        shown = bar.add_task(what, total=len(pairs))
-        for case, result in each_result(pool, task, jobs, "processes=1"):
-            results[case] = result
-            bar.advance(shown)
+    results = dict(each_shown(what, each_result(pool, task, jobs, "processes=1"), len(jobs)))
     return [results[pair.case] for pair in pairs]

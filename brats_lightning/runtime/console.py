@@ -2,9 +2,9 @@
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Column, Table
+
+Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,15 @@ def as_text(content: RenderableType) -> str:
 def progress_bar() -> Progress:
     """A progress bar of cases with the remaining time, on stderr; where that is no terminal, lines in the log."""
     return _CaseProgress()
+
+
+def each_shown(what: str, results: Iterable[Result], total: int) -> Iterator[Result]:
+    """The results of so many cases, one after the other, with a `progress_bar`."""
+    with progress_bar() as bar:
+        task = bar.add_task(what, total=total)
+        for result in results:
+            yield result
+            bar.advance(task)
 
 
 class _CaseProgress(Progress):

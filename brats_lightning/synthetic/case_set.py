@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from brats_lightning.runtime.console import progress_bar
+from brats_lightning.runtime.console import each_shown
 from brats_lightning.runtime.files import make_folder, unwritable, write_json
 from brats_lightning.runtime.locks import alone
 from brats_lightning.runtime.workers import cpu_count, each_result, process_pool
@@ -95,10 +95,9 @@ def _make(root: Path, settings: dict[str, Any], jobs: int, write: Callable[[Path
 
 def _write_all(folder: Path, jobs: int, write: Callable[[Path, int], None], workers: int) -> None:
     numbered = {f"number {job}": (folder, job) for job in range(jobs)}
-    with process_pool(workers) if workers > 1 else nullcontext() as pool, progress_bar() as bar:
-        task = bar.add_task("making", total=jobs)
-        for _ in each_result(pool, write, numbered, "start the program under taskset -c 0"):
-            bar.advance(task)
+    with process_pool(workers) if workers > 1 else nullcontext() as pool:
+        made = each_result(pool, write, numbered, "start the program under taskset -c 0")
+        list(each_shown("making", made, jobs))
 
 
 def _is_made(root: Path, settings: dict[str, Any]) -> bool:
