@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from brats_lightning.config.build import check_not_negative
 from brats_lightning.config.entry_point import entry_point
+from brats_lightning.config.values import listed
 
 
 def compare(cfg: DictConfig) -> dict[str, dict[str, list[Any]]]:
@@ -27,7 +28,7 @@ def compare(cfg: DictConfig) -> dict[str, dict[str, list[Any]]]:
     from brats_lightning.runtime.console import show, table_of
 
     check_not_negative(cfg, "rows")
-    runs = [Path(run).expanduser() for run in ([cfg.runs] if isinstance(cfg.runs, str) else cfg.runs)]
+    runs = [Path(run).expanduser() for run in listed(cfg.runs)]
     found = differences(runs)
     unknown = [missing(run) for run in runs]
     names = [run.resolve().name for run in runs]

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from brats_lightning.config.build import check_not_negative, data_set, data_set_cases
 from brats_lightning.config.entry_point import entry_point
+from brats_lightning.config.values import listed
 
 log = logging.getLogger(__name__)
 
@@ -42,15 +43,15 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     scheme = LabelScheme(tuple(cfg.data.labels))
     scoring = Scoring(
         scheme,
-        _listed(cfg.protocol),
+        listed(cfg.protocol),
         cfg.thresholds,
         cfg.spacing,
         with_ignored(cfg.data.label_map, cfg.data.ignore_label, scheme),
         cfg.prediction_label_map,
         cfg.data.affine_tolerance,
     )
-    folders = [Path(folder).expanduser() for folder in _listed(cfg.predictions)]
-    names = method_names(folders, None if cfg.names is None else _listed(cfg.names))
+    folders = [Path(folder).expanduser() for folder in listed(cfg.predictions)]
+    names = method_names(folders, None if cfg.names is None else listed(cfg.names))
     references = Path(cfg.references).expanduser()
     chosen = None if cfg.split is None else cases_of_part(Path(cfg.split).expanduser(), cfg.part)
     cases = data_set_cases(cfg, "references") if data_set(cfg) else None
@@ -77,10 +78,6 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         result = write_results(evaluations, output, settings, pool)
     log.info("report: %s", output / "report.html")
     return result
-
-
-def _listed(value: Any) -> list[str]:
-    return [str(value)] if isinstance(value, str) else [str(item) for item in value]
 
 
 main = partial(entry_point, "evaluate", evaluate)

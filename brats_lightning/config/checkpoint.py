@@ -13,6 +13,7 @@ from torch import nn
 
 from brats_lightning.config.allow_list import SOURCES, CheckpointError, build_saved
 from brats_lightning.config.ensemble_file import ensemble_members
+from brats_lightning.config.values import listed
 from brats_lightning.core.labels import LabelScheme
 from brats_lightning.core.targets import make_target
 from brats_lightning.data.cases import Case
@@ -93,7 +94,7 @@ def load_ensemble(cfg: DictConfig) -> Ensemble:
     Each predicts windows as the config's ``inference`` says, else as the ensemble's file does, else as its run did.
     """
     keep_freed_memory()
-    members = ensemble_members([cfg.ckpt] if isinstance(cfg.ckpt, str) else cfg.ckpt)
+    members = ensemble_members(listed(cfg.ckpt))
     asked: Any = OmegaConf.to_container(cfg.inference)
     asked = {name: value for name, value in asked.items() if value is not None}
     models = [load_model(member.ckpt, tuple(cfg.trust), {**member.inference, **asked}) for member in members]

@@ -53,6 +53,11 @@ def abbreviated(values: Sequence[Any]) -> Any:
     return [list(value) if isinstance(value, Sequence) else value for value in short]
 
 
+def listed(value: Any) -> list[str]:
+    """The texts of a setting that takes one or several."""
+    return [str(value)] if isinstance(value, str) else [str(item) for item in value]
+
+
 def read_yaml(file: Path) -> Any:
     """The content of a file in plain containers, with its references to other values as they stand."""
     return OmegaConf.to_container(OmegaConf.load(file))
