@@ -17,7 +17,7 @@ from brats_lightning.runtime.device import fastest_precision
 from brats_lightning.runtime.memory import as_bytes, free_memory, held_memory
 from brats_lightning.training.footprint import Footprint, step_footprint
 from brats_lightning.training.measurement import seconds_per_flop
-from brats_lightning.training.proposal import Topology, propose, target_spacing, topology
+from brats_lightning.training.proposal import Proposal, Topology, propose, target_spacing, topology
 
 FILLED = 0.9  # of the memory that is planned for
 # What gaps between blocks and the scratch memory of kernels add, as a factor: of a CPU from the measurements of
@@ -132,35 +132,39 @@ class Planner:
         if found is None:
             limit = "" if self.seconds is None else f", or {self.seconds:g} s for a step,"
             raise PlanError(f"memory={self.machine.memory / 1e9:.3g}GB{limit} is too little for the smallest network")
-        settings = self._settings(found.topology, found.batch, found.first_width)
+        settings = self._settings(found)
         if target is not None:
             settings = {"data.preprocessing.spacing": target, **settings}
-        return settings, self.predict(found.topology, found.batch, found.first_width)
+        return settings, self.predict(found)
 
-    def fits(self, shape: Topology, batch: int, first: int) -> bool:
+    def fits(self, proposal: Proposal) -> bool:
         """Whether training takes no more than the memory and the seconds that there are."""
-        prediction = self.predict(shape, batch, first)
+        prediction = self.predict(proposal)
         fast = self.seconds is None or prediction.seconds is None or prediction.seconds <= self.seconds
         return fast and prediction.memory <= FILLED * self.machine.memory
 
-    def predict(self, shape: Topology, batch: int, first: int) -> Prediction:
-        """What a step takes with so many channels in the first level."""
-        cfg: Any = OmegaConf.merge(self.cfg, nested(self._settings(shape, batch, first)))
-        footprint, memory = predict(cfg, self.machine)
+    def predict(self, proposal: Proposal) -> Prediction:
+        """What a step takes."""
+        footprint, memory = predict(self._with(proposal), self.machine)
+        first = proposal.first_width
         if first not in self._pace and self.machine.here:
-            self._pace[first] = self._seconds_per_flop(shape, first)
+            self._pace[first] = self._seconds_per_flop(proposal)
         return Prediction(footprint, memory, self._pace[first] * footprint.flop if self.machine.here else None)
 
-    def _settings(self, shape: Topology, batch: int, first: int) -> dict[str, Any]:
+    def _with(self, proposal: Proposal) -> DictConfig:
+        return OmegaConf.merge(self.cfg, nested(self._settings(proposal)))  # type: ignore[return-value]
+
+    def _settings(self, proposal: Proposal) -> dict[str, Any]:
+        shape = proposal.topology
         return {
             "sampling.size": list(shape.patch),
-            "data.batch_size": batch,
-            **self.network_settings(shape, first),
+            "data.batch_size": proposal.batch,
+            **self._network_settings(shape, proposal.first_width),
             "trainer.precision": self.precision,
             "inference.window": list(shape.patch),
         }
 
-    def network_settings(self, shape: Topology, first: int) -> dict[str, Any]:
+    def _network_settings(self, shape: Topology, first: int) -> dict[str, Any]:
         """Depth and widths of a network of this package; none of another one."""
         model = self.cfg.model
         if "widths" not in model:
@@ -179,11 +183,11 @@ class Planner:
             },
         }
 
-    def _seconds_per_flop(self, shape: Topology, first: int) -> float:
+    def _seconds_per_flop(self, proposal: Proposal) -> float:
         """Tried with one small patch."""
         device = torch.device(self.machine.kind)
-        small = topology([min(length, _TRIED) for length in shape.patch], (1, 1, 1))
-        cfg: Any = OmegaConf.merge(self.cfg, nested(self._settings(small, 1, first)))
+        small = topology([min(length, _TRIED) for length in proposal.topology.patch], (1, 1, 1))
+        cfg = self._with(Proposal(small, 1, proposal.first_width))
         network = unbuilt(cfg.model).to_empty(device=device)
         return seconds_per_flop(network, (1, cfg.data.in_channels, *small.patch), self.precision, device)
 

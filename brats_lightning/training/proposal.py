@@ -5,7 +5,7 @@ axis as long as at least `BOTTLENECK` voxels are left of it, first those along w
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -36,7 +36,7 @@ class Topology:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What fits."""
+    """What is tried, or fits."""
 
     topology: Topology
     batch: int
@@ -74,7 +74,7 @@ def topology(size: Sequence[int], spacing: Sequence[int | float]) -> Topology:
         strides.append(_triple(np.where(halved, 2, 1)))
         edges, left = np.where(halved, edges * 2, edges), np.where(halved, left // 2, left)
         kernels.append(_kernel(edges))
-    factor = np.prod(strides, axis=0, dtype=int) if strides else np.ones(3, int)
+    factor = _multiple(strides)
     return Topology(_triple(-(-np.array(size) // factor) * factor), tuple(strides), tuple(kernels))
 
 
@@ -83,7 +83,7 @@ def propose(
     spacing: Sequence[int | float],
     cases: int,
     widths: Sequence[int],
-    fits: Callable[[Topology, int, int], bool],
+    fits: Callable[[Proposal], bool],
 ) -> Proposal | None:
     """The largest patch that fits with a batch of two, then the largest batch; None where nothing does.
 
@@ -92,28 +92,32 @@ def propose(
         spacing: (z, y, x) in mm.
         cases: of the data set; a batch holds at most `SHARE` of their voxels.
         widths: channels of the first level, in the order to be tried: the next only where none of a size of patch fits.
-        fits: whether a topology with so many patches in a batch and channels in the first level fits.
+        fits: whether a proposal fits.
     """
     whole = np.clip(np.ceil(np.array(shape, dtype=float)).astype(int), 2 * BOTTLENECK, LARGEST)
     for first in widths:
         size = whole.copy()
         while True:
-            found = topology(_triple(size), spacing)
-            if fits(found, BATCH, first):
-                batch, voxels = BATCH, float(np.prod(found.patch))
-                most = max(BATCH, int(SHARE * cases * np.prod(np.array(shape, dtype=float)) / voxels))
-                while batch < most and fits(found, batch + 1, first):
-                    batch += 1
-                return Proposal(found, batch, first)
-            factor = np.prod(found.strides, axis=0, dtype=int) if found.strides else np.ones(3, int)
-            smaller = np.array(found.patch) - factor
+            found = Proposal(topology(_triple(size), spacing), BATCH, first)
+            patch = np.array(found.topology.patch)
+            if fits(found):
+                most = int(SHARE * cases * np.prod(np.array(shape, dtype=float)) / float(np.prod(patch)))
+                while found.batch < most and fits(larger := replace(found, batch=found.batch + 1)):
+                    found = larger
+                return found
+            smaller = patch - _multiple(found.topology.strides)
             allowed = smaller >= 4 * BOTTLENECK
             if not allowed.any():
                 break
-            axis = int(np.argmax(np.where(allowed, np.array(found.patch) / whole, -1)))
-            size = np.array(found.patch)
+            axis = int(np.argmax(np.where(allowed, patch / whole, -1)))
+            size = patch
             size[axis] = smaller[axis]
     return None
+
+
+def _multiple(strides: Sequence[Ints]) -> np.ndarray:
+    """Voxels of which a patch has a multiple along each axis."""
+    return np.prod([(1, 1, 1), *strides], axis=0)
 
 
 def _kernel(edges: np.ndarray) -> Ints:

@@ -41,7 +41,7 @@ def test_thick_slices_wait_until_the_others_have_caught_up():
 
 
 def fits_voxels(most, widths=(32,)):
-    return lambda found, batch, first: batch * np.prod(found.patch) <= most and first in widths
+    return lambda found: found.batch * np.prod(found.topology.patch) <= most and found.first_width in widths
 
 
 @pytest.mark.parametrize("side", [64, 96, 128, 192])
