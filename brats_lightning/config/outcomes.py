@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from brats_lightning.runtime.files import write_json, write_text
 
+LOST = "ended without scores; see its train.log"  # the reason of a job that was killed
 _SCORES = "metrics.json"
 
 

@@ -13,7 +13,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.config.command_line import command_text, config_dirs
-from brats_lightning.config.outcomes import Ending, Outcome, outcome_of, value_of
+from brats_lightning.config.outcomes import LOST, Ending, Outcome, outcome_of, value_of
 from brats_lightning.config.trials import importances
 from brats_lightning.config.values import read_yaml
 from brats_lightning.runtime.files import csv_text, write_text
@@ -73,7 +73,7 @@ def collect(folder: Path, objective: str, mode: str) -> "Sweep":
     varied = [key for key in keys if key not in _OWN and len({job.get(key) for job in overrides.values()}) > 1]
     jobs = []
     for name, given in overrides.items():
-        outcome = outcome_of(folder / name) or Outcome({}, Ending.FAILED, "ended without scores; see its train.log")
+        outcome = outcome_of(folder / name) or Outcome({}, Ending.FAILED, LOST)
         value = value_of(outcome.scores, objective)
         jobs.append(
             Job(

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from brats_lightning.config.build import settings_of
-from brats_lightning.config.outcomes import Outcome, value_of
+from brats_lightning.config.outcomes import LOST, Outcome, value_of
 from brats_lightning.config.search_space import Space, as_overrides, combinations, search_space
 from brats_lightning.config.trials import Trials, opened, shown
 from brats_lightning.runtime.files import make_folder
@@ -97,7 +97,7 @@ class OptunaSweeper(Sweeper):
     def _launch(self, trials: Trials, batch: Sequence[Any], fixed: Sequence[str]) -> list[Outcome]:
         template = OmegaConf.to_container(self.config.hydra.sweep)["subdir"]  # type: ignore[call-overload,index]
         jobs = [[*fixed, *as_overrides(trial.params), *trials.place(trial, template)] for trial in batch]
-        reason = "ended without scores; see its train.log"
+        reason = LOST
         try:
             self.launcher.launch(jobs, initial_job_idx=batch[0].number)
         except (HydraException, OmegaConfBaseException):  # settings that no trial can have
