@@ -172,11 +172,8 @@ def _predict(asked: "Study", configs: Mapping[str, DictConfig]) -> None:
         flags = list(asked.flags)
         if _by_slurm():  # a job requests what its trainer needs, and `predict` has none
             gpus = "null" if all(cfg.trainer.accelerator == "cpu" for cfg in configs.values()) else "1"
-            flags += [
-                "hydra.launcher.nodes=1",
-                "hydra.launcher.tasks_per_node=1",
-                f"hydra.launcher.gpus_per_node={gpus}",
-            ]
+            resources = {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": gpus}
+            flags += [f"hydra.launcher.{name}={value}" for name, value in resources.items()]
         run_jobs("predict", flags, [job.prediction(configs[job.arm]) for job in left], asked.folder, shown)
 
 

@@ -29,13 +29,8 @@ FOLDS = "folds.json"
 
 _OWN = ("folds", "arms", "seeds", "dry_run", "tune", "resamples", "processes", "name")  # keys of this command alone
 _SET = ("test_on", "data.test_share")  # keys of `train` whose value in this command holds for all jobs
-_JOBS = (
-    "seed",
-    "data.fold",
-    "data.folds",
-    "data.split_file",
-    "data.split_from",
-)  # what tells jobs apart: no arm sets them
+# What tells jobs apart: no arm sets them.
+_JOBS = ("seed", "data.fold", "data.folds", "data.split_file", "data.split_from")
 # What must be the same in all arms, which are scored on the same references.
 _COMMON = (
     *("data.source", "data.root", "data.masks", "data.labels", "data.label_map", "data.ignore_label"),

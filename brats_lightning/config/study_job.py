@@ -103,12 +103,8 @@ class Job:
         """Overrides of `predict` for the held-out cases of this training of a config."""
         files = {"ckpt": self.checkpoint, "split": self.folder / "split.json", "output": self.predictions}
         files["summary"] = self.summary
-        settings = [
-            "input=null",
-            "part=val",
-            "probabilities=true",
-            f"device={'cpu' if cfg.trainer.accelerator == 'cpu' else 'auto'}",
-        ]
+        device = "cpu" if cfg.trainer.accelerator == "cpu" else "auto"
+        settings = ["input=null", "part=val", "probabilities=true", f"device={device}"]
         settings.append(f"trust=[{','.join(packages(cfg))}]")  # which have just been trained with
         own = f"hydra.sweep.subdir={quote('/'.join(self.prediction_folder.parts[-4:]))}"
         return [*(f"{key}={quote(str(file))}" for key, file in files.items()), *settings, own]

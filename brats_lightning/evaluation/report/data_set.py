@@ -71,15 +71,12 @@ def plan_lines(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     footprint = predicted["footprint"]
     seconds = {"predicted": predicted["seconds"], "measured": measured and measured["seconds"]}
     memory = [f"{_gb(predicted['memory'])} predicted", *([f"{_gb(measured['memory'])} measured"] if measured else [])]
-    parts = {"before the first step": machine["resting"]} | {
-        name: footprint[name] for name in ("state", "batch", "features")
-    }
+    parts = {"before the first step": machine["resting"]}
+    parts |= {name: footprint[name] for name in ("state", "batch", "features")}
     rates = [f"{1 / value:.2g} {name}" for name, value in seconds.items() if value]
+    size = f"{footprint['parameters'] / 1e6:.1f} M parameters, {footprint['flop'] / 1e12:.2f} TFLOP in a step"
     return [
-        (
-            "network",
-            f"{footprint['parameters'] / 1e6:.1f} M parameters, {footprint['flop'] / 1e12:.2f} TFLOP in a step",
-        ),
+        ("network", size),
         ("memory", f"{', '.join(memory)}, of {_gb(machine['memory'])}"),
         ("predicted from", " + ".join(f"{_gb(value)} {name}" for name, value in parts.items())),
         ("steps per second", ", ".join(rates) or "not predicted: the GPU is not here"),

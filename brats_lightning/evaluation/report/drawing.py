@@ -21,12 +21,7 @@ from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-_REGION_COLOURS = {
-    "wt": "#35d0ff",
-    "tc": "#ffd23c",
-    "et": "#ff5c5c",
-    "rc": "#c58cff",
-}  # the outer region is drawn first
+_REGION_COLOURS = {"wt": "#35d0ff", "tc": "#ffd23c", "et": "#ff5c5c", "rc": "#c58cff"}
 _OTHER = "#7dff8a"  # of any other region
 logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of each table of a font that a PDF does not need
 

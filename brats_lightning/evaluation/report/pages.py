@@ -17,16 +17,9 @@ from brats_lightning.evaluation.summary import Scores
 from brats_lightning.metrics.official import headline_columns
 
 _FILTERS = (
-    *(
-        wording.number,
-        wording.sort_key,
-        wording.digits,
-        wording.counted,
-        wording.rounded,
-        wording.p_value,
-        wording.region_title,
-    ),
-    *(wording.sequence_title, wording.dimensions, figures.band_title, status, kind_of_lesion),
+    *(wording.number, wording.sort_key, wording.digits, wording.counted, wording.rounded, wording.p_value),
+    *(wording.region_title, wording.sequence_title, wording.dimensions),
+    *(figures.band_title, status, kind_of_lesion),
 )
 
 
