@@ -78,6 +78,7 @@ def _by_checkpoints(cfg: DictConfig) -> "_Scores":
     from brats_lightning.config.postprocessing import own_postprocessing
     from brats_lightning.core.labels import with_ignored
     from brats_lightning.data.cases import CaseError, check_files, examine, required, used_modalities
+    from brats_lightning.inference.prediction import probabilities_of
     from brats_lightning.inference.tuning import score_rules
     from brats_lightning.runtime.console import progress_bar
 
@@ -103,9 +104,12 @@ def _by_checkpoints(cfg: DictConfig) -> "_Scores":
             else:
                 chosen = [number for number, part in enumerate(validated) if case.id in part]
                 members = ensemble.only(chosen)
-                found, mask = members(members.prepare(examination.images)).rounded(), examination.mask
+                found, mask = probabilities_of(case.id, members.prepare(examination.images), members), examination.mask
                 assert mask is not None  # `required` has checked it
-                scores[case.id] = score_rules(found, mask, rules, scheme, cfg.protocol)
+                if isinstance(found, list):
+                    problems += found
+                else:
+                    scores[case.id] = score_rules(found, mask, rules, scheme, cfg.protocol)
             bar.update(task, completed=number)
             if bar.disable:
                 log.info("%s: case %d of %d", case.id, number, len(cases))

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from brats_lightning.config.checkpoint import load_model
 from brats_lightning.config.postprocessing import as_config, tuned_file
 from brats_lightning.data.cases import CaseError
 from brats_lightning.data.layouts.brats import find_inputs
 from brats_lightning.data.probabilities import read_probabilities
 from brats_lightning.data.splits import SplitError
+from brats_lightning.inference.ensemble import CHECKPOINT_FORMAT, Ensemble
 from brats_lightning.inference.postprocessing import MinVolume, Postprocessing
 from brats_lightning.inference.prediction import infer
 from brats_lightning.inference.provenance import ForeignMasks
@@ -107,6 +109,25 @@ def test_a_case_is_predicted_by_the_sequences_it_has(run, tmp_path):
     clear = np.abs(2 * values - 0.75) > 0.02  # off the threshold
     assert np.array_equal(both[clear], np.where(2 * values > 0.75, 3, 0)[clear])
     assert (both > 0).sum() > 2 * (truth > 0).sum()
+
+
+def test_an_output_of_nan_is_a_fault_and_no_empty_mask(run, tmp_path):
+    image, truth = marked()
+    bare = {"t1n": None, "t2f": None, "seg": None}
+    write_case(tmp_path / "in", "A-001", t1c=image, t2w=image, **bare)
+    write_case(tmp_path / "in", "B-001", t1c=image, t2w=None, **bare)
+    large = 3e38  # of two such numbers the sum is infinite, and its softmax NaN
+    settings = {"modalities": ["t1c", "t2w"], "optional": ["t2w"]}
+    voxelwise(tmp_path / "et.ckpt", [[0.0, 0.0]] * 3 + [[large, large]], [2e38, 0.0, 0.0, 0.0], **settings)
+    with pytest.raises(CaseError, match=r"(?s)1 case cannot be used.*A-001.*NaN from"):
+        run("probabilities=true")
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"B-001.nii.gz", "B-001_probabilities.nii.gz"}
+    assert np.array_equal(np.asanyarray(written(tmp_path, "B-001").dataobj), truth)
+    ensemble = Ensemble([load_model(tmp_path / "et.ckpt")])
+    problems = infer(find_inputs(tmp_path / "in")[0], ensemble, 0.1)
+    assert [(problem.case, problem.found) for problem in problems] == [
+        ("A-001", f"NaN from the network of {tmp_path}/et.ckpt")
+    ]
 
 
 def test_a_sequence_that_one_member_needs_is_required(run, tmp_path):
@@ -712,7 +733,6 @@ def test_predicted_as_validated(composed, tmp_path):
     from brats_lightning.config.build import build_data, build_segmentation
     from brats_lightning.config.checkpoint import load_model
     from brats_lightning.data.batches import WholeCases
-    from brats_lightning.inference.ensemble import CHECKPOINT_FORMAT, Ensemble
 
     cfg = composed("trainer.precision=32-true")
     data = build_data(cfg)

@@ -282,9 +282,9 @@ def test_folds_are_tuned_together_each_case_by_the_models_it_validates(run, runs
     members = []
     original = Ensemble.__call__
 
-    def spy(ensemble, prepared):
+    def spy(ensemble, prepared, advance=None):
         members.append([model.path for model in ensemble.models])
-        return original(ensemble, prepared)
+        return original(ensemble, prepared, advance)
 
     monkeypatch.setattr(Ensemble, "__call__", spy)
     result = run(runs)

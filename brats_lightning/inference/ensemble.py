@@ -1,5 +1,6 @@
 """Trained models and ensembles of them: from a case's images to its class probabilities."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,10 @@ from brats_lightning.inference.windows import Advance, SlidingWindow
 from brats_lightning.runtime.device import on_host, take, to_device
 
 CHECKPOINT_FORMAT = 2  # of the files that a `TrainedModel` is read from; increase it when their content changes
+
+
+class UndefinedProbabilities(ValueError):
+    """The output of a network has no meaning."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,8 @@ class Ensemble:
         regions: of each member, those it is there for alone; None or empty: all that no member names.
 
     Raises:
-        ValueError: no models, members with different classes, or regions that are unknown or come from no member.
+        ValueError: no models, members with different classes, weights that are no shares, or regions that are unknown
+            or come from no member.
     """
 
     def __init__(
@@ -107,7 +113,8 @@ class Ensemble:
             raise ValueError("an ensemble needs at least one model")
         self.scheme, self.decode = models[0].scheme, models[0].target.decode
         self.regions = tuple(map(tuple, regions or [()] * len(models)))
-        if faults := [*_of_other_classes(models), *_without_region(models, self.regions)]:
+        given = [1.0] * len(models) if weights is None else weights
+        if faults := [*_of_other_classes(models), *_unweighed(models, given), *_without_region(models, self.regions)]:
             raise ValueError("\n  ".join(faults))
         self.modalities = source_modalities([name for model in models for name in model.normaliser.sources])
         required = {
@@ -115,7 +122,6 @@ class Ensemble:
         }
         self.optional = tuple(name for name in self.modalities if name not in required)
         self.models = tuple(models)
-        given = [1.0] * len(models) if weights is None else weights
         self.weights = tuple(weight / sum(given) for weight in given)
         self.device, self.dtype = device or torch.device("cpu"), dtype
         self._groups: dict[Preprocessing, list[int]] = {}  # numbers of the members
@@ -161,6 +167,9 @@ class Ensemble:
         Args:
             prepared: by `prepare`.
             advance: is called with the fraction of the case completed since the last call.
+
+        Raises:
+            UndefinedProbabilities: a network's output is NaN, or so large that its softmax is.
         """
         places = [part.transform for part in prepared]
         target = places[0] if places[0].exact and all(place == places[0] for place in places) else prepared[0].brain
@@ -210,7 +219,10 @@ class Ensemble:
                 return model.network(image.contiguous(memory_format=torch.channels_last_3d))
 
         total = model.inference(logits, quantised, advance, model.target.background)
-        return on_host(model.target.probabilities(total))
+        values = on_host(model.target.probabilities(total))
+        if math.isnan(values.sum()):  # of NaN no rule of post-processing would make a lesion
+            raise UndefinedProbabilities(f"NaN from the network of {model.path}")
+        return values
 
 
 def _of_other_classes(models: Sequence[TrainedModel]) -> list[str]:
@@ -220,6 +232,13 @@ def _of_other_classes(models: Sequence[TrainedModel]) -> list[str]:
     listed = "; ".join(f"{model.path} has the classes {', '.join(model.scheme.names)}" for model in others)
     own = f"{first.path} {', '.join(first.scheme.names)}"
     return [f"{listed}, {own}; only models with the same data.labels can be averaged"] if others else []
+
+
+def _unweighed(models: Sequence[TrainedModel], weights: Sequence[float]) -> list[str]:
+    """What is wrong with the models' weights."""
+    if len(weights) == len(models) and all(0 < weight < math.inf for weight in weights):
+        return []
+    return [f"weights={list(weights)} must be a number above 0 for each of {len(models)} models"]
 
 
 def _without_region(models: Sequence[TrainedModel], regions: Sequence[Sequence[str]]) -> list[str]:

@@ -15,7 +15,7 @@ from brats_lightning.data.cases import Case, Problem, examine, required, used_mo
 from brats_lightning.data.nifti import Header, image_like, read_header, write_nifti
 from brats_lightning.data.preprocessing import Prepared
 from brats_lightning.data.probabilities import Member, Probabilities, Record, write_probabilities
-from brats_lightning.inference.ensemble import Ensemble
+from brats_lightning.inference.ensemble import Ensemble, UndefinedProbabilities
 from brats_lightning.inference.postprocessing import Postprocessing
 from brats_lightning.inference.provenance import identities, origin
 from brats_lightning.inference.summary import case_summary
@@ -57,14 +57,25 @@ def _read(case: Case, ensemble: Ensemble, tolerance: float) -> _Images:
 def infer(
     case: Case, ensemble: Ensemble, tolerance: float, advance: Advance | None = None
 ) -> Probabilities | list[Problem]:
-    """Probabilities of one case, or what is wrong with its images; only the images that are needed are read.
-
-    They are rounded as a file of them would be, so that masks decoded from such files are the same.
-    """
+    """Probabilities of one case, or what is wrong with it; only the images that are needed are read."""
     images = _read(case, ensemble, tolerance)
     for remark in images.remarks:
         log.warning("%s: %s", case.id, remark)
-    return images.problems or ensemble(images.prepared, advance).rounded()
+    return images.problems or probabilities_of(case.id, images.prepared, ensemble, advance)
+
+
+def probabilities_of(
+    case: str, prepared: Sequence[Prepared], ensemble: Ensemble, advance: Advance | None = None
+) -> Probabilities | list[Problem]:
+    """Probabilities of a case that the ensemble has prepared, or what is wrong with them.
+
+    They are rounded as a file of them would be, so that masks decoded from such files are the same.
+    """
+    try:
+        return ensemble(prepared, advance).rounded()
+    except UndefinedProbabilities as error:
+        remedy = "set precision=32: 16 bits hold no large numbers; if that does not help, train again"
+        return [Problem(case, "-", str(error), "numbers", remedy)]
 
 
 def write_mask(path: Path, labels: np.ndarray, header: Header, description: str = "") -> None:
@@ -104,7 +115,9 @@ class Predictor:
         images = _read(case, self.ensemble, self.tolerance)
         if images.problems:
             return Outcome(None, images.problems, images.remarks)
-        found = self.ensemble(images.prepared, advance).rounded()
+        found = probabilities_of(case.id, images.prepared, self.ensemble, advance)
+        if isinstance(found, list):
+            return Outcome(None, found, images.remarks)
         summary = self._write(case, files, found)
         return Outcome(summary | {"seconds": round(time.monotonic() - started, 1)}, [], images.remarks)
 
@@ -123,8 +136,11 @@ class Predictor:
                     yield name, Outcome(None, images.problems, images.remarks)
                     continue
                 started = time.monotonic()
-                found = self.ensemble(images.prepared, advance).rounded()
+                found = probabilities_of(case.id, images.prepared, self.ensemble, advance)
                 seconds += time.monotonic() - started
+                if isinstance(found, list):
+                    yield name, Outcome(None, found, images.remarks)
+                    continue
                 if last is not None:
                     yield self._written(*last)
                 last = name, images.remarks, seconds, threads.submit(_timed, self._write, case, files, found)

@@ -1,14 +1,18 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from brats_lightning.config.checkpoint import load_model
 from brats_lightning.core.geometry import Grid, GridTransform
 from brats_lightning.core.labels import LabelScheme
 from brats_lightning.data.probabilities import Probabilities
 from brats_lightning.inference.ensemble import Ensemble
 from brats_lightning.inference.summary import region_summary
 from brats_lightning.inference.windows import SlidingWindow, gaussian_importance, window_starts
+from tests.tiny_models import bright_is_et
 
 
 @pytest.mark.parametrize(
@@ -168,6 +172,14 @@ def test_probabilities_lie_on_original_voxels():
 def test_an_ensemble_has_members():
     with pytest.raises(ValueError, match="at least one"):
         Ensemble([])
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 2.0, 3.0], [0.0, 1.0], [-1.0, 2.0], [math.nan, 1.0], [math.inf, 1.0]])
+def test_each_member_has_a_weight_above_0(tmp_path, weights):
+    models = [load_model(bright_is_et(tmp_path / f"{name}.ckpt")) for name in "ab"]
+    assert Ensemble(models, weights=[1.0, 3.0]).weights == (0.25, 0.75)
+    with pytest.raises(ValueError, match=r"weights=\[.*\] must be a number above 0 for each of 2 models"):
+        Ensemble(models, weights=weights)
 
 
 def test_confidence_of_each_lesion_by_hand():
