@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.config.build import build_part
 from brats_lightning.config.entry_point import entry_point
+from brats_lightning.runtime.files import remove_leftovers
 
 if TYPE_CHECKING:
     from brats_lightning.inference.decoding import SavedCase
@@ -60,6 +61,8 @@ def decode(cfg: DictConfig) -> dict[str, Any]:
     for line in chosen.lacking(scheme):
         log.warning(line)
     masks = _masks(cases, cfg)
+    for folder in {mask.parent for mask in masks.values()}:
+        remove_leftovers(folder)
     if not cfg.overwrite:
         check_existing({masks[case.id]: case.made_by(chosen, fusion) for case in cases})
     existing = [case.id for case in cases if not cfg.overwrite and masks[case.id].exists()]

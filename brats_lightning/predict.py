@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from brats_lightning.config.build import input_cases
 from brats_lightning.config.entry_point import entry_point
-from brats_lightning.runtime.files import make_folder
+from brats_lightning.runtime.files import make_folder, remove_leftovers
 
 if TYPE_CHECKING:
     from brats_lightning.data.cases import Case, Problem
@@ -58,6 +58,8 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
     for line in predictor.rules.lacking(ensemble.scheme):
         log.warning(line)
     make_folder(cfg.output)
+    for folder in {file.parent for files in wanted.values() for file in files}:
+        remove_leftovers(folder)
     if not cfg.overwrite:
         check_existing({file: predictor.made_by for files in wanted.values() for file in files})
 

@@ -1,6 +1,7 @@
 """Masks from saved probabilities: equal to those of predict, for all rules."""
 
 import json
+import os
 
 import nibabel as nib
 import numpy as np
@@ -141,11 +142,16 @@ def test_processes_and_names(predicted, decoded, tmp_path):
     (tmp_path / "saved/nested").mkdir()
     file = f"{NAMES[0]}_probabilities.nii.gz"
     (tmp_path / "saved" / file).rename(tmp_path / "saved/nested/other_probabilities.nii.gz")
+    leftover = tmp_path / "out/nested/.other.nii.gz.1.tmp"  # of a killed process
+    leftover.parent.mkdir(parents=True)
+    leftover.touch()
+    os.utime(leftover, (0, 0))
     decoded("processes=2", "names=layout", f"summary={tmp_path}/new/summary.json")
     assert sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.nii.gz")) == [
         f"{NAMES[1]}.nii.gz",
         "nested/other.nii.gz",
     ]
+    assert not leftover.exists()
     assert list(json.loads((tmp_path / "new/summary.json").read_text())["cases"]) == NAMES
     decoded(to="ids")
     assert list(masks(tmp_path / "ids")) == [f"{name}.nii.gz" for name in NAMES]

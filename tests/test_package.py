@@ -166,33 +166,57 @@ def test_what_fails_does_not_stop_the_others(pack, tmp_path, monkeypatch):
 
 
 class Killed:
-    """Predicts the cases in order until one that ends the program: ``deadly`` ones always, ``flaky`` ones once."""
+    """Predicts two cases at a time, in order: ``deadly`` ones end the program, ``flaky`` ones once."""
 
-    def __init__(self, output, deadly, flaky):
-        self.output, self.deadly, self.flaky, self.starts = output, deadly, list(flaky), []
+    def __init__(self, deadly="", flaky=""):
+        self.deadly, self.flaky, self.starts = deadly, list(flaky), []
 
     def __call__(self, package, inputs, output, cases, scratch):
         self.starts.append("".join(cases))
-        for case in cases:
-            if case in self.deadly:
+        made, existing = [], [case for case in cases if (output / f"{case}.nii.gz").exists()]
+        todo = [case for case in cases if case not in existing]
+        for pair in (todo[i : i + 2] for i in range(0, len(todo), 2)):
+            if ended := {*pair} & {*self.deadly, *self.flaky}:
+                self.flaky = [case for case in self.flaky if case not in ended]
+                (output / ".a.nii.gz.0.tmp").touch()
                 return None
-            if case in self.flaky:
-                self.flaky.remove(case)
-                return None
-            (output / f"{case}.nii.gz").touch()
-        return {"cases": {case: {"seconds": 1.5} for case in cases}}
+            for case in pair:
+                (output / f"{case}.nii.gz").touch()
+            made += pair
+        return {"cases": {case: {"seconds": 1.5} for case in made}, "existing": existing}
 
 
-def test_a_case_that_ends_the_program_is_given_up(tmp_path, monkeypatch, capsys):
+def test_a_case_that_ends_the_program_is_given_up_and_no_other(tmp_path, monkeypatch, capsys):
     inputs = scans(tmp_path / "in", *"abcdef")
-    killed = Killed(tmp_path / "out", deadly="de", flaky="b")
+    killed = Killed(deadly="de", flaky="b")
     monkeypatch.setattr(container, "_predict", killed)
     outcome = predict_all(tmp_path, inputs, tmp_path / "out")
-    assert killed.starts == ["abcdef", "bcdef", "def", "ef", "f"]
+    everything, without_d = "abcdef", "abcef"
+    # a and b are not made; a alone is; b and c are, d and e are not; d alone is not; e and f are not, …
+    assert killed.starts == [everything, "a", everything, everything, "d", without_d, "e", "abcf"]
     assert outcome.failed == ["d", "e"]
-    assert outcome.seconds == {"f": 1.5}
+    assert (outcome.masks, outcome.seconds) == (4, {"a": 1.5, "f": 1.5})
     assert not outcome.complete
     assert [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()] == ["d", "e"]
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {f"{case}.nii.gz" for case in "abcf"}
+
+
+def test_masks_that_another_package_made_are_no_masks(pack, tmp_path):
+    bright_is_et(tmp_path / "b.ckpt", 0.5)
+    pack("precision=32")
+    pack("precision=32", ckpt=tmp_path / "b.ckpt", output=tmp_path / "other")
+    first, second = CASES[:2]
+    inputs, out = scans(tmp_path / "in", first), tmp_path / "out"
+    assert predict_all(tmp_path / "other", inputs, out).complete
+    others = (out / f"{first}.nii.gz").read_bytes()
+    scans(inputs, second)
+    outcome = predict_all(tmp_path / "package", inputs, out)
+    assert (outcome.failed, list(outcome.seconds)) == ([first], [second])
+    assert (out / f"{first}.nii.gz").read_bytes() == others
+    (out / f"{first}.nii.gz").unlink()
+    outcome = predict_all(tmp_path / "package", inputs, out)  # goes on where the other one ended
+    assert outcome.complete
+    assert (outcome.masks, list(outcome.seconds)) == (2, [first])
 
 
 def test_weights_that_have_changed_are_refused(pack, tmp_path, monkeypatch):
@@ -223,6 +247,9 @@ def test_a_dry_run_predicts_the_hours(tmp_path, monkeypatch):
     assert found.hours == pytest.approx((10 + 303 * 20) / 3600)
     found = dry_run.dry_run(tmp_path, inputs, tmp_path / "masks", [1, 2, 3], 303, 2**30, processes=2)
     assert found.hours == pytest.approx((30 + 303 * 20 / 2) / 3600)  # 20 of the 50 s for both cases at the same time
+    measured.seconds = {}
+    with pytest.raises(ValueError, match="dry_run: the program was ended again and again"):
+        dry_run.dry_run(tmp_path, inputs, tmp_path / "masks", [1, 2, 3], 303, 2**30)
     measured.failed, measured.strange = ["b"], ["empty"]
     with pytest.raises(CaseError, match=r"(?s)empty.*no case found.*b .*no mask"):
         dry_run.dry_run(tmp_path, inputs, tmp_path / "masks", [1, 2, 3], 303, 2**30)

@@ -21,7 +21,7 @@ from typing import Any
 
 from brats_lightning.data.cases import Case
 from brats_lightning.data.layouts.brats import find_inputs
-from brats_lightning.runtime.files import make_folder, write_json, write_text
+from brats_lightning.runtime.files import make_folder, remove_leftovers, write_json, write_text
 
 SETTINGS, ENSEMBLE, SUMS = "settings.yaml", "ensemble.yaml", "SHA256SUMS"  # files of a package
 
@@ -31,14 +31,16 @@ class Outcome:
     """What became of a folder of cases.
 
     Attributes:
-        seconds: of each case that was predicted.
-        failed: cases without a mask.
+        seconds: of each case, as far as known: not of those that a killed process predicted.
+        masks: how many cases have a mask of this package, of an earlier start of it, too.
+        failed: cases without one.
         strange: folders and files beside the cases' folders in which no case was found.
         total: seconds from start to end.
         peak: the most bytes of memory that a process had at one time.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
+    masks: int = 0
     failed: list[str] = field(default_factory=list)
     strange: list[str] = field(default_factory=list)
     total: float = 0.0
@@ -73,7 +75,8 @@ def predict_all(package: Path, inputs: Path, output: Path) -> Outcome:
     """Predict every case, whatever becomes of the others.
 
     ``predict`` itself goes on after a faulty case. Where it ends before its end, killed for want of memory for example,
-    it is started again for the cases without a mask, and once more without the first of them if it got no further.
+    it is started again, and skips what it has predicted. If it got no further, the first case without a mask is
+    predicted by itself and, if that fails, too, given up.
 
     Args:
         package: folder with the settings and checkpoints.
@@ -88,20 +91,38 @@ def predict_all(package: Path, inputs: Path, output: Path) -> Outcome:
     outcome = Outcome(strange=_strange(inputs, cases))
     make_folder(output)
     rest = [case.id for case in cases]
+    predicted: set[str] = set()  # as predict says, which refuses masks that others made
     with tempfile.TemporaryDirectory() as scratch:
-        while rest:
-            summary = _predict(package, inputs, output, rest, Path(scratch))
-            left = [case for case in rest if not (output / f"{case}.nii.gz").exists()]
-            if summary is not None:  # it came to its end, and has told what is wrong with the others
+
+        def ends(*chosen: str) -> bool:
+            """Whether ``predict`` comes to its end, and tells what is wrong with cases that it cannot predict."""
+            summary = _predict(package, inputs, output, chosen, Path(scratch))
+            remove_leftovers(output, older_than=0)  # of a killed one
+            if summary is not None:
                 outcome.seconds |= {name: case["seconds"] for name, case in summary["cases"].items()}
+                predicted.update(summary["cases"], summary["existing"])
+            return summary is not None
+
+        while rest:
+            left = _without_mask(rest, output)
+            if ends(*rest) or not left:
                 break
-            if left == rest:
-                print(f"{left.pop(0)}: given up, since predict ended at it", file=sys.stderr, flush=True)
-            rest = left
-    outcome.failed = [case.id for case in cases if not (output / f"{case.id}.nii.gz").exists()]
+            if _without_mask(rest, output) == left:
+                first = left[0]
+                ended = ends(first)  # now beside no other case, nor while the mask of the one before is written
+                if _without_mask([first], output):
+                    rest.remove(first)
+                    if not ended:
+                        print(f"{first}: given up, since predict ended at it", file=sys.stderr, flush=True)
+    outcome.masks = len(predicted)
+    outcome.failed = [case.id for case in cases if case.id not in predicted]
     outcome.total = round(time.monotonic() - began, 1)
     outcome.peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     return outcome
+
+
+def _without_mask(cases: Sequence[str], output: Path) -> list[str]:
+    return [case for case in cases if not (output / f"{case}.nii.gz").exists()]
 
 
 def _predict(package: Path, inputs: Path, output: Path, cases: Sequence[str], scratch: Path) -> dict[str, Any] | None:
@@ -145,7 +166,7 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from None
     if chosen.summary is not None:
         write_json(chosen.summary, vars(outcome))
-    print(f"{len(outcome.seconds)} cases predicted in {outcome.total:.0f} s")
+    print(f"{outcome.masks} masks after {outcome.total:.0f} s")
     if not outcome.complete:
         without = [f"no mask of {case}" for case in outcome.failed] + [f"no case in {name}" for name in outcome.strange]
         raise SystemExit("error: " + ", ".join(without))

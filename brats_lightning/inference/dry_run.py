@@ -70,6 +70,8 @@ def dry_run(
         outcome = Outcome(**json.loads(summary.read_text()))
     if problems := _faults(outcome, inputs, masks, labels):
         raise CaseError(problems)
+    if not outcome.seconds:
+        raise ValueError("dry_run: the program was ended again and again; its messages are above")
     seconds, tried = sum(outcome.seconds.values()), len(outcome.seconds)
     start = max(0.0, outcome.total - seconds / min(processes, tried))
     hours = (start + cases * seconds / tried / processes) / 3600
