@@ -1,7 +1,9 @@
 import errno
 import gzip
 import json
+import os
 import re
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -308,6 +310,7 @@ def test_an_ensembles_file_weighs_its_members(run, tmp_path):
         ("members:", ["lists no members; an ensemble is"]),
         ("- a.ckpt", ["lists no members"]),
         ("a: [", ["cannot be read"]),
+        ("members: [{ckpt: a.ckpt}]\nweights: [2]\ndecode: regions", ["has weights, decode beside members"]),
         (
             "members: [{ckpt: no.ckpt}, a.ckpt, {ckpt: a.ckpt, weight: 0}, {ckpt: a.ckpt, wieght: 1}]",
             ["no checkpoint .*no.ckpt", "member 2 is 'a.ckpt'", "3, a.ckpt: weight must .* got 0", "4 is .*wieght"],
@@ -480,10 +483,15 @@ def test_an_interrupted_prediction_goes_on(run, tmp_path, monkeypatch):
     run()
     first, second = sorted((tmp_path / "out").iterdir())
     second.unlink()
+    leftovers = [tmp_path / f"out/.{second.name}.{n}.tmp" for n in (1, 2)]
+    for file in leftovers:
+        file.touch()
+    os.utime(leftovers[0], (0, time.time() - 4000))  # of a killed process; the other one may be at work
     before = first.read_bytes(), first.stat().st_mtime_ns
     result = run()
     assert (result["existing"], list(result["cases"])) == (["BraTS-MET-00001-000"], ["BraTS-MET-00002-000"])
     assert (first.read_bytes(), first.stat().st_mtime_ns) == before
+    assert [file.exists() for file in leftovers] == [False, True]
     # probabilities that are asked for now are missing
     assert list(run("probabilities=true")["cases"]) == ["BraTS-MET-00001-000", "BraTS-MET-00002-000"]
     assert list(run("overwrite=true")["cases"]) == ["BraTS-MET-00001-000", "BraTS-MET-00002-000"]

@@ -56,6 +56,8 @@ def _members_of(path: Path) -> list[EnsembleMember]:
     listed = content.get("members") if isinstance(content, dict) else None
     if not listed or not isinstance(listed, list):
         raise CheckpointError(f"ckpt: {path} lists no members; {_FORM}")
+    if more := [str(key) for key in content if key != "members"]:
+        raise CheckpointError(f"ckpt: {path} has {', '.join(more)} beside members, which means nothing; {_FORM}")
     members, faults = [], []
     for number, entry in enumerate(listed, 1):
         if not isinstance(entry, dict) or not {"ckpt"} <= set(entry) <= {part.name for part in fields(EnsembleMember)}:

@@ -140,8 +140,8 @@ def _channels(dataset: Mapping[str, Any], labels: Sequence[str], file: Path) -> 
         to_class = label_map(dataset, labels, file) or {}
     except CaseError:  # labels of other classes
         names, to_class = {}, {}
-    regions = "regions_class_order" in dataset
     stated = {name: value for name, value in dataset["labels"].items() if name not in ("background", "ignore")}
+    regions = any(isinstance(value, list) and len(value) > 1 for value in stated.values())  # as nnU-Net tells it
     outputs = [] if regions else ["background"]
     for name in stated if regions else sorted(stated, key=stated.__getitem__):
         numbers = stated[name] if isinstance(stated[name], list) else [stated[name]]

@@ -62,11 +62,16 @@ class ChoiceGain(NamedTuple):
 
 
 def best(scores: Scores) -> int:
-    """The candidate with the highest mean over the cases that have a score; of equals, or without any, the first."""
+    """The candidate with the highest of the `mean_scores`; of equals, or without any, the first."""
+    return int(np.nan_to_num(mean_scores(scores), nan=-np.inf).argmax())
+
+
+def mean_scores(scores: Scores) -> Float[np.ndarray, " candidates"]:
+    """Of each candidate the mean over the cases that have a score, to six digits; NaN if none has."""
     has = ~np.isnan(scores)
     counts = has.sum(axis=0)
-    means = np.where(counts > 0, np.where(has, scores, 0).sum(axis=0) / np.maximum(counts, 1), -np.inf)
-    return int(np.round(means, _DIGITS).argmax())
+    sums = np.where(has, scores, 0).sum(axis=0)
+    return np.round(np.where(counts > 0, sums / np.maximum(counts, 1), np.nan), _DIGITS)
 
 
 def best_without(scores: Scores, groups: Sequence[Hashable]) -> dict[Hashable, int]:
@@ -180,12 +185,13 @@ class Tried:
         patients = [patient_and_timepoint(case)[0] for case in self.scores]
         names = list(next(iter(self.scores.values()))[0])
         tables = {name: self.table(name) for name in names}
+        by_name = {name: mean_scores(table) for name, table in tables.items()}
         over_none = gains(tables["score"] - tables["score"][:, :1], patients, bootstrap)
         rows: list[dict[str, Any]] = []
         for index, settings in enumerate(self.settings):
-            means = {name: _mean(tables[name][:, index]) for name in names}
             gain = over_none[index]._asdict()
-            rows.append({"steps": dict(settings), **_rounded(means | {"gain": gain.pop("mean")} | gain)})
+            own = {name: float(mean[index]) for name, mean in by_name.items()}
+            rows.append({"steps": dict(settings), **_rounded(own | {"gain": gain.pop("mean")} | gain)})
         order = sorted(range(len(rows)), key=lambda i: 1.0 if rows[i]["score"] is None else -rows[i]["score"])
         choice = gain_of_best(tables["score"], patients, bootstrap)
         return {
@@ -197,11 +203,6 @@ class Tried:
             "components": list(self.components),
             "tried": [rows[index] for index in order],
         }
-
-
-def _mean(values: Float[np.ndarray, " cases"]) -> float:
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if len(defined) else math.nan
 
 
 def _rounded(values: Mapping[str, float]) -> dict[str, float | None]:

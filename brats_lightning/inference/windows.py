@@ -59,14 +59,18 @@ class SlidingWindow:
     def __post_init__(self) -> None:
         object.__setattr__(self, "window", tuple(self.window))
         object.__setattr__(self, "mirror_axes", tuple(self.mirror_axes))
-        if len(self.window) != 3 or min(self.window) < 1:
-            raise ValueError(f"inference.window must be three positive lengths (z, y, x), got {list(self.window)}")
+        if len(self.window) != 3 or not all(isinstance(n, int) and n > 0 for n in self.window):
+            raise ValueError(
+                f"inference.window must be three positive whole lengths (z, y, x), got {list(self.window)}"
+            )
         if not 0 <= self.overlap < 1:
             raise ValueError(f"inference.overlap must be at least 0 and below 1, got {self.overlap}")
         if self.batch_size < 1:
             raise ValueError(f"inference.batch_size must be at least 1, got {self.batch_size}")
-        if not set(self.mirror_axes) <= {0, 1, 2}:
-            raise ValueError(f"inference.mirror_axes may hold 0 (z), 1 (y) and 2 (x), got {list(self.mirror_axes)}")
+        if not set(self.mirror_axes) <= {0, 1, 2} or len(set(self.mirror_axes)) < len(self.mirror_axes):
+            raise ValueError(
+                f"inference.mirror_axes may hold 0 (z), 1 (y) and 2 (x) once, got {list(self.mirror_axes)}"
+            )
         if self.stretch < 0:
             raise ValueError(f"inference.stretch must be 0 or more, got {self.stretch}")
 

@@ -137,7 +137,8 @@ def test_nnunet_s_weights_give_its_logits_with_channels_by_name(source, built, t
 def test_nnunet_s_classes_and_shells(source, built, tmp_path):
     labels = {"background": 0, "edema": 1, "enhancing tumor": 3, "necrosis": 2}
     classes = ResEncUNet(4, 4, WIDTHS, blocks=BLOCKS, strides=[2, [1, 2, 2]]).eval()
-    folder = write_nnunet(tmp_path / "classes", classes, data=dataset(labels))
+    data = dataset(labels) | {"regions_class_order": None}  # what counts for nnU-Net is a label of several numbers
+    folder = write_nnunet(tmp_path / "classes", classes, data=data)
     network, _ = built(f"weights={folder}", "target=classes")
     torch.testing.assert_close(network(IMAGE), classes(IMAGE)[:, [0, 2, 1, 3]])  # ours: netc, snfh, et
     labels = {"background": 0, "wt": [1, 2, 3], "tc": [1, 3], "snfh": [2], "et": [3]}

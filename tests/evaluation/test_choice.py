@@ -17,6 +17,16 @@ def test_the_best_mean_of_what_is_defined_and_of_equals_the_first():
     assert best(np.array([[0.5, 0.5 + 1e-9]])) == 0
 
 
+def test_the_table_begins_with_the_choice_where_a_digit_decides():
+    # rounded to six digits both are 0.100000, the even neighbour of 0.1000005
+    scores = [{"score": 0.0}, {"score": 0.1000004}, {"score": 0.1000005}]
+    tried = Tried([{}, {"a": 1}, {"b": 1}], {"P-00001-000": scores, "P-00002-000": scores}, "brats2024")
+    assert tried.chosen == 1
+    found = tried.summary(Bootstrap(10, 0))
+    assert [row["steps"] for row in found["tried"]] == [{"a": 1}, {"b": 1}, {}]
+    assert found["score"] == 0.1
+
+
 def test_each_fold_is_judged_by_the_choice_of_the_others():
     scores = np.array([[0.0, 1.0, 0.5], [0.0, 1.0, 0.5], [0.0, 0.0, 0.5], [1.0, 0.0, 0.5]])
     # without fold 0: means 0.5, 0, 0.5; without fold 1: 0, 1, 0.5
