@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from brats_lightning.data.cases import patient_and_timepoint
-from brats_lightning.evaluation.bootstrap import Bootstrap, by_patient
+from brats_lightning.evaluation.bootstrap import Bootstrap
 from brats_lightning.runtime.console import show, table_of
 
 log = logging.getLogger(__name__)
@@ -143,12 +143,15 @@ def gains(
 def _resampled(
     differences: Float[np.ndarray, "cases columns"], groups: Sequence[Hashable], bootstrap: Bootstrap
 ) -> tuple[Float[np.ndarray, " columns"], Float[np.ndarray, "resamples columns"], int]:
-    """Mean of each column, its means in resamples of groups, and how many groups have any value."""
+    """Mean of each column, its means in resamples of the groups that have any value, and the number of these."""
     has = ~np.isnan(differences)
-    sums, counts = np.where(has, differences, 0), has.astype(np.float64)
+    scored = has.any(axis=1)  # a resample of the others would have no mean
+    groups = [group for group, any_score in zip(groups, scored, strict=True) if any_score]
+    sums, counts = np.where(has, differences, 0)[scored], has[scored].astype(np.float64)
     totals = counts.sum(axis=0)
     means = np.where(totals > 0, sums.sum(axis=0) / np.maximum(totals, 1), np.nan)
-    return means, bootstrap.ratios(sums, counts, groups), int(by_patient(counts, groups).any(axis=1).sum())
+    drawn = bootstrap.ratios(sums, counts, groups) if groups else np.empty((0, len(totals)))
+    return means, drawn, len(set(groups))
 
 
 @dataclass(frozen=True)

@@ -117,8 +117,14 @@ def _placed(
 def _majority(
     masks: Sequence[UInt8[np.ndarray, "z y x"]], mean: Float32[np.ndarray, "k z y x"]
 ) -> UInt8[np.ndarray, "z y x"]:
-    votes = np.stack([sum(mask == index for mask in masks) for index in range(len(mean))])
-    return (votes + mean / 2).argmax(0).astype(np.uint8)  # half a vote at most, which decides between equals
+    labels, most = np.zeros(mean.shape[1:], np.uint8), np.full(mean.shape[1:], -1, np.float32)
+    for index, p in enumerate(mean):  # one by one, since the votes of all classes would need much memory
+        votes = p / 2  # half a vote at most, which decides between equals
+        for mask in masks:
+            votes += mask == index
+        labels[votes > most] = index
+        np.maximum(most, votes, out=most)
+    return labels
 
 
 def _staple(

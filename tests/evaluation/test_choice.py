@@ -75,6 +75,19 @@ def test_a_gain_by_chance_is_reported_as_noise(caplog):
     assert "* the number of components depends on it" in caplog.text
 
 
+def test_patients_without_a_score_change_nothing(caplog):
+    scores = np.array([[0.5, 0.6, 0.7], [0.5, 0.55, 0.7], [0.5, 0.5, 0.6]])
+    none = np.full((20, 3), NAN)
+    assert gain_of_best(np.vstack([scores, none]), range(23), Bootstrap(500, 0)) == gain_of_best(
+        scores, range(3), Bootstrap(500, 0)
+    )
+    assert gains(np.vstack([scores, none]), range(23), Bootstrap(500, 0)) == gains(scores, range(3), Bootstrap(500, 0))
+    cases = {f"P-{i:05}-000": [{"score": value} for value in row] for i, row in enumerate([*scores, *none])}
+    with caplog.at_level(logging.INFO):
+        report_choice(Tried([{}, {"a": 1}, {"b": 1}], cases, "brats2026").summary(Bootstrap(500, 0)))
+    assert "gain 0.167 [" in caplog.text
+
+
 def test_noise_is_rarely_taken_for_a_gain():
     claims = 0
     for seed in range(60):
