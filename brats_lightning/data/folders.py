@@ -75,14 +75,20 @@ def likely_files(images: Mapping[str, Iterable[Found]], unknown: Iterable[Found]
     return likely
 
 
+def strays(unknown: Iterable[Found], likely: Mapping[str, Iterable[Path]]) -> list[Path]:
+    """The files of unknown names that are not `likely_files` of any case."""
+    taken = {path for paths in likely.values() for path in paths}
+    return [file.path for file in unknown if file.path not in taken]
+
+
 def is_nifti(name: str) -> bool:
     """Whether a name ends like a NIfTI file's."""
-    return name.endswith((".nii", ".nii.gz"))
+    return name.lower().endswith((".nii", ".nii.gz"))
 
 
 def stem(name: str) -> str:
     """A NIfTI file's name without its ending."""
-    return name.removesuffix(".gz").removesuffix(".nii")
+    return re.sub(r"(\.nii)?(\.gz)?$", "", name, flags=re.IGNORECASE)
 
 
 def _listed(folder: Path) -> tuple[list[str], list[str]]:

@@ -1,13 +1,17 @@
 """From files to cases: what the layouts share."""
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from brats_lightning.core.labels import MODALITIES
 from brats_lightning.data.cases import Case, Problem, examples, patient_and_timepoint, surplus
 from brats_lightning.data.folders import stem
+
+log = logging.getLogger(__name__)
 
 
 def root_folder(root: Path | str, layout: str, setting: str = "data.root") -> Path:
@@ -27,6 +31,20 @@ def no_case(root: Path | str, there: Sequence[Path], layout: str, setting: str =
     files = "1 NIfTI file with another name" if len(there) == 1 else f"{len(there)} NIfTI files with other names"
     other = f" ({files}: {examples(there)})" if there else ""
     return ValueError(f"no case in {setting}={root}{other}; expected {layout}")
+
+
+def tell_strays(root: Path, strays: Sequence[Path], layout: str) -> None:
+    """Warn of NIfTI files that belong to no case: named otherwise than expected, they may be cases left out."""
+    if strays:
+        one = len(strays) == 1
+        belong = f"{len(strays)} NIfTI file{'s' * (not one)} in {root} belong{'s' * one} to no case"
+        tell_once(f"{belong} and {'is' if one else 'are'} left out: {examples(strays)}; expected {layout}")
+
+
+@cache  # the cases are listed more than once in a run
+def tell_once(message: str) -> None:
+    """Log a warning, the first time."""
+    log.warning("%s", message)
 
 
 def assembled(

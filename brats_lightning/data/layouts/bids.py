@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from brats_lightning.data.cases import Case, Problem, examples
 from brats_lightning.data.folders import nifti_files, stem
-from brats_lightning.data.layouts.assembly import assembled, no_case, root_folder
+from brats_lightning.data.layouts.assembly import assembled, no_case, root_folder, tell_strays
 from brats_lightning.data.layouts.masks import with_masks
 
 _LAYOUT = "sub-…/[ses-…/]anat/sub-…_T1w.nii.gz, _ce-gadolinium_T1w, _T2w, _FLAIR, and masks …_dseg, _mask or _seg"
@@ -73,6 +73,7 @@ def bids_cases(
             found.setdefault(named.case, {}).setdefault(kind, []).append(named)
     if not found:
         raise no_case(root, unknown, _LAYOUT)
+    tell_strays(root, unknown, _LAYOUT)
     cases = [_case(name, kinds, entities or {}) for name, kinds in sorted(found.items())]
     return with_masks(cases, masks, _owners)
 

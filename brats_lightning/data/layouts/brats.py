@@ -6,8 +6,8 @@ from pathlib import Path
 
 from brats_lightning.core.labels import MODALITIES, OLDER_NAMES
 from brats_lightning.data.cases import Case, patient_and_timepoint, surplus
-from brats_lightning.data.folders import Found, likely_files, nifti_files
-from brats_lightning.data.layouts.assembly import no_case, root_folder
+from brats_lightning.data.folders import Found, likely_files, nifti_files, strays
+from brats_lightning.data.layouts.assembly import no_case, root_folder, tell_strays
 from brats_lightning.data.layouts.masks import mask_folders, mask_of, with_masks
 
 _LAYOUT = "nested folders with <case>-t1n.nii.gz, -t1c, -t2w, -t2f, -seg (or the older <case>_t1, _t1ce, …)"
@@ -60,7 +60,8 @@ def find_cases(
     names = sorted(images.keys() | found)
     if not names:
         raise no_case(root, [file.path for file in unknown], _LAYOUT, setting)
-    likely = likely_files(images, unknown)
+    likely = likely_files({name: [*images.get(name, ()), *found.get(name, ())] for name in names}, unknown)
+    tell_strays(root, strays(unknown, likely), _LAYOUT)
     cases = [_case(name, images.get(name, []), found.get(name, []), tuple(likely.get(name, ()))) for name in names]
     return with_masks(cases, masks)
 

@@ -1,20 +1,16 @@
 """Files of any names: a pattern for each sequence, and one for the mask."""
 
-import logging
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import chain
 from pathlib import Path
 
 from brats_lightning.core.labels import MODALITIES
 from brats_lightning.data.cases import Case, CaseError, Problem, examples, patient_and_timepoint
-from brats_lightning.data.folders import Found, is_nifti, likely_files, nifti_files
-from brats_lightning.data.layouts.assembly import assembled, no_case, root_folder
+from brats_lightning.data.folders import Found, is_nifti, likely_files, nifti_files, strays
+from brats_lightning.data.layouts.assembly import assembled, no_case, root_folder, tell_once, tell_strays
 from brats_lightning.data.layouts.masks import with_masks
-
-log = logging.getLogger(__name__)
 
 _FIELD = re.compile(r"\{([A-Za-z]\w*)\}")
 _NAMING = ("case", "patient", "timepoint")
@@ -58,8 +54,9 @@ def pattern_cases(
             unknown.append(file)
     if not drafts:
         raise no_case(root, [file.path for file in unknown], layout)
-    _tell(root, patterns, drafts.values(), [file.path for file in unknown])
     likely = likely_files({case: chain(*draft.files.values()) for case, draft in drafts.items()}, unknown)
+    if not _tell(root, patterns, drafts.values(), [file.path for file in unknown]):
+        tell_strays(root, strays(unknown, likely), layout)
     mask = next((pattern for pattern in patterns if pattern.kind == "seg"), None)
     return with_masks(
         [drafts[case].finished(case, mask, others=tuple(likely.get(case, ()))) for case in sorted(drafts)], masks
@@ -149,19 +146,15 @@ def _check(patterns: Sequence[Pattern]) -> None:
         raise CaseError(problems)
 
 
-def _tell(root: Path, patterns: Sequence[Pattern], drafts: Collection[_Draft], unknown: Sequence[Path]) -> None:
-    """Warn of patterns that no file matches, and where most files match none."""
+def _tell(root: Path, patterns: Sequence[Pattern], drafts: Collection[_Draft], unknown: Sequence[Path]) -> bool:
+    """Warn of patterns that no file matches, and where most files match none; whether there was anything to tell."""
     taken = sum(len(files) for draft in drafts for files in draft.files.values())
     idle = [pattern for pattern in patterns if not any(pattern.kind in draft.files for draft in drafts)]
     others = (
         f"{len(unknown)} of {taken + len(unknown)} NIfTI files in {root} match no pattern, e.g. {examples(unknown)}"
     )
     for pattern in idle:
-        _warn(f"no file matches data.files.{pattern.kind}={pattern.text}" + (f"; {others}" if unknown else ""))
+        tell_once(f"no file matches data.files.{pattern.kind}={pattern.text}" + (f"; {others}" if unknown else ""))
     if not idle and len(unknown) > taken:
-        _warn(others)
-
-
-@cache  # the cases are listed more than once in a run
-def _warn(message: str) -> None:
-    log.warning("%s", message)
+        tell_once(others)
+    return bool(idle) or len(unknown) > taken

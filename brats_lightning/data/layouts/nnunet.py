@@ -6,7 +6,7 @@ from pathlib import Path
 
 from brats_lightning.data.cases import Case, Problem
 from brats_lightning.data.folders import files_in, stem
-from brats_lightning.data.layouts.assembly import assembled, no_case, root_folder
+from brats_lightning.data.layouts.assembly import assembled, no_case, root_folder, tell_strays
 from brats_lightning.data.layouts.dataset_json import channel_modalities, label_map, read_json, which_channel
 from brats_lightning.data.layouts.masks import with_masks
 
@@ -64,6 +64,7 @@ def nnunet_cases(
             files.setdefault(case, {}).setdefault("seg", []).append(file.path)
     if not files:
         raise no_case(root, unknown, _LAYOUT)
+    tell_strays(root, unknown, _LAYOUT)
     cases = [assembled(case, files[case], case, faults.get(case, ()), part=part_of[case]) for case in sorted(files)]
     return with_masks(cases, masks)
 

@@ -146,6 +146,21 @@ def test_files_that_may_be_the_missing_ones_are_named(tmp_path):
     assert seg.remedy.startswith("rename that file, name its folder in data.masks, ")
 
 
+def test_files_of_no_case_are_told_once_since_cases_may_be_among_them(tmp_path, caplog):
+    touch(tmp_path, f"a/{NAME}-t1n.nii.gz", f"a/{NAME}-adc.nii.gz", "b/B-00002-000-T1N.nii.gz", "b/B-00002-000-T1C.nii")
+    touch(tmp_path, "c/C-00003-000-t1n.NII.GZ", "d/D-00004-000_t1c.nii.gz", "d/D-00004-000-seg.nii.gz")
+    for _ in range(2):
+        found = find_cases(tmp_path)
+    odd = [f"{tmp_path}/b/B-00002-000-T1{letter}" for letter in "CN"] + [f"{tmp_path}/c/C-00003-000-t1n"]
+    assert caplog.messages == [
+        f"3 NIfTI files in {tmp_path} belong to no case and are left out: {odd[0]}.nii, {odd[1]}.nii.gz, "
+        f"{odd[2]}.NII.GZ; expected nested folders with <case>-t1n.nii.gz, -t1c, -t2w, -t2f, -seg (or the older "
+        "<case>_t1, _t1ce, …)"
+    ]
+    (t1c,) = check_files(found[1], ["t1c"], need_mask=False)
+    assert t1c.found == f"missing (there: none); {tmp_path}/d/D-00004-000_t1c.nii.gz may be it"
+
+
 def test_missing_and_empty_roots(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"data.root=.*none is not a folder; expected nested folders"):
         find_cases(tmp_path / "none")

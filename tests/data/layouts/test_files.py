@@ -1,7 +1,7 @@
 import pytest
 
 from brats_lightning.data.cases import CaseError, check_files, without_mask
-from brats_lightning.data.layouts import files as module
+from brats_lightning.data.layouts.assembly import tell_once
 from brats_lightning.data.layouts.files import pattern_cases
 from tests.data.tiny_cases import touch
 
@@ -10,7 +10,7 @@ UCSF = {"t1c": "{case}/{case}_T1post.nii.gz", "t2f": "{case}/{case}_FLAIR.nii.gz
 
 @pytest.fixture(autouse=True)
 def tell_again():
-    module._warn.cache_clear()
+    tell_once.cache_clear()
 
 
 def test_cases_by_one_field(tmp_path):
@@ -104,6 +104,14 @@ def test_what_no_pattern_takes_is_told_once(tmp_path, caplog):
     caplog.clear()
     pattern_cases(tmp_path, UCSF | {"seg": None})
     assert [text.split(" NIfTI")[0] for text in caplog.messages] == ["4 of 6"]
+
+
+def test_few_files_of_no_case_are_told_too(tmp_path, caplog):
+    touch(tmp_path, "A/A_T1post.nii.gz", "A/A_FLAIR.nii.gz", "A/A_CT.nii.gz", "B/b_t1post.nii.gz")
+    pattern_cases(tmp_path, UCSF | {"seg": None})
+    assert [text.split(";")[0] for text in caplog.messages] == [
+        f"1 NIfTI file in {tmp_path} belongs to no case and is left out: {tmp_path}/B/b_t1post.nii.gz"
+    ]
 
 
 def test_nothing_there(tmp_path):
