@@ -152,6 +152,10 @@ def test_no_arms_are_one(asked):
         (["arms={a: resunet}"], [r"arms\.a must be a list"]),
         (['arms={a: ["seed=1"], b: ["data.fold=2"]}'], [r"arms\.a: seed", r"arms\.b: data\.fold"]),
         (["data.fold=1", "data.folds=3"], ["data.fold is", "data.folds is"]),
+        (
+            ["model=resunet", 'arms={a: [], b: ["model=resunet"], c: ["loss=dice"], d: ["data.workers=3"]}'],
+            ["same networks: a and b, a and d, b and d; their overrides change nothing"],
+        ),
         (['arms={a: [], b: ["data.labels=[et]"]}'], [r"data\.labels is .* in the arm a and .*'et'.* in b"]),
     ],
 )

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ class Study:
         """Arm → its config of `train`, resolved.
 
         Raises:
-            StudyError: arms that differ in what they are scored on.
+            StudyError: arms that differ in what they are scored on, or in nothing.
         """
         search = [text for text in self.flags if key_of(text) == "hydra.searchpath"]
         found = {arm: resolved(compose("train", [*search, *self.overrides(arm)])) for arm in self.arms}
@@ -139,6 +140,16 @@ class Study:
                     f"{fault} is {one} in the arm {first} and {other} in {arm}; arms are compared on the same cases by "
                     "the same scores"
                 )
+        same = [
+            f"{one} and {other}"
+            for one, other in combinations(plain, 2)
+            if all(within(key, _FREE) for key in differing(plain[one], plain[other]))
+        ]
+        if same:
+            raise StudyError(
+                f"these arms would train the same networks: {', '.join(same)}; their overrides change nothing, perhaps "
+                "since the experiment or the command line sets the same. Correct them, or leave one out"
+            )
         return found
 
     def first_fold(self, cfg: DictConfig) -> dict[str, Any]:
