@@ -36,14 +36,16 @@ def table_of(columns: Iterable[str], rows: Iterable[Iterable[object]], title: st
 
 
 def show(content: RenderableType) -> None:
-    """Print a table or a text; wide where the output is not a terminal."""
-    console = Console()
-    (console if console.is_terminal else Console(width=_WIDTH)).print(content)
+    """Print a table, wide where the output is not a terminal, or a text as it stands: brackets are no markup."""
+    console = Console(emoji=False)
+    console = console if console.is_terminal else Console(emoji=False, width=_WIDTH)
+    text = isinstance(content, str)
+    console.print(content, markup=not text, soft_wrap=text)
 
 
 def as_text(content: RenderableType) -> str:
     """What `show` prints, without colours."""
-    console = Console(width=_WIDTH, no_color=True)
+    console = Console(emoji=False, width=_WIDTH, no_color=True)
     with console.capture() as capture:
         console.print(content)
     return capture.get()
@@ -66,7 +68,12 @@ def each_shown(what: str, results: Iterable[Result], total: int) -> Iterator[Res
 class _CaseProgress(Progress):
     def __init__(self) -> None:
         console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("cases"))
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("cases"),
+        )
         times = TimeElapsedColumn(), TimeRemainingColumn()
         # The time left follows from the pace of ten minutes: a case may take longer than rich's half.
         options: dict[str, Any] = {"speed_estimate_period": 600, "get_time": time.monotonic}

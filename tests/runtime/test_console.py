@@ -3,7 +3,16 @@ import time
 
 import pytest
 
-from brats_lightning.runtime.console import progress_bar
+from brats_lightning.runtime.console import progress_bar, show, table_of
+
+
+def test_names_with_brackets_are_shown_as_they_stand(capsys):
+    path = "/data/müller [new] :x: [/b]/" + "a" * 200
+    show(f"{path}: 3 masks")
+    assert capsys.readouterr().out == f"{path}: 3 masks\n"
+    show(table_of(["[file]"], [["a [new] :x: [/b]"]], title="[all]"))
+    out = capsys.readouterr().out
+    assert all(text in out for text in ("[all]", "[file]", "a [new] :x: [/b]"))
 
 
 @pytest.fixture
