@@ -73,13 +73,17 @@ def find_inputs(folders: str | Path | Sequence[str]) -> list[Case]:
         FileNotFoundError: a folder doesn't exist.
         ValueError: a folder holds no case, or two folders hold cases of one name.
     """
-    cases: dict[str, Case] = {}
+    cases: dict[str, tuple[Case, str | Path]] = {}
+    twice = []
     for folder in [folders] if isinstance(folders, str | Path) else folders:
         for case in find_cases(folder, setting="input"):
             if case.id in cases:
-                raise ValueError(f"input: the case {case.id} is in two of the folders; leave one of them out")
-            cases[case.id] = case
-    return [cases[name] for name in sorted(cases)]
+                twice.append(f"{case.id} in {cases[case.id][1]} and in {folder}")
+            cases[case.id] = case, folder
+    if twice:
+        listed = ", ".join(twice[:10]) + ", …" * (len(twice) > 10)
+        raise ValueError(f"input: cases that are in two of the folders: {listed}; leave one of each out")
+    return [cases[name][0] for name in sorted(cases)]
 
 
 def _case(name: str, images: Sequence[Found], masks: Sequence[Found], others: tuple[Path, ...]) -> Case:

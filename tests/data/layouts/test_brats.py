@@ -4,7 +4,7 @@ import pytest
 
 from brats_lightning.core.labels import MODALITIES
 from brats_lightning.data.cases import check_files, masks_apart, without_mask
-from brats_lightning.data.layouts.brats import find_cases
+from brats_lightning.data.layouts.brats import find_cases, find_inputs
 from tests.data.tiny_cases import touch
 
 
@@ -176,3 +176,12 @@ def test_finding_opens_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.open", None)
     monkeypatch.setattr(os, "open", None)
     assert len(find_cases(tmp_path)) == 1
+
+
+def test_cases_in_two_input_folders_are_all_named(tmp_path):
+    names = [f"B-0000{n}-000" for n in (1, 2, 3)]
+    touch(tmp_path, *(f"a/{name}-t1n.nii.gz" for name in names), *(f"b/{name}-t1n.nii.gz" for name in names[1:]))
+    with pytest.raises(ValueError, match="two of the folders") as error:
+        find_inputs([f"{tmp_path}/a", f"{tmp_path}/b"])
+    listed = ", ".join(f"{name} in {tmp_path}/a and in {tmp_path}/b" for name in names[1:])
+    assert str(error.value) == f"input: cases that are in two of the folders: {listed}; leave one of each out"
