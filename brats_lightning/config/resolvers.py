@@ -40,10 +40,10 @@ def register_resolvers() -> None:
         "nnunet_label_map": _nnunet_label_map,
         "datalist_label_map": _datalist_label_map,
     }
-    for name, function in functions.items():
-        OmegaConf.register_new_resolver(name, function, replace=True)
-    for name, function in {"new_folder": new_folder, "sweep_folder": _sweep_folder}.items():
-        OmegaConf.register_new_resolver(name, function, replace=True, use_cache=True)
+    # One folder for each config, however often it is asked for.
+    folders: dict[str, Callable[..., Any]] = {"new_folder": new_folder, "sweep_folder": _sweep_folder}
+    for name, function in (functions | folders).items():
+        OmegaConf.register_new_resolver(name, function, replace=True, use_cache=name in folders)
 
 
 def _sweep_folder(parent: str, name: str | None, time: str) -> str:
