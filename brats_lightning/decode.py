@@ -56,7 +56,7 @@ def decode(cfg: DictConfig) -> dict[str, Any]:
     if not cases:
         raise CaseError(problems)
     chosen = rules or recorded([record for case in cases for record in case.records], tuple(cfg.trust))
-    log.info("post-processing%s: %s", "" if rules else " as in predict", chosen)
+    log.info("post-processing%s: %s", "" if rules else " as in predict", chosen.described())
     scheme = cases[0].records[0].scheme
     for line in chosen.lacking(scheme):
         log.warning(line)

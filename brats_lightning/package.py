@@ -48,7 +48,7 @@ def package(cfg: DictConfig) -> dict[str, Any]:
     looked_at: Any = OmegaConf.merge(cfg, {"device": "cpu", "precision": 32})  # whatever the image runs on
     ensemble = load_ensemble(looked_at)
     rules = (chosen or trained_postprocessing(ensemble.models, tuple(cfg.trust))).decoding(ensemble.decode)
-    log.info("post-processing%s: %s", "" if chosen else " as in training", rules)
+    log.info("post-processing%s: %s", "" if chosen else " as in training", rules.described())
     for line in rules.lacking(ensemble.scheme):
         log.warning(line)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=make_folder(output.parent)) as scratch:

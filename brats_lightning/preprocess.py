@@ -45,7 +45,7 @@ def preprocess(cfg: DictConfig) -> dict[str, Any]:
     for warning in (*found.advice(), *overview.warnings()):
         log.warning("%s", warning)
     log.info("%d accepted (%d built now), %d rejected", *map(report.get, ("accepted", "built", "rejected")))
-    log.info("page of the data set: %s", data.cache.directory / "report.html")
+    log.info("report: %s", data.cache.directory / "report.html")
     if found.problems and cfg.data.on_bad_case == "error":
         raise CaseError(found.problems)
     return report

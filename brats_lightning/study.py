@@ -88,7 +88,7 @@ def _announce(asked: "Study", configs: Mapping[str, DictConfig], cases: Sequence
             hours += len(left) * (math.nan if each.hours is None else each.hours)
         written += len(left) * each.bytes
         rows.append([arm, " ".join(asked.arms[arm]) or "–", len(own), len(own) - len(left), _hours(each.hours)])
-    show(table_of(["arm", "overrides", "jobs", "finished", "hours each"], rows, f"study {asked.folder}"))
+    show(table_of(["arm", "overrides", "jobs", "finished", "time each"], rows, f"study {asked.folder}"))
     log.info(
         "%d cases, %d folds, seeds %s: %d trainings left, about %s and %.1f GB", len(cases), asked.folds,
         ", ".join(map(str, asked.seeds)), sum(not job.trained for job in asked.jobs), _hours(hours), written / 1e9,

@@ -161,10 +161,9 @@ def _introduce(cfg: DictConfig, trainer: "pl.Trainer", model: "Segmentation") ->
     log.info("hardware: %d × %s, %s", trainer.world_size, hardware, trainer.precision)
     limits = {"steps": trainer.max_steps, "epochs": trainer.max_epochs or -1}
     ends = [f"{number:.0f} {name}" for name, number in limits.items() if number > 0]
-    ends += [f"a time of {cfg.trainer.max_time} (DD:HH:MM:SS)"] if cfg.trainer.get("max_time") else []
-    log.info(
-        "training: until %s; then the %s", " or ".join(ends) or "you stop it", cfg.test_on or "end, without a test"
-    )
+    ends += [f"{cfg.trainer.max_time} (DD:HH:MM:SS)"] if cfg.trainer.get("max_time") else []
+    length = f"for {' or '.join(ends)}" if ends else "until you stop it"
+    log.info("training: %s; then %s", length, f"a test on the {cfg.test_on} cases" if cfg.test_on else "no test")
 
 
 def _prepared_data(cfg: DictConfig, saved: Mapping[str, Any] | None, first: bool) -> "CaseData":

@@ -146,7 +146,7 @@ def test_the_first_and_last_lines_say_what_trains_and_how_good_it_is(trained):
         f"run folder: {run} · seed 0",
         r"network: brats_lightning.models.UNet, 0.\d+ M parameters, t1n, t1c, t2w, t2f → netc, snfh, et",
         r"hardware: 1 × CPU \(1 thread\), \S+",
-        "training: until 7 steps; then the test",
+        "training: for 7 steps; then a test on the test cases",
         r"step 4 of 7 · .* steps/s · .* patches/s · loss \S+ · val/dice_mean 0\.\d+ · \d+% done · 0:00:\d\d left",
     ):
         assert sum(re.fullmatch(said, line) is not None for line in lines) == 1, said

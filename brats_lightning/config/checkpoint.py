@@ -100,7 +100,8 @@ def load_ensemble(cfg: DictConfig) -> Ensemble:
     models = [load_model(member.ckpt, tuple(cfg.trust), {**member.inference, **asked}) for member in members]
     device = choose_device(cfg.device)
     dtype = autocast_dtype(cfg.precision, device)
-    log.info("%d model(s) on %s, %s", len(models), device, "32 bits" if dtype is None else dtype)
+    bits = "32 bits" if dtype is None else str(dtype).removeprefix("torch.")
+    log.info("models: %d, on %s, %s", len(models), device, bits)
     weights, regions = [member.weight for member in members], [member.regions for member in members]
     return Ensemble(models, device, dtype, weights, regions)
 

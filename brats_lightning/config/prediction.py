@@ -29,5 +29,5 @@ def load_predictor(cfg: DictConfig, number: int | None = None) -> Predictor:
         share_device(cfg.device, number, cfg.devices)
     ensemble = load_ensemble(cfg)
     chosen = (rules or trained_postprocessing(ensemble.models, tuple(cfg.trust))).decoding(ensemble.decode)
-    log.info("post-processing%s: %s", "" if rules else " as in training", chosen)
+    log.info("post-processing%s: %s", "" if rules else " as in training", chosen.described())
     return Predictor(ensemble, chosen, as_config(chosen), affine_tolerance(cfg, ensemble))

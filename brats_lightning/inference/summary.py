@@ -124,7 +124,7 @@ def _report(
     if rows:
         show(table_of(["case", *titles, "seconds"], rows))
     left_out = len({problem.case for problem in problems})
-    log.info("%d masks made, %d made earlier, %d cases left out · %s", len(cases), existing, left_out, output)
+    log.info("masks: %d made, %d made earlier, %d cases left out · %s", len(cases), existing, left_out, output)
     regions, shares = ({name: case[key] for name, case in cases.items()} for key in ("regions", "labelled"))
     if doubts := implausible(regions, shares):
         log.warning("implausible masks: %s. Please %s", "; ".join(doubts), ADVICE)

@@ -6,7 +6,7 @@ Labels are classes, so ET ⊂ TC ⊂ WT holds whatever a step does. Components a
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -127,6 +127,15 @@ class Postprocessing:
     def decoding(self, decode: str) -> "Postprocessing":
         """The same steps, with this ``decode`` if it is None."""
         return replace(self, decode=self.decode or decode)
+
+    def described(self) -> str:
+        """For a log, in order: ``argmax → hysteresis(low=0.5, high=0.98) → solid_core``."""
+        steps = {
+            name: [f"{k}={v}" for k, v in asdict(step).items() if v is not None] for name, step in self.steps.items()
+        }
+        return " → ".join(
+            [str(self.decode), *(f"{name}({', '.join(own)})" if own else name for name, own in steps.items())]
+        )
 
     def lacking(self, scheme: LabelScheme) -> list[str]:
         """What the steps leave out since the scheme lacks it, a sentence for each step; for a log, once.

@@ -53,7 +53,7 @@ class Progress(pl.Callback):
         self._copy: Callable[[], np.ndarray] | None = None  # of a loss, on its way from the device
         self._words: list[str] = []
         self._end: float | None = None  # when the run ends, by `time.monotonic`
-        self._bound = ""  # "over " if it ends later
+        self._bound = ""  # "at least " if it ends later
         self._live: Live | None = None
         self._handlers: list[Any] = []
 
@@ -109,8 +109,6 @@ class Progress(pl.Callback):
             self._pace.skip()
             if self.objective in trainer.callback_metrics:
                 self._score = f"{self.objective} {float(trainer.callback_metrics[self.objective]):.4f}"
-            if self._latest is not None:
-                self._loss = f"loss {float(self._latest):.3f}"
             if trainer.is_global_zero:
                 self._update(trainer)
 
@@ -142,6 +140,8 @@ class Progress(pl.Callback):
 
     def _evaluate(self, trainer: pl.Trainer, stage: str, batches: Any) -> None:
         self._stage, self._cases, self._of = stage, 0, sum(map(int, batches))
+        if self._latest is not None:
+            self._loss = f"loss {float(self._latest):.3f}"
         self._pace.skip()
         self._begin(trainer)
         if self._live is not None:
@@ -159,7 +159,7 @@ class Progress(pl.Callback):
         known = batch is not None or trainer.state.fn != "fit"
         left = rest.seconds(batch or 0.0, case or 0.0) if known else None
         self._end = None if left is None else now + left
-        self._bound = "over " if case is None and (rest.val_cases or rest.test_cases or rest.pending) else ""
+        self._bound = "at least " if case is None and (rest.val_cases or rest.test_cases or rest.pending) else ""
         if trainer.state.fn == "fit":
             whole = f" of {rest.end / trainer.accumulate_grad_batches:.0f}" if rest.end is not None else ""
             self._steps = f"step {trainer.global_step}{whole}"

@@ -93,9 +93,9 @@ def test_lines_of_a_run(clock, caplog):
     assert caplog.messages == [
         "step 0 of 10 · loss 1.000",
         # 70 s later; 9 batches of 3 s are left, and nothing is known of the cases
-        "step 5 of 10 · 0.167 steps/s · 1.33 patches/s · loss 0.091 · 72% done · over 0:00:27 left",
+        "step 5 of 10 · 0.167 steps/s · 1.33 patches/s · loss 0.091 · 72% done · at least 0:00:27 left",
         # 27 s and a case of 10 s later; a case of validation is left and four of the test
-        "validation: 1 of 2 cases · step 10 of 10 · loss 0.091 · 68% done · 0:00:50 left",
+        "validation: 1 of 2 cases · step 10 of 10 · loss 0.050 · 68% done · 0:00:50 left",
         "step 10 of 10 · 0.167 steps/s · 1.33 patches/s · loss 0.050 · val/dice_mean 0.2500 · 75% done · 0:00:40 left",
         # two cases of 10 s and two of 20 s make 15 s a case
         "test: 2 of 4 cases · step 10 of 10 · loss 0.050 · val/dice_mean 0.2500 · 84% done · 0:00:30 left",
@@ -140,7 +140,7 @@ def test_a_time_limit(clock, caplog):
     timer.on_train_start(run, MODULE)
     callback.on_train_start(run, MODULE)
     train(callback, run, clock, 2)
-    assert caplog.messages[-1].endswith("steps/s · 1.33 patches/s · loss 0.500 · 6% done · over 0:01:34 left")
+    assert caplog.messages[-1].endswith("steps/s · 1.33 patches/s · loss 0.500 · 6% done · at least 0:01:34 left")
 
 
 def test_the_bar_moves_while_a_case_takes_long(clock, monkeypatch):
@@ -159,8 +159,8 @@ def test_the_bar_moves_while_a_case_takes_long(clock, monkeypatch):
         lines.append(capture.get().strip("━╸╺ \n"))
     # 18 batches of 3 s, a case of this validation, another validation, four test cases: 124 s, less 5 and 10
     assert lines == [
-        "15% 0:01:59 left · validation: 1 of 2 cases · step 1 of 10 · loss 1.000",
-        "19% 0:01:54 left · validation: 1 of 2 cases · step 1 of 10 · loss 1.000",
+        "15% 0:01:59 left · validation: 1 of 2 cases · step 1 of 10 · loss 0.500",
+        "19% 0:01:54 left · validation: 1 of 2 cases · step 1 of 10 · loss 0.500",
     ]
     callback.teardown(run, MODULE, "fit")
     assert callback._live is None
