@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from brats_lightning.config.build import check_not_negative, data_set, data_set_cases
 from brats_lightning.config.entry_point import entry_point
 from brats_lightning.config.values import listed
+from brats_lightning.runtime.files import check_writable, make_folder
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         EvaluationError: folders without masks, or unknown settings.
         SplitError: a split file that cannot be used.
         CaseError: there are faulty files, and ``on_bad_case`` is ``error``. Nothing is written.
+        UnwritableFile: nothing can be written to ``output``; this is found before the masks are scored.
     """
     from brats_lightning.core.labels import LabelScheme, with_ignored
     from brats_lightning.data.cases import CaseError
@@ -65,13 +67,14 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             raise CaseError(problems)
         if empty := [evaluation.name for evaluation in prepared if not evaluation.pairs]:
             raise EvaluationError(f"no case of {', '.join(empty)} is left to score\n{CaseError(problems)}")
+        output = make_folder(Path(cfg.output).expanduser())
+        check_writable(output)
         evaluations = [score_pairs(evaluation, pool) for evaluation in prepared]
         if problems:
             log.warning("left out: %s", CaseError(problems))
         # Imported here because the pages need Matplotlib and Jinja, which errors should not wait for.
         from brats_lightning.evaluation.results import ReportSettings, write_results
 
-        output = Path(cfg.output).expanduser()
         figures = None if cfg.figures is None else Path(cfg.figures).expanduser()
         chosen_by = {} if cfg.split is None else {"split": str(cfg.split), "part": cfg.part}
         settings = ReportSettings(Bootstrap(cfg.resamples, cfg.seed), cfg.report, cfg.pictures, figures, chosen_by)

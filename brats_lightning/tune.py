@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from brats_lightning.config.build import build_part, check_not_negative, data_set, data_set_cases, input_cases
 from brats_lightning.config.entry_point import entry_point
-from brats_lightning.runtime.files import write_text
+from brats_lightning.runtime.files import check_writable, write_text
 
 if TYPE_CHECKING:
     from brats_lightning.data.cases import Case
@@ -45,6 +45,7 @@ def tune(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ValueError: no record of the split, or cases that cannot be found.
         CaseError: cases that cannot be read, or that a model was trained or is tested on.
+        UnwritableFile: the choice cannot be written to its place; this is found before anything is tried.
     """
     from brats_lightning.config.postprocessing import as_config, tuned_file
     from brats_lightning.evaluation.bootstrap import Bootstrap
@@ -83,6 +84,8 @@ def _by_checkpoints(cfg: DictConfig) -> "_Scores":
     from brats_lightning.runtime.console import progress_bar
 
     ensemble = load_ensemble(cfg)
+    sources = [Path(path) for path in ([cfg.ckpt] if isinstance(cfg.ckpt, str) else cfg.ckpt)]
+    _check_writable(sources)
     models, scheme = ensemble.models, ensemble.scheme
     tolerance = affine_tolerance(cfg, ensemble)
     validated = _validation_cases(models)
@@ -101,7 +104,7 @@ def _by_checkpoints(cfg: DictConfig) -> "_Scores":
             named = check_files(case, modalities, need_mask=True)
             if faults := named + required(examination.problems, modalities, need_mask=True):
                 problems += faults
-            else:
+            elif not problems:  # else the others are checked, too, and nothing is chosen
                 chosen = [number for number, part in enumerate(validated) if case.id in part]
                 members = ensemble.only(chosen)
                 found, mask = probabilities_of(case.id, members.prepare(examination.images), members), examination.mask
@@ -115,8 +118,14 @@ def _by_checkpoints(cfg: DictConfig) -> "_Scores":
                 log.info("%s: case %d of %d", case.id, number, len(cases))
     if problems:
         raise CaseError(problems)
-    given = [cfg.ckpt] if isinstance(cfg.ckpt, str) else cfg.ckpt
-    return rules, scores, list(map(Path, given))
+    return rules, scores, sources
+
+
+def _check_writable(sources: Sequence[Path]) -> None:
+    from brats_lightning.config.postprocessing import tuned_file
+
+    for folder in {tuned_file(source).parent for source in sources}:
+        check_writable(folder)
 
 
 def _by_probabilities(cfg: DictConfig) -> "_Scores":
@@ -131,6 +140,7 @@ def _by_probabilities(cfg: DictConfig) -> "_Scores":
     given = [cfg.probabilities] if isinstance(cfg.probabilities, str) else list(cfg.probabilities)
     folders = [Path(folder).expanduser() for folder in given]
     cases, problems = saved_cases(folders)
+    _check_writable(folders)
     problems += [problem for case in cases for problem in not_held_out(case, cfg.held_out)]
     if cfg.references is None:
         raise ValueError("say where the masks of the cases are: references=DIR, or a data set")
@@ -143,9 +153,7 @@ def _by_probabilities(cfg: DictConfig) -> "_Scores":
     rules = _candidates(cfg, list(all_recorded(records, tuple(cfg.trust)).values()), records[0].decode)
     log.info("%d combinations on %d cases with saved probabilities, %s", len(rules), len(cases), cfg.protocol)
     tolerance = cfg.data.affine_tolerance if cfg.affine_tolerance is None else cfg.affine_tolerance
-    scores, problems = score_cases(cases, masks, label_map, tolerance, rules, cfg.protocol, cfg.processes)
-    if problems:
-        raise CaseError(problems)
+    scores = score_cases(cases, masks, label_map, tolerance, rules, cfg.protocol, cfg.processes)
     return rules, scores, folders
 
 

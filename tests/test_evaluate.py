@@ -25,6 +25,7 @@ from brats_lightning.evaluation.pairing import (
 )
 from brats_lightning.evaluation.results import scores_csv
 from brats_lightning.evaluation.scoring import case_workers, over_cases
+from brats_lightning.runtime.files import UnwritableFile
 from brats_lightning.runtime.workers import DeadWorker
 from tests.data.tiny_cases import LPS, RAS, brain, lesions, save, write_case
 from tests.evaluation.evaluating import run
@@ -46,6 +47,14 @@ def folders(tmp_path):
     save(tmp_path / "pred/00001-000.nii.gz", lesions())
     save(tmp_path / "pred/00002-000.nii.gz", np.zeros_like(lesions()))
     return tmp_path / "pred", tmp_path / "ref", tmp_path / "out"
+
+
+def test_an_output_that_cannot_be_written_is_found_before_scoring(folders, monkeypatch):
+    predictions, references, output = folders
+    output.write_text("a file")
+    monkeypatch.setattr("brats_lightning.evaluation.scoring.score_pairs", lambda *_: pytest.fail("scored in vain"))
+    with pytest.raises(UnwritableFile, match=f"cannot write {output}: File exists"):
+        run(predictions, references, output)
 
 
 @pytest.mark.parametrize(

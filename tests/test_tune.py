@@ -13,6 +13,7 @@ from brats_lightning.inference import tuning
 from brats_lightning.inference.ensemble import Ensemble
 from brats_lightning.inference.postprocessing import Hysteresis, MinVolume, Postprocessing
 from brats_lightning.predict import predict
+from brats_lightning.runtime.files import UnwritableFile
 from brats_lightning.tune import tune
 from tests.data.tiny_cases import LPS, SHAPE, save, write_case
 from tests.tiny_models import voxelwise
@@ -438,7 +439,21 @@ def test_the_mean_of_several_folders(runs, saved, tune_saved, tmp_path):
     assert (tmp_path / "a/postprocessing.yaml").read_text() == (tmp_path / "b/postprocessing.yaml").read_text()
 
 
-def test_masks_of_saved_cases(saved, tune_saved, tmp_path):
+def test_nothing_is_tried_if_the_choice_cannot_be_written(run, runs, saved, tune_saved, monkeypatch):
+    saved()
+
+    def refuse(folder):
+        raise UnwritableFile(0, f"cannot write {folder}")
+
+    monkeypatch.setattr("brats_lightning.tune.check_writable", refuse)
+    monkeypatch.setattr(tuning, "score_rules", lambda *_: pytest.fail("scored in vain"))
+    with pytest.raises(UnwritableFile, match=f"cannot write {runs[0].parent}$"):
+        run(runs[0])
+    with pytest.raises(UnwritableFile, match=r"cannot write .*saved$"):
+        tune_saved()
+
+
+def test_masks_of_saved_cases(saved, tune_saved, tmp_path, monkeypatch):
     saved()
     (tmp_path / "masks").mkdir()
     for name in NAMES[1:2]:
@@ -451,6 +466,7 @@ def test_masks_of_saved_cases(saved, tune_saved, tmp_path):
     found = tune_saved("data=brats_mets", f"data.root={tmp_path}/in", f"references={tmp_path}/in")
     assert found["cases"] == NAMES[1:3]
     save(tmp_path / f"masks/{NAMES[2]}.nii.gz", scan()[1], np.diag([-1.0, -1, 1, 1]))
+    monkeypatch.setattr(tuning, "score_rules", lambda *_: pytest.fail("scored in vain"))
     with pytest.raises(CaseError, match="mm off its probabilities"):
         tune_saved(f"references={tmp_path}/masks")
     (tmp_path / f"saved/{NAMES[1]}_probabilities.nii.gz").write_bytes(b"nothing")

@@ -49,7 +49,7 @@ def tuned(checkpoint: str | Path | Sequence[str | Path], trust: Sequence[str] = 
     for path in [checkpoint] if isinstance(checkpoint, str | Path) else checkpoint:
         file = tuned_file(path)
         if not file.is_file():
-            given = f"{'probabilities' if Path(path).is_dir() else 'ckpt'}={path}"
+            given = f"probabilities={path} references=DIR" if Path(path).is_dir() else f"ckpt={path}"
             raise PostprocessingError(f"there is no {file}; make it with: python -m brats_lightning.tune {given}")
         content: Any = OmegaConf.to_container(OmegaConf.load(file))
         found[file] = _built(content["chosen"], trust, file)

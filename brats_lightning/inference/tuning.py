@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from brats_lightning.core.labels import LabelScheme
-from brats_lightning.data.cases import Problem, read_mask
+from brats_lightning.data.cases import CaseError, Problem, read_mask
 from brats_lightning.data.nifti import UnreadableFile, Volume
 from brats_lightning.data.probabilities import Probabilities, read_probabilities
 from brats_lightning.inference.decoding import SavedCase
@@ -57,8 +57,8 @@ def score_cases(
     rules: Sequence[Postprocessing],
     protocol: str,
     processes: int,
-) -> tuple[dict[str, RuleScores], list[Problem]]:
-    """Case → its scores under each of the rules, by several processes, and what is wrong with files.
+) -> dict[str, RuleScores]:
+    """Case → its scores under each of the rules, by several processes; nothing is scored if files are faulty.
 
     Args:
         cases: with their files of probabilities.
@@ -68,18 +68,30 @@ def score_cases(
         rules: with their decoding.
         protocol: whose lesion-wise Dice counts.
         processes: at most; the scores do not depend on their number.
+
+    Raises:
+        CaseError: there are faulty files.
     """
-    jobs = {case.id: (case, masks[case.id], label_map, tolerance, rules, protocol) for case in cases}
+    files = {case.id: (case, masks[case.id], label_map, tolerance) for case in cases}
+    jobs = {name: (*read, rules, protocol) for name, read in files.items()}
     scores: dict[str, RuleScores] = {}
-    problems = []
+    problems: list[Problem] = []
     processes = min(processes, len(jobs))
     with process_pool(processes) if processes > 1 else nullcontext() as pool, progress_bar() as bar:
+        task = bar.add_task("checking", total=len(jobs))
+        for _, faults in each_result(pool, faulty_files, files, "processes=1"):
+            problems += faults
+            bar.advance(task)
+        if problems:
+            raise CaseError(problems)
         task = bar.add_task("tuning", total=len(jobs))
         for name, (found, faults) in each_result(pool, score_saved, jobs, "processes=1"):
             scores[name] = found
             problems += faults
             bar.advance(task)
-    return {case.id: scores[case.id] for case in cases}, problems
+    if problems:  # of files that have changed since
+        raise CaseError(problems)
+    return {case.id: scores[case.id] for case in cases}
 
 
 def score_saved(
@@ -100,21 +112,33 @@ def score_saved(
         rules: with their decoding.
         protocol: whose lesion-wise Dice counts.
     """
-    problems, found, scheme = [], [], case.records[0].scheme
+    found, reference, problems = _read(case, mask, label_map, tolerance)
+    if reference is None or problems:
+        return [], problems
+    return score_rules(average(found), reference, rules, case.records[0].scheme, protocol), []
+
+
+def faulty_files(case: SavedCase, mask: Path, label_map: Mapping[int, int], tolerance: float | int) -> list[Problem]:
+    """What is wrong with the files that `score_saved` reads."""
+    return _read(case, mask, label_map, tolerance)[-1]
+
+
+def _read(
+    case: SavedCase, mask: Path, label_map: Mapping[int, int], tolerance: float | int
+) -> tuple[list[Probabilities], Volume | None, list[Problem]]:
+    problems, found, reference = [], [], None
     for file in case.files:
         try:
             found.append(read_probabilities(file)[0])
         except UnreadableFile as error:
             problems.append(Problem(case.id, str(file), error.found, error.expected, error.remedy))
     try:
-        reference = read_mask(mask, scheme, label_map)
+        reference = read_mask(mask, case.records[0].scheme, label_map)
         if difference := reference.grid.mismatch(case.records[0].header.grid, tolerance, "its probabilities"):
             problems.append(Problem(case.id, str(mask), *difference, "give the mask of the predicted images"))
     except UnreadableFile as error:
         problems.append(Problem(case.id, str(mask), error.found, error.expected, error.remedy))
-    if problems:
-        return [], problems
-    return score_rules(average(found), reference, rules, scheme, protocol), []
+    return found, reference, problems
 
 
 def not_held_out(case: SavedCase, vouched: bool) -> list[Problem]:

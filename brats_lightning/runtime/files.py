@@ -86,6 +86,22 @@ def make_folder(path: Path | str) -> Path:
     return Path(path)
 
 
+def check_writable(folder: Path) -> None:
+    """Find out whether files can be written into a folder, before long work whose result belongs there.
+
+    Raises:
+        UnwritableFile: they cannot.
+    """
+    probe = folder / f".{uuid.uuid4().hex[:12]}{_SUFFIX}"
+    try:
+        probe.write_bytes(b"content, which a full disk has no place for")
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    finally:
+        with suppress(OSError):
+            probe.unlink()
+
+
 def write_text(path: Path | str, text: str) -> int:
     """`replace_file` with UTF-8 text, its lines ended as they stand."""
     return replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline=""))

@@ -9,6 +9,7 @@ import pytest
 
 from brats_lightning.runtime.files import (
     UnwritableFile,
+    check_writable,
     remove_leftovers,
     replace_file,
     write_bytes,
@@ -100,3 +101,15 @@ def test_a_read_only_file_system_is_named_as_such(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.unlink", refuse)  # Linux says so even of a file that is not there
     with pytest.raises(UnwritableFile, match=r"a\.txt: Read-only file system; choose a folder"):
         replace_file(tmp_path / "a.txt", refuse)
+
+
+def test_whether_a_folder_can_be_written_to(tmp_path, monkeypatch):
+    check_writable(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", refuse)
+    with pytest.raises(UnwritableFile, match=f"cannot write {tmp_path}: Read-only file system; choose a folder"):
+        check_writable(tmp_path)
