@@ -40,7 +40,7 @@ def decode(cfg: DictConfig) -> dict[str, Any]:
     from brats_lightning.data.cases import CaseError
     from brats_lightning.inference.decoding import decode_case, saved_cases
     from brats_lightning.inference.fusion import Fusion
-    from brats_lightning.inference.provenance import check_existing
+    from brats_lightning.inference.provenance import check_existing, tell_outdated
     from brats_lightning.inference.summary import conclude
     from brats_lightning.runtime.console import progress_bar
     from brats_lightning.runtime.workers import each_result, process_pool
@@ -65,8 +65,9 @@ def decode(cfg: DictConfig) -> dict[str, Any]:
         remove_leftovers(folder)
     if not cfg.overwrite:
         check_existing({masks[case.id]: case.made_by(chosen, fusion) for case in cases})
-    existing = [case.id for case in cases if not cfg.overwrite and masks[case.id].exists()]
-    jobs = {case.id: (case, chosen, fusion, masks[case.id]) for case in cases if case.id not in set(existing)}
+    kept = {case.id: case for case in cases if not cfg.overwrite and masks[case.id].exists()}
+    tell_outdated({masks[name]: case.files for name, case in kept.items()})
+    jobs = {case.id: (case, chosen, fusion, masks[case.id]) for case in cases if case.id not in kept}
 
     done: dict[str, Any] = {}
     processes = min(cfg.processes, len(jobs))
@@ -79,7 +80,7 @@ def decode(cfg: DictConfig) -> dict[str, Any]:
                 done[name] = result
             bar.advance(task)
     file, skip = cfg.summary and Path(cfg.summary), cfg.on_bad_case == "skip"
-    return conclude(dict(sorted(done.items())), existing, problems, scheme, Path(cfg.output), file, skip)
+    return conclude(dict(sorted(done.items())), list(kept), problems, scheme, Path(cfg.output), file, skip)
 
 
 def _masks(cases: Sequence["SavedCase"], cfg: DictConfig) -> dict[str, Path]:

@@ -43,7 +43,7 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
     from brats_lightning.config.prediction import load_predictor
     from brats_lightning.data.cases import check_files, used_modalities
     from brats_lightning.inference.prediction import by_processes
-    from brats_lightning.inference.provenance import check_existing
+    from brats_lightning.inference.provenance import check_existing, tell_outdated
     from brats_lightning.inference.summary import conclude
     from brats_lightning.runtime.console import progress_bar
     from brats_lightning.runtime.device import check_settings
@@ -74,6 +74,7 @@ def predict(cfg: DictConfig) -> dict[str, Any]:
             existing.append(case.id)
         else:
             todo[case.id] = case, wanted[case.id]
+    tell_outdated({wanted[case.id][0]: case.images.values() for case in cases if case.id in set(existing)})
 
     done: dict[str, Any] = {}
     processes = min(cfg.devices, len(todo))

@@ -102,7 +102,7 @@ def test_tuned_rules_are_those_of_the_checkpoint_or_the_folder(predicted, decode
             assert mask.read_bytes() == (tmp_path / "saved" / name).read_bytes()
 
 
-def test_the_rules_are_those_of_predict_unless_chosen(predicted, decoded, tmp_path):
+def test_the_rules_are_those_of_predict_unless_chosen(predicted, decoded, tmp_path, caplog):
     graded(tmp_path / "a.ckpt")
     first = predicted(tmp_path / "a.ckpt", "postprocessing=strict", "postprocessing.steps.core.threshold=0.6")
     result = decoded()
@@ -114,6 +114,13 @@ def test_the_rules_are_those_of_predict_unless_chosen(predicted, decoded, tmp_pa
     # so they are the same masks, which are not made again
     assert decoded(to="saved")["existing"] == NAMES
     assert decoded()["existing"] == NAMES
+    assert "that are older than" not in caplog.text
+    (tmp_path / f"saved/{NAMES[0]}_probabilities.nii.gz").touch()
+    decoded()
+    assert (
+        f"{tmp_path}/out: masks are kept that are older than what they were made from: {NAMES[0]}.nii.gz;"
+        in caplog.text
+    )
     with pytest.raises(ForeignMasks, match="was made with other post-processing"):
         decoded("postprocessing=none")
     assert list(decoded("postprocessing=none", "overwrite=true")["cases"]) == NAMES
@@ -167,6 +174,8 @@ def test_bad_files_are_in_one_report_and_the_others_decoded(predicted, decoded, 
     with pytest.raises(CaseError, match="2 cases cannot be used") as error:
         decoded()
     assert {problem.case for problem in error.value.problems} == set(NAMES)
+    assert {problem.file for problem in error.value.problems} == {str(first), str(second)}
+    assert {problem.remedy for problem in error.value.problems} == {"predict this case again, or remove the file"}
     assert list(masks(tmp_path / "out")) == ["BraTS-MET-00003-000.nii.gz"]
     assert len(decoded("on_bad_case=skip")["problems"]) == 2
     first.unlink()

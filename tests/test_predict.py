@@ -476,6 +476,22 @@ def test_a_member_has_windows_of_its_own(run, tmp_path, monkeypatch):
     assert used == [SlidingWindow((8, 8, 8), 0.5), SlidingWindow((5, 6, 7), 0.5)]
 
 
+def test_masks_that_are_older_than_their_images_are_kept_and_told(run, tmp_path, caplog):
+    for case in ("BraTS-MET-00001-000", "BraTS-MET-00002-000"):
+        write_case(tmp_path / "in", case, seg=None)
+    bright_is_et(tmp_path / "et.ckpt")
+    run()
+    run()
+    assert "that are older than" not in caplog.text
+    mask = tmp_path / "out/BraTS-MET-00002-000.nii.gz"
+    os.utime(mask, ns=(0, 0))
+    assert len(run()["existing"]) == 2
+    assert (
+        f"{tmp_path}/out: masks are kept that are older than what they were made from: {mask.name}; remove them, or "
+        "set overwrite=true, to make them again"
+    ) in caplog.messages
+
+
 def test_an_interrupted_prediction_goes_on(run, tmp_path, monkeypatch):
     for case in ("BraTS-MET-00001-000", "BraTS-MET-00002-000"):
         write_case(tmp_path / "in", case, seg=None)

@@ -98,7 +98,7 @@ def _records(folder: Path, problems: list[Problem]) -> dict[str, tuple[str, Path
         try:
             record = read_record(file.path)
         except UnreadableFile as error:
-            problems.append(Problem(name, file.name, error.found, error.expected, error.remedy))
+            problems.append(Problem(name, str(file.path), error.found, error.expected, _AGAIN))
             continue
         if record.case in found:
             other = found[record.case][1]

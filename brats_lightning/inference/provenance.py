@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from brats_lightning.data.nifti import UnreadableFile, read_description
 from brats_lightning.inference.ensemble import Ensemble, TrainedModel
 from brats_lightning.inference.postprocessing import Postprocessing
+
+log = logging.getLogger(__name__)
 
 _FORMAT = "brats_lightning model={} rules={}"  # at most 80 bytes, the length of a NIfTI header's description
 
@@ -48,6 +51,28 @@ def check_existing(wanted: Mapping[Path, str]) -> None:
             f"output: {next(iter(foreign)).parent} holds files of another origin, which would be mixed with the new "
             f"ones: {listed}{more}. Choose another output, move them elsewhere, or replace them with overwrite=true"
         )
+
+
+def tell_outdated(kept: Mapping[Path, Iterable[Path]]) -> None:
+    """Warn of masks that are kept though what they were made from has changed since.
+
+    Args:
+        kept: mask → the files that it was made from.
+    """
+    changed = {mask: max(map(_time, sources), default=0) for mask, sources in kept.items()}
+    if old := [mask.name for mask, time in changed.items() if time > _time(mask)]:
+        log.warning(
+            "%s: masks are kept that are older than what they were made from: %s%s; remove them, or set "
+            "overwrite=true, to make them again",
+            *(next(iter(kept)).parent, ", ".join(old[:10]), ", …" * (len(old) > 10)),
+        )
+
+
+def _time(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:  # a link to a file that is not there any more
+        return 0
 
 
 def _difference(file: Path, wanted: str) -> str | None:
