@@ -66,6 +66,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from brats_lightning.config.checkpoint import read_checkpoint
     from brats_lightning.runtime.memory import keep_freed_memory
     from brats_lightning.training.baseline import best_threshold_dice
+    from brats_lightning.training.callbacks.outdated_scores import OutdatedScores
     from brats_lightning.training.trackers import followed
 
     _check(cfg)
@@ -74,6 +75,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     cfg = with_spacing(_with_seed(cfg, saved), saved and saved["config"])
     keep_freed_memory()
     run_dir = make_folder(cfg.paths.run_dir)
+    trainer.callbacks.append(OutdatedScores(partial(forget_outcome, run_dir)))  # type: ignore[attr-defined]
     first = processes.is_first_process()
     if first:
         _begin(cfg, saved)
@@ -269,7 +271,7 @@ def _run(cfg: DictConfig) -> float | None:
         return _worst(cfg)
     with claimed(folder / ".lock", f"the run folder {folder}"):
         remove_leftovers(folder / "checkpoints", older_than=0)  # of a killed process: no other one is running
-        forget_outcome(folder)
+        forget_outcome(folder, scores=cfg.ckpt_path is None)  # those of a finished run stay until there are new ones
         try:
             results = train(cfg)
             if HydraConfig.get().mode != RunMode.MULTIRUN:

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from brats_lightning.runtime.files import make_folder
 from brats_lightning.train import _columns, objective_value, train
 from tests.conftest import TINY
 
@@ -331,6 +332,24 @@ def test_score_on_the_training_cases(composed):
 def test_objective(mode, results, expected):
     cfg = OmegaConf.create({"objective": "val/dice_mean", "objective_mode": mode})
     assert objective_value(cfg, results) == expected
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_finished_run_keeps_its_scores_until_a_further_step(composed, monkeypatch):
+    options = ("trainer.max_steps=2", "trainer.val_check_interval=2", "scheduler=constant")
+    train(cfg := composed(*options))
+    scores = make_folder(cfg.paths.run_dir) / "metrics.json"
+    assert scores.is_file()
+
+    def interrupted(*_, **__):
+        raise InterruptedError
+
+    monkeypatch.setattr("pytorch_lightning.Trainer.test", interrupted)
+    for steps, there in ((2, True), (4, False)):
+        again = composed(*options, f"trainer.max_steps={steps}", f"ckpt_path={cfg.paths.run_dir}/checkpoints/last.ckpt")
+        with pytest.raises(InterruptedError):
+            train(again)
+        assert scores.is_file() is there
 
 
 def test_averaged_weights_are_what_is_validated_tested_saved_and_resumed(composed):

@@ -33,7 +33,7 @@ class Outcome(NamedTuple):
 def record_ending(job: Path, ending: Ending, reason: str) -> None:
     """Write into a job's folder why it ended before its time."""
     with suppress(OSError):  # the disk may be full, and the message was printed
-        forget_outcome(job)
+        forget_outcome(job, scores=False)
         write_text(job / ending, reason + "\n")
 
 
@@ -42,9 +42,9 @@ def write_scores(job: Path, scores: Mapping[str, float]) -> None:
     write_json(job / _SCORES, {name: value if math.isfinite(value) else None for name, value in scores.items()})
 
 
-def forget_outcome(job: Path) -> None:
-    """Remove the outcome of an earlier run from a folder."""
-    for name in (_SCORES, *Ending):
+def forget_outcome(job: Path, scores: bool = True) -> None:
+    """Remove from a folder how an earlier run ended, and its scores, unless they stay."""
+    for name in (*([_SCORES] if scores else []), *Ending):
         (job / name).unlink(missing_ok=True)
 
 

@@ -6,6 +6,7 @@ queue is empty, and then the GPU waits for the host. So every copy in a training
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +74,7 @@ def fastest_precision(accelerator: str) -> str:
     return "bf16-mixed" if words & {"avx512_bf16", "amx_bf16"} else "32-true"
 
 
-def check_settings(device: str, devices: int, precision: str | int) -> None:
+def check_settings(device: Any, devices: Any, precision: Any) -> None:
     """Refuse settings of the commands that predict which are good for no machine, whether or not this one has a GPU.
 
     Raises:
