@@ -47,14 +47,15 @@ def files_in(folder: Path, root: Path) -> tuple[list[Found], list[Path]]:
     """The NIfTI files of one folder, sorted, and its folders.
 
     A folder named like a NIfTI file that holds just one, as some downloads have it
-    (``X_flair.nii/00000377_brain_flair.nii``), is that file, under the folder's name.
+    (``X_flair.nii/00000377_brain_flair.nii``), is that file, under the folder's name. Endings may be upper case; the
+    names that files go by have them in lower case.
     """
     names, folders = _listed(folder)
-    files, others = [Found(name, folder / name, folder, root) for name in names], []
+    files, others = [Found(_lower_ending(name), folder / name, folder, root) for name in names], []
     for name in folders:
         within, deeper = _listed(folder / name) if is_nifti(name) else ([], [])
         if len(within) == 1 and not deeper:
-            files.append(Found(name, folder / name / within[0], folder, root))
+            files.append(Found(_lower_ending(name), folder / name / within[0], folder, root))
         else:
             others.append(folder / name)
     return sorted(files), others
@@ -89,6 +90,11 @@ def is_nifti(name: str) -> bool:
 def stem(name: str) -> str:
     """A NIfTI file's name without its ending."""
     return re.sub(r"(\.nii)?(\.gz)?$", "", name, flags=re.IGNORECASE)
+
+
+def _lower_ending(name: str) -> str:
+    ending = ".nii.gz" if name.lower().endswith(".gz") else ".nii"
+    return name[: -len(ending)] + ending
 
 
 def _listed(folder: Path) -> tuple[list[str], list[str]]:

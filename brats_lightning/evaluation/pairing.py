@@ -14,7 +14,7 @@ from brats_lightning.data.probabilities import ENDING
 
 # The challenge's case number anywhere in a name: BraTS-MET-00110-000, SEG-00217-000, BraTS-MET_01325-000.
 _NUMBER = re.compile(r"(?<!\d)\d{5}-\d{3}(?!\d)")
-_SUFFIX = re.compile(r"(?P<stem>.+?)[-_](?P<kind>t1n|t1c|t2w|t2f|t1|t1ce|t2|flair|seg|probabilities)")
+_SUFFIX = re.compile(r"(?P<stem>.+?)[-_](?P<kind>t1n|t1c|t2w|t2f|t1|t1ce|t2|flair|seg|probabilities)", re.IGNORECASE)
 
 
 class EvaluationError(ValueError):
@@ -80,9 +80,9 @@ def case_and_kind(file: str) -> tuple[str, str | None]:
     """
     name = stem(file)
     match = _SUFFIX.fullmatch(name)
-    kind = OLDER_NAMES.get(match["kind"], match["kind"]) if match else None
+    kind = match["kind"].lower() if match else None
     numbers = _NUMBER.findall(name)
-    return numbers[-1] if numbers else match["stem"] if match else name, kind
+    return numbers[-1] if numbers else match["stem"] if match else name, OLDER_NAMES.get(kind, kind) if kind else None
 
 
 def find_masks(folder: Path, role: str, names: Mapping[str, str] | None = None) -> dict[str, list[Path]]:

@@ -12,14 +12,19 @@ from brats_lightning.data.layouts.masks import mask_folders, mask_of, with_masks
 
 _LAYOUT = "nested folders with <case>-t1n.nii.gz, -t1c, -t2w, -t2f, -seg (or the older <case>_t1, _t1ce, …)"
 
-# <case>-t1n.nii.gz since BraTS 2023, <case>_t1.nii.gz before.
-_IMAGE = re.compile(r"(?P<case>.+?)(?:-(?P<new>t1n|t1c|t2w|t2f)|_(?P<old>t1|t1ce|t2|flair))\.nii(?:\.gz)?")
+# <case>-t1n.nii.gz since BraTS 2023, <case>_t1.nii.gz before; others write T1N and FLAIR.
+_IMAGE = re.compile(
+    r"(?P<case>.+?)(?:-(?P<new>t1n|t1c|t2w|t2f)|_(?P<old>t1|t1ce|t2|flair))\.nii(?:\.gz)?", re.IGNORECASE
+)
 
 
 def image_of(name: str) -> tuple[str, str, bool] | None:
     """(case, modality, whether that is an older name) if a file is named as an image."""
     match = _IMAGE.fullmatch(name)
-    return match and (match["case"], match["new"] or OLDER_NAMES[match["old"]], match["old"] is not None)
+    if match is None:
+        return None
+    new, old = match["new"], match["old"]
+    return match["case"], new.lower() if new else OLDER_NAMES[old.lower()], old is not None
 
 
 def find_cases(

@@ -9,7 +9,7 @@ from pathlib import Path
 from brats_lightning.data.cases import Case, surplus
 from brats_lightning.data.folders import Found, nifti_files, stem
 
-_MASK = re.compile(r"(?P<case>.+?)(?P<final>[-_]final)?[-_]seg\.nii(?:\.gz)?")
+_MASK = re.compile(r"(?P<case>.+?)(?P<final>[-_]final)?[-_]seg\.nii(?:\.gz)?", re.IGNORECASE)
 
 
 def mask_of(name: str) -> list[str]:

@@ -36,6 +36,19 @@ def test_newer_and_older_names_anywhere_below_the_root(tmp_path):
     }
 
 
+def test_capitals_in_endings_and_sequences_make_no_difference(tmp_path):
+    touch(tmp_path, "a/A_T1.NII.GZ", "a/A_T1CE.nii", "a/A_T2.nii.GZ", "a/A_FLAIR.NII", "a/A_Seg.nii.gz")
+    (case,) = find_cases(tmp_path)
+    assert case.id == "A"
+    assert {kind: path.name for kind, path in case.files.items()} == {
+        "t1n": "A_T1.NII.GZ",
+        "t1c": "A_T1CE.nii",
+        "t2w": "A_T2.nii.GZ",
+        "t2f": "A_FLAIR.NII",
+        "seg": "A_Seg.nii.gz",
+    }
+
+
 def test_only_a_numbered_patient_has_a_timepoint(tmp_path):
     # "study-001" and "study-002" are two patients, not two visits of "study"
     touch(tmp_path, "study-001-t1n.nii.gz", "study-002-t1n.nii.gz", "Brats18_X_1_t1.nii")
