@@ -116,4 +116,4 @@ def _cases(cases: Mapping[str, Mapping[str, Any]]) -> Flat:
 
 
 def _json(file: Path) -> Any:
-    return json.loads(file.read_text()) if file.is_file() else None
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

@@ -50,7 +50,7 @@ def ensemble_members(paths: Sequence[str]) -> list[EnsembleMember]:
 
 def _members_of(path: Path) -> list[EnsembleMember]:
     try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CheckpointError(f"ckpt: {path} cannot be read: {error}; {_FORM}") from error
     listed = content.get("members") if isinstance(content, dict) else None

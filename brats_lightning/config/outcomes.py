@@ -51,10 +51,10 @@ def forget_outcome(job: Path, scores: bool = True) -> None:
 def outcome_of(job: Path) -> Outcome | None:
     """What came of the job in a folder; None if it still runs or was killed."""
     ending = next((ending for ending in Ending if (job / ending).is_file()), None)
-    scores = json.loads((job / _SCORES).read_text()) if (job / _SCORES).is_file() else None
+    scores = json.loads((job / _SCORES).read_text(encoding="utf-8")) if (job / _SCORES).is_file() else None
     if ending is None:
         return None if scores is None else Outcome(scores)
-    return Outcome(scores or {}, ending, (job / ending).read_text().strip())
+    return Outcome(scores or {}, ending, (job / ending).read_text(encoding="utf-8").strip())
 
 
 def value_of(scores: Mapping[str, float | int | None], objective: str) -> float | None:

@@ -165,7 +165,7 @@ class HeldOutCases:
     ) -> dict[str, RuleScores]:
         """Case → the scores of each rule; what an earlier start has found is taken from the file."""
         key = {"rules": list(map(str, rules)), "protocol": self.scoring.protocols[0]}
-        before = json.loads(file.read_text()) if file.is_file() else {}
+        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         known = before["scores"] if {name: before.get(name) for name in key} == key else {}
         made = {case.id: case.made_by(rules[0], Fusion("mean")) for case in cases}
         found = {

@@ -223,7 +223,7 @@ class Trials:
         """The folders of the jobs, by the numbers of their trials."""
         found = {}
         for file in self.folder.glob("*/.hydra/hydra.yaml"):
-            if match := _NUMBER.search(file.read_text()):
+            if match := _NUMBER.search(file.read_text(encoding="utf-8")):
                 found[int(match[1])] = file.parents[1]
         return found
 

@@ -197,7 +197,7 @@ def read_split(path: Path, setting: str, fold: int | None = None) -> dict[str, l
         SplitError: there is no such file or fold, or it holds no split.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
         content: Any = json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
     except FileNotFoundError:
         raise SplitError(f"{setting}: there is no {path}") from None

@@ -135,7 +135,7 @@ def _predict(package: Path, inputs: Path, output: Path, cases: Sequence[str], sc
     command += [f"ckpt={package.resolve() / ENSEMBLE}", f"input={inputs}", f"output={output}", "part=test"]
     command += [f"split={split}", f"summary={summary}", f"hydra.run.dir={scratch / 'run'}", "hydra.output_subdir=null"]
     subprocess.run(command, check=False)
-    return json.loads(summary.read_text()) if summary.is_file() else None
+    return json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None
 
 
 def _strange(inputs: Path, cases: Sequence[Case]) -> list[str]:

@@ -67,7 +67,7 @@ def dry_run(
         code = subprocess.run([*prefix, *command], check=False).returncode
         if not summary.is_file():
             raise ValueError(f"dry_run: the package ended with exit code {code}; its messages are above")
-        outcome = Outcome(**json.loads(summary.read_text()))
+        outcome = Outcome(**json.loads(summary.read_text(encoding="utf-8")))
     if problems := _faults(outcome, inputs, masks, labels):
         raise CaseError(problems)
     if not outcome.seconds:

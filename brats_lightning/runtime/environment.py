@@ -91,6 +91,6 @@ def hardware() -> dict[str, Any]:
 def _processor() -> str:
     """Its model; the platform's name where Linux does not say."""
     file = Path("/proc/cpuinfo")
-    text = file.read_text() if file.is_file() else ""
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
     match = re.search(r"^model name\s*: (.+)$", text, re.M)
     return match[1] if match else platform.processor() or platform.machine()

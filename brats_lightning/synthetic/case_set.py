@@ -106,7 +106,7 @@ def _is_made(root: Path, settings: dict[str, Any]) -> bool:
     file = root / SETTINGS_FILE
     if not file.is_file():
         raise PhantomError(f"{root} exists and holds no phantoms (no {SETTINGS_FILE}); name another folder")
-    found = json.loads(file.read_text())
+    found = json.loads(file.read_text(encoding="utf-8"))
     differences = [
         f"{name} {found.get(name)!r} instead of {settings.get(name)!r}"
         for name in sorted(found.keys() | settings.keys())

@@ -119,7 +119,7 @@ class _Rows(ExperimentWriter):
 
     def _check_log_dir_exists(self) -> None:
         if (file := Path(self.metrics_file_path)).is_file():
-            with file.open(newline="") as rows:
+            with file.open(newline="", encoding="utf-8") as rows:
                 self.metrics_keys = next(csv.reader(rows), [])
 
 
@@ -249,4 +249,4 @@ def _as_yaml(config: Mapping[str, Any]) -> str:
 
 
 def _known_id(file: Path) -> str | None:
-    return file.read_text().strip() if file.is_file() else None
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else None

@@ -83,6 +83,14 @@ def test_yaml_is_read_too(tmp_path):
     assert (split.train, split.val, split.test) == (("P01-000",), (), ("P02-000",))
 
 
+@pytest.mark.parametrize("name", ["s.json", "s.yaml"])
+def test_files_as_windows_writes_them(tmp_path, name):
+    content = json.dumps({"train": ["P01-000"], "test": ["P02-000"]}, indent=1)
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.replace("\n", "\r\n").encode())
+    split = SplitSettings(file=str(tmp_path / name)).split(PATIENT)
+    assert (split.train, split.val, split.test) == (("P01-000",), (), ("P02-000",))
+
+
 def test_file_faults_are_all_named_with_near_misses(tmp_path):
     settings = write(tmp_path / "s.json", {"train": ["P00-000", "P01-00"], "val": ["P02-000", "P02-000"], "test": []})
     with pytest.raises(SplitError) as error:

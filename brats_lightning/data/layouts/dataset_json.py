@@ -44,7 +44,7 @@ def read_json(path: Path, expected: str) -> dict[str, Any]:
         CaseError: it cannot be read, or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         found = f"{type(content).__name__} at its top level"
     except (OSError, ValueError) as error:
         content, found = None, f"cannot be read as JSON: {error}"

@@ -105,3 +105,8 @@ def test_files_of_another_kind(tmp_path, text, found):
     (problem,) = error.value.problems
     assert problem.found.startswith(found)
     assert (problem.file, problem.expected) == (str(path), "a dataset.json")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_content(tmp_path):
+    (tmp_path / "dataset.json").write_bytes(b'\xef\xbb\xbf{"labels": {}}\r\n')
+    assert read_json(tmp_path / "dataset.json", "a dataset.json") == {"labels": {}}
