@@ -288,4 +288,9 @@ def _precision(cfg: DictConfig) -> str | int:
     from brats_lightning.runtime.device import fastest_precision
 
     chosen = cfg.trainer.precision
+    if str(chosen) in ("64", "64-true", "16-true", "bf16-true") or str(chosen).startswith("transformer-engine"):
+        raise ValueError(
+            f"trainer.precision={chosen} changes the type of the weights, which stay in 32 bits here; "
+            "choose auto, 32-true, bf16-mixed or 16-mixed"
+        )
     return fastest_precision(cfg.trainer.accelerator) if chosen == "auto" else chosen

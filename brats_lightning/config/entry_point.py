@@ -1,7 +1,9 @@
 """Running a command: its config is composed, its errors become one block, a failed job does not end a multirun."""
 
+import io
 import logging
 import os
+import select
 import signal
 import sys
 import traceback
@@ -42,6 +44,9 @@ def entry_point(
     raises a ValueError. With the variable HYDRA_FULL_ERROR, errors are tracebacks.
     """
     register_resolvers()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # of a terminal or locale that lacks a character: it shows as "?"
+            stream.reconfigure(errors="replace")
     full = os.environ.get(_FULL) == "1"
     failures: list[str] = []
 
@@ -52,6 +57,8 @@ def entry_point(
         try:
             return function(resolved(cfg))
         except Exception as error:
+            if isinstance(error, BrokenPipeError) and _nobody_reads(sys.stdout):
+                raise
             multirun = job.mode == RunMode.MULTIRUN
             if full and not multirun:
                 raise
@@ -82,6 +89,11 @@ def entry_point(
         remove_unused()
         print("interrupted", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
+    except BrokenPipeError:  # as of `--help | head`
+        if not _nobody_reads(sys.stdout):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except Exception as error:  # before the job, or with HYDRA_FULL_ERROR in it
         message = None if full else _explained(error, config_name, arguments)
         if message is None:
@@ -92,6 +104,15 @@ def entry_point(
             os.environ.pop(_FULL, None)
     if failures:
         raise SystemExit(1)
+
+
+def _nobody_reads(stream: Any) -> bool:
+    """Whether a stream is a pipe whose other end is closed."""
+    if not isinstance(stream, io.TextIOWrapper):
+        return False
+    poll = select.poll()
+    poll.register(stream, 0)  # for errors alone
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _check(arguments: Sequence[str], config_name: str) -> None:

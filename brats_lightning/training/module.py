@@ -212,11 +212,11 @@ class Segmentation(pl.LightningModule):
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip as Lightning does, but also with a fused optimiser unless there is a loss scaler."""
-        if getattr(self.trainer.precision_plugin, "scaler", None) is None and gradient_clip_algorithm != "value":
-            if gradient_clip_val:
-                nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
-        else:
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
+            clip(self.network.parameters(), gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the run's config and, if it has one, its split, in plain containers; and what came before the run."""

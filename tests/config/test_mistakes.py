@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,10 @@ SETTINGS = {
     "seconds for a time": (["trainer.max_time=120"], "trainer.max_time is DD:HH:MM:SS, such as"),
     "hours for a time": (["trainer.max_time=2h"], "trainer.max_time is DD:HH:MM:SS, such as"),
     "a GPU": (["trainer=gpu"], "trainer=auto takes a GPU where there is one"),
+    "weights of another type": (
+        ["trainer.precision=bf16-true"],
+        "stay in 32 bits here; choose auto, 32-true, bf16-mix",
+    ),
     "no checkpoint": (["weights=nowhere.ckpt"], "there is no checkpoint nowhere.ckpt"),
 }
 
@@ -128,6 +133,27 @@ def check(said, message):
     assert said.startswith("error: ")
     assert said.count("error: ") == 1
     assert not any(word in said for word in ("Traceback", "HYDRA_FULL_ERROR", "hydra.cc"))
+
+
+def test_a_terminal_that_lacks_characters(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["brats-train", "data=brats_mets", f"data.root={tmp_path}/Köln", *QUICK])
+    with (tmp_path / "err").open("w", encoding="ascii") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with pytest.raises(SystemExit):
+            importlib.import_module("brats_lightning.train").main()
+    assert (tmp_path / "err").read_text().startswith("error: data.root=")
+
+
+def test_a_pipe_that_nobody_reads(monkeypatch, capsys):
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr(sys, "argv", ["brats-train", "--help"])
+    with os.fdopen(writer, "w", buffering=1) as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with pytest.raises(SystemExit) as stop:
+            importlib.import_module("brats_lightning.train").main()
+    assert stop.value.code == 128 + 13
+    assert capsys.readouterr().err == ""
 
 
 def test_weights_of_other_sequences_or_sizes(says, tmp_path):
