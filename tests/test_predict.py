@@ -92,6 +92,24 @@ def test_every_voxel_comes_back_to_its_place(run, tmp_path, affine, preprocessin
     assert [lesion["volume_mm3"] for lesion in confidence] == pytest.approx([spacing.prod()] * 4, abs=1e-3)
 
 
+@pytest.mark.parametrize("other", ["t1c", "t2w"])
+def test_an_image_in_another_order_of_voxels_changes_nothing(run, tmp_path, other):
+    image, truth = marked()
+    folder = write_case(tmp_path / "in", t1c=image, t2w=image, t1n=None, t2f=None, seg=None)
+    path = folder / f"{folder.name}-{other}.nii.gz"
+    turn = nib.orientations.ornt_transform(nib.io_orientation(LPS), nib.orientations.axcodes2ornt("SAR"))
+    nib.load(path).as_reoriented(turn).to_filename(path)
+    # T1c and T2w count alike: half the sum of what they are, where 1000 is the brightest.
+    voxelwise(
+        tmp_path / "et.ckpt", [[0.0, 0.0]] * 3 + [[20.0, 20.0]], [0.0, -50.0, -50.0, -30.0], modalities=["t1c", "t2w"]
+    )
+    run()
+    out, first = written(tmp_path), nib.load(folder / f"{folder.name}-t1c.nii.gz")
+    np.testing.assert_array_equal(out.affine, first.affine)
+    back = out.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(out.affine), nib.io_orientation(LPS)))
+    np.testing.assert_array_equal(np.asanyarray(back.dataobj), truth)
+
+
 def test_a_case_is_predicted_by_the_sequences_it_has(run, tmp_path):
     image, truth = marked()
     flat = np.where(image, 100, 0).astype(np.int16)

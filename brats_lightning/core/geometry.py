@@ -20,7 +20,7 @@ class Grid:
 
     shape: Ints  # voxels along the array's own three axes
     affine: np.ndarray  # 4×4, voxel index → RAS millimetres
-    zooms: Triple = (0.0, 0.0, 0.0)  # voxel size in mm by the header, which scores use; 0: as ``affine`` has it
+    zooms: Triple = (0.0, 0.0, 0.0)  # voxel size in mm by the header, which scores use; not positive: the affine's
 
     def __post_init__(self) -> None:
         affine = np.array(self.affine, dtype=np.float64)
@@ -29,7 +29,8 @@ class Grid:
         affine.flags.writeable = False
         object.__setattr__(self, "affine", affine)
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
-        object.__setattr__(self, "zooms", self.zooms if all(self.zooms) else self.spacing)
+        sound = all(0 < size < math.inf for size in self.zooms)
+        object.__setattr__(self, "zooms", self.zooms if sound else self.spacing)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Grid) and self.shape == other.shape and np.array_equal(self.affine, other.affine)
@@ -49,8 +50,22 @@ class Grid:
             return f"shape {self.shape}", f"{other.shape}, as {name}"
         if (distance := self.distance(other)) > tolerance:
             here, there = (", ".join(f"{v:g}" for v in grid.affine[:3, 3]) for grid in (self, other))
-            return f"lies {distance:.3g} mm off {name} (origin ({here}), there ({there}))", f"≤ {tolerance:g} mm"
+            found = f"lies {distance:.3g} mm off {name} (origin ({here}), there ({there}))"
+            own, its = ("".join(nib.aff2axcodes(grid.affine)) for grid in (self, other))
+            return found + f"; voxels are in the order {own}, there {its}" * (own != its), f"≤ {tolerance:g} mm"
         return None
+
+    @property
+    def in_lps(self) -> "Grid":
+        """The same voxels in the order of a working array with its axes reversed: (x, y, z) in LPS."""
+        whole = GridTransform.whole(self)
+        z, y, x = whole.shape
+        return Grid((x, y, z), whole.affine)
+
+    def coincides(self, other: "Grid") -> bool:
+        """Whether each voxel lies within half a voxel of one of ``other``, be they stored in another order."""
+        own, its = self.in_lps, other.in_lps
+        return own.shape == its.shape and own.distance(its) < min(self.spacing) / 2
 
     def distance(self, other: "Grid") -> float:
         """Largest distance in mm between the places two affines give to the same corner voxel of this grid."""

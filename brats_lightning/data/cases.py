@@ -3,14 +3,16 @@
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from rich.table import Table
 
+from brats_lightning.core.geometry import Grid
 from brats_lightning.core.labels import IGNORE, LabelScheme, apply_label_map
 from brats_lightning.data.nifti import UnreadableFile, Volume, read_volume
+from brats_lightning.data.plausible import plausible
 from brats_lightning.runtime.console import as_text, table_of
 
 _NAMES = (
@@ -174,7 +176,7 @@ def examine(case: Case, scheme: LabelScheme, label_map: Mapping[int, int] | None
             bad = int((~np.isfinite(volume.values)).sum())
             problem(file, f"{bad} voxels are NaN or infinite", "finite intensities", "set them to 0 or leave it out")
         else:
-            result.images[file] = volume
+            result.images[file] = plausible(volume)
     if result.images and not any(volume.values.size for volume in result.images.values()):
         problem("-", "all intensities are 0", "a brain", "leave the case out")
         result.images.clear()
@@ -197,27 +199,34 @@ def _aligned(
 ) -> tuple[dict[str, Volume], float]:
     """The files that lie where most of the case does, on one grid, and their largest distance in mm from it.
 
-    Within the tolerance, voxels are aligned by their indices, whatever the headers say of axes. Other files are
-    reported.
+    Within the tolerance, voxels are aligned by their indices, whatever the headers say of axes; those of a file that
+    stores the same places in another order, by their places. Other files are reported.
     """
     if not volumes:
         return {}, 0.0
 
-    def agree(a: Volume, b: Volume) -> bool:
-        return a.grid.shape == b.grid.shape and a.grid.distance(b.grid) <= tolerance
+    def on(volume: Volume, grid: Grid) -> tuple[Volume, float] | None:
+        """The volume on a grid and its distance from it, if they agree."""
+        if volume.grid == grid:
+            return volume, 0.0
+        if volume.grid.coincides(grid) and (distance := volume.grid.in_lps.distance(grid.in_lps)) <= tolerance:
+            return replace(volume, grid=grid), distance
+        if volume.grid.shape == grid.shape and (distance := volume.grid.distance(grid)) <= tolerance:
+            return volume.on(grid), distance
+        return None
 
     # Most files decide, then the canonical order, so that one bad header doesn't condemn the others.
-    common = max(volumes, key=lambda file: sum(agree(volumes[file], other) for other in volumes.values()))
+    common = max(volumes, key=lambda file: sum(on(other, volumes[file].grid) is not None for other in volumes.values()))
     grid = volumes[common].grid
     aligned, furthest = {}, 0.0
     for file, volume in volumes.items():
-        if difference := volume.grid.mismatch(grid, tolerance, common):
+        if placed := on(volume, grid):
+            aligned[file], distance = placed
+            furthest = max(furthest, distance)
+        elif difference := volume.grid.mismatch(grid, tolerance, common):
             moved = volume.grid.shape == grid.shape
             remedy = "correct the header, or raise data.affine_tolerance if the voxels match"
             problem(file, *difference, remedy if moved else "register it to the others")
-        else:
-            aligned[file] = volume.on(grid)
-            furthest = max(furthest, volume.grid.distance(grid))
     return aligned, furthest
 
 
@@ -237,10 +246,11 @@ def read_mask(path: Path, scheme: LabelScheme, label_map: Mapping[int, int] | No
         if odd.size:
             found = f"labels that are not whole numbers, e.g. {float(odd.flat[0]):g}"
             raise UnreadableFile(found, expected, "resample masks with nearest neighbour")
-        values = whole.astype(np.int64)
+        values = whole
     highest = IGNORE if IGNORE in (label_map or {}) else IGNORE - 1  # in a file, too, it must be declared
     wild = values[(values < 0) | (values > highest)]
-    mask = apply_label_map(np.where((values < 0) | (values > highest), 0, values) if wild.size else values, label_map)
+    known = np.where((values < 0) | (values > highest), 0, values) if wild.size else values
+    mask = apply_label_map(known.astype(np.int64) if known.dtype.kind == "f" else known, label_map)
     counts = np.bincount(mask.reshape(-1), minlength=256).tolist()
     unknown = {label: n for label, n in enumerate(counts) if n and scheme.num_classes <= label < IGNORE}
     unknown |= {int(v): int(n) for v, n in zip(*np.unique(wild, return_counts=True), strict=True)}

@@ -1,6 +1,7 @@
 """Reading NIfTI: the values as stored, oriented to LPS, without the empty margin. And writing it."""
 
 import gzip
+import logging
 import math
 import struct
 import zlib
@@ -25,7 +26,16 @@ except ImportError:
     pass
 
 _GZIP = b"\x1f\x8b"  # decides, not the name: files are renamed, and browsers unpack them
+_OTHERS = {
+    _GZIP: "compressed twice",
+    b"PK\3\4": "a zip archive",
+    b"BZh": "compressed by bzip2",
+    b"\xfd7zXZ": "compressed by xz",
+}
 _COMMENT = 6  # NIfTI's code of an extension that is plain text
+_SMALLEST, _LARGEST = 0.005, 100  # voxel size in mm; others are in another unit, and resampling would fill the memory
+_SILENT = logging.Logger(__name__)  # of what nibabel corrects in headers, without a file's name: see `Grid.zooms`
+_SILENT.addHandler(logging.NullHandler())
 _AGAIN = "copy or download the file again"
 
 
@@ -96,9 +106,7 @@ def read_volume(path: Path, volume: int | None = None) -> Volume:
     data, compressed = _content(path)
     header = _header(data, compressed, volume)
     shape, count = header.grid.shape, math.prod(header.grid.shape)
-    if (there := len(data) - header.offset) < count * header.dtype.itemsize:
-        found, expected = f"truncated: {there} bytes of voxels", f"{count * header.dtype.itemsize}"
-        raise UnreadableFile(found, expected, _AGAIN)
+    _check_length(data, header, count)
     voxels = np.frombuffer(data, header.dtype, count, header.offset).reshape(shape, order="F")
     remark = ""
     if header.scaling:
@@ -159,8 +167,7 @@ def read_volumes(path: Path) -> Shaped[np.ndarray, "t k j i"]:
     data, compressed = _content(path)
     header = _header(data, compressed, 0)
     shape = tuple(_nifti(data).get_data_shape())
-    if (there := len(data) - header.offset) < (wanted := math.prod(shape) * header.dtype.itemsize):
-        raise UnreadableFile(f"truncated: {there} bytes of voxels", f"{wanted}", _AGAIN)
+    _check_length(data, header, math.prod(shape))
     return np.frombuffer(data, header.dtype, math.prod(shape), header.offset).reshape(shape[::-1])
 
 
@@ -180,7 +187,7 @@ def _content(path: Path) -> tuple[bytes, bool]:
         compressed = stored[:2] == _GZIP
         return (_inflate(stored) if compressed else stored), compressed
     except _CORRUPT as error:
-        raise _unreadable(error) from error
+        raise _unreadable(path, error) from error
 
 
 def _beginning(path: Path, size: int = nib.Nifti2Header.sizeof_hdr) -> tuple[bytes, bool]:
@@ -192,7 +199,7 @@ def _beginning(path: Path, size: int = nib.Nifti2Header.sizeof_hdr) -> tuple[byt
             file = gzip.GzipFile(fileobj=raw) if compressed else raw
             return file.read(size), compressed
     except _CORRUPT as error:
-        raise _unreadable(error) from error
+        raise _unreadable(path, error) from error
 
 
 def image_like(header: Header, values: np.ndarray, slope: float = 1.0, description: str = "") -> nib.Nifti1Image:
@@ -252,7 +259,16 @@ def write_nifti(path: Path, image: nib.Nifti1Image, level: int = 6) -> None:
     write_bytes(path, gzip.compress(image.to_bytes(), level, mtime=0))
 
 
-def _unreadable(error: Exception) -> UnreadableFile:
+def _check_length(data: bytes, header: Header, count: int) -> None:
+    there, wanted = max(0, len(data) - header.offset), count * header.dtype.itemsize
+    if there < wanted:
+        raise UnreadableFile(f"truncated: {there} bytes of voxels", f"{wanted}", _AGAIN)
+
+
+def _unreadable(path: Path, error: Exception) -> UnreadableFile:
+    if isinstance(error, FileNotFoundError) and path.is_symlink():
+        found = f"a link to {path.readlink()}, where there is no file"
+        return UnreadableFile(found, "an intact .nii or .nii.gz file", "download what it links to, or correct the link")
     remedy = "allow it to be read" if isinstance(error, PermissionError) else _AGAIN
     return UnreadableFile(f"cannot be read: {error}", "an intact .nii or .nii.gz file", remedy)
 
@@ -268,11 +284,23 @@ def _inflate(stored: bytes) -> bytes:
 def _nifti(data: bytes) -> nib.Nifti1Header:
     kind = nib.Nifti2Header if data[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Header
     try:
-        nifti = kind(binaryblock=data[: kind.sizeof_hdr])
-        nifti.get_data_dtype()
+        nifti = kind(binaryblock=data[: kind.sizeof_hdr], check=False)
+        nifti.check_fix(logger=_SILENT)
+        nifti.get_data_dtype(), nifti.get_data_offset()
     except Exception as error:  # nibabel has no common base class for what a broken header raises
-        raise UnreadableFile(f"no NIfTI header: {error}", "a NIfTI-1 or NIfTI-2 file", "convert the image") from error
+        found = f"no NIfTI header: {_what_it_is(data) or error}"
+        raise UnreadableFile(found, "a NIfTI-1 or NIfTI-2 file", "convert the image, or download it again") from error
     return nifti
+
+
+def _what_it_is(data: bytes) -> str:
+    """What a file that is no NIfTI seems to be, in words; "" if nothing is known of it."""
+    if not data:
+        return "the file is empty"
+    if kind := next((name for magic, name in _OTHERS.items() if data.startswith(magic)), ""):
+        return f"the file is {kind}"
+    start = data[:40].split(b"\n")[0].decode("latin-1")
+    return f"the file is text, {start!r}" if len(start) > 5 and start.isascii() and start.isprintable() else ""
 
 
 def _header(data: bytes, compressed: bool, volume: int | None) -> Header:
@@ -301,6 +329,10 @@ def _header(data: bytes, compressed: bool, volume: int | None) -> Header:
     except nib.spatialimages.HeaderDataError as error:
         found, expected = f"scl_inter {float(nifti['scl_inter'])} in the header", "a finite one, 0 for no scaling"
         raise UnreadableFile(found, expected, "repair the header's scl_slope and scl_inter") from error
+    if not all(_SMALLEST <= size <= _LARGEST for size in grid.spacing):
+        found = f"voxels of {' × '.join(f'{size:.4g}' for size in grid.spacing)} mm"
+        expected = f"{_SMALLEST:g} … {_LARGEST:g} mm along each axis"
+        raise UnreadableFile(found, expected, "repair the header's sform or qform, whose unit is the millimetre")
     scaling = None if slope is None or (slope, inter) == (1, 0) else (float(slope), float(inter))
     return Header(nifti, compressed, grid, dtype, offset, scaling)
 

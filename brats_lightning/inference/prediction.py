@@ -167,8 +167,10 @@ class Predictor:
         """Write a case's files; its `case_summary`."""
         scheme, (mask_file, *probability_files) = self.ensemble.scheme, files
         labels = self.rules(found.values, found.transform.spacing, scheme)
-        first = used_modalities(case, self.ensemble.modalities, self.ensemble.optional)[0]
-        header = read_header(case.images[first], case.volumes.get(first))
+        used = used_modalities(case, self.ensemble.modalities, self.ensemble.optional)
+        headers = (read_header(case.images[name], case.volumes.get(name)) for name in used)
+        # Another image may store the same places in another order.
+        header = next(each for each in headers if each.grid == found.transform.original)
         make_folder(mask_file.parent)
         for file in probability_files:
             parts = [model.part_of(case.id) for model in self.ensemble.models]

@@ -132,6 +132,13 @@ def test_labels_that_are_no_bytes(tmp_path, label):
     assert found(problems_of(tmp_path, seg=with_label(label, 2))) == [("seg", f"2 voxels of label {label}")]
 
 
+def test_a_huge_label_is_named_as_it_is(tmp_path):
+    mask = lesions().astype(np.float64)
+    mask[0, 0, 0] = 1e20
+    (problem,) = problems_of(tmp_path, seg=mask)
+    assert problem.found == "1 voxels of label 100000000000000000000"
+
+
 def test_fractional_labels(tmp_path):
     (problem,) = problems_of(tmp_path, seg=lesions() * np.float32(0.5))
     assert problem.found == "labels that are not whole numbers, e.g. 0.5"
@@ -206,6 +213,32 @@ def test_all_problems_of_all_cases_in_one_error(tmp_path):
         assert part in text
     assert str(pickle.loads(pickle.dumps(error))) == text
     assert problem_table(problems).row_count == 3
+
+
+@pytest.mark.parametrize("order", ["RAS", "SAR", "PIL"])
+def test_files_that_store_the_same_places_in_another_order_are_aligned(tmp_path, order):
+    folder = write_case(tmp_path)
+    axes = (nib.io_orientation(LPS), nib.orientations.axcodes2ornt(order))
+    for kind in ("t1c", "seg"):
+        path = folder / f"{folder.name}-{kind}.nii.gz"
+        image = nib.load(path)
+        turned = image.as_reoriented(nib.orientations.ornt_transform(*axes))
+        nib.Nifti1Image(np.asarray(turned.dataobj), turned.affine).to_filename(path)
+    (case,) = find_cases(tmp_path)
+    found = examine(case, BRATS_METS, None, tolerance=0.1)
+    (plain,) = find_cases(write_case(tmp_path / "plain").parent)
+    wanted = examine(plain, BRATS_METS, None, tolerance=0.1)
+    assert (found.problems, found.distance) == ([], 0.0)
+    for got, want in ((found.images["t1c"], wanted.images["t1c"]), (found.mask, wanted.mask)):
+        assert got.grid == want.grid
+        np.testing.assert_array_equal(got.whole(), want.whole())
+
+
+def test_a_file_in_another_order_that_lies_elsewhere_names_both_orders(tmp_path):
+    folder = write_case(tmp_path)
+    save(folder / f"{folder.name}-seg.nii.gz", lesions(), np.eye(4))
+    (problem,) = check_case(find_cases(tmp_path)[0])
+    assert problem.found.endswith("(origin (0, 0, 0), there (0, 239, 0)); voxels are in the order RAS, there LPS")
 
 
 def test_a_mask_without_its_affine_is_taken_by_index_if_the_tolerance_allows_it(tmp_path):

@@ -1,4 +1,5 @@
 import gzip
+import struct
 
 import nibabel as nib
 import numpy as np
@@ -93,8 +94,10 @@ def test_an_empty_volume_has_an_empty_box(tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "no NIfTI header"),
+        (b"", "no NIfTI header: the file is empty"),
         (b"hello", "no NIfTI header"),
+        (b"<!DOCTYPE html>\n<html>", "no NIfTI header: the file is text, '<!DOCTYPE html>'"),
+        (b"PK\3\4" + b"\0" * 1000, "no NIfTI header: the file is a zip archive"),
         (b"\0" * 1000, "no NIfTI header"),
         (None, "cannot be read: .*No such file"),
     ],
@@ -104,6 +107,55 @@ def test_no_nifti(tmp_path, content, reason):
         (tmp_path / "a.nii").write_bytes(content)
     with pytest.raises(UnreadableFile, match=reason):
         read_volume(tmp_path / "a.nii")
+
+
+def test_a_file_that_is_compressed_twice_is_called_so(tmp_path):
+    path = save(tmp_path / "a.nii.gz", np.ones((6, 7, 8), np.int16))
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(UnreadableFile, match="compressed twice"):
+        read_volume(path)
+
+
+def test_a_link_to_nothing_says_what_it_links_to(tmp_path):
+    (tmp_path / "a.nii").symlink_to(tmp_path / "annex")
+    with pytest.raises(UnreadableFile, match=r"a link to .*annex, where there is no file"):
+        read_volume(tmp_path / "a.nii")
+    with pytest.raises(UnreadableFile, match=r"a link to .*annex"):
+        read_header(tmp_path / "a.nii")
+
+
+def changed(path, place, form, *values):
+    """The file with other values at a place of its header."""
+    data = bytearray(path.read_bytes())
+    struct.pack_into(form, data, place, *values)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("offset", "found"), [(float("nan"), "no NIfTI header"), (1e9, "truncated: 0 bytes of voxels; expected 672")]
+)
+def test_an_offset_of_voxels_that_are_not_there(tmp_path, offset, found):
+    path = changed(save(tmp_path / "a.nii", np.ones((6, 7, 8), np.int16)), 108, "<f", offset)
+    with pytest.raises(UnreadableFile, match=found):
+        read_volume(path)
+
+
+@pytest.mark.parametrize("sizes", [(0, 0, 0), (-1, -1, 2), (float("nan"),) * 3])
+def test_voxel_sizes_that_are_no_sizes_are_the_affines(tmp_path, caplog, capfd, sizes):
+    path = changed(save(tmp_path / "a.nii", np.ones((6, 7, 8), np.int16)), 80, "<fff", *sizes)
+    grid = read_header(path).grid
+    assert grid.spacing == (1, 1, 2)
+    assert all(size > 0 for size in grid.zooms)
+    assert not caplog.records  # nibabel would not say which file
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("size", [0.001, 1000.0])
+def test_voxel_sizes_in_another_unit(tmp_path, size):
+    path = save(tmp_path / "a.nii", np.ones((6, 7, 8), np.int16), np.diag([size, size, size, 1]))
+    with pytest.raises(UnreadableFile, match=rf"voxels of {size:g} × .* mm; expected 0.005 … 100 mm"):
+        read_volume(path)
 
 
 def test_truncated_uncompressed(tmp_path):
