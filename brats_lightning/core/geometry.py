@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import nibabel as nib
@@ -55,7 +56,7 @@ class Grid:
             return found + f"; voxels are in the order {own}, there {its}" * (own != its), f"≤ {tolerance:g} mm"
         return None
 
-    @property
+    @cached_property
     def in_lps(self) -> "Grid":
         """The same voxels in the order of a working array with its axes reversed: (x, y, z) in LPS."""
         whole = GridTransform.whole(self)

@@ -207,8 +207,6 @@ def _aligned(
 
     def on(volume: Volume, grid: Grid) -> tuple[Volume, float] | None:
         """The volume on a grid and its distance from it, if they agree."""
-        if volume.grid == grid:
-            return volume, 0.0
         if volume.grid.coincides(grid) and (distance := volume.grid.in_lps.distance(grid.in_lps)) <= tolerance:
             return replace(volume, grid=grid), distance
         if volume.grid.shape == grid.shape and (distance := volume.grid.distance(grid)) <= tolerance:
