@@ -26,7 +26,7 @@ from brats_lightning.data.cases import Case, Examination
 from brats_lightning.data.preprocessing import Intensities, Prepared
 from brats_lightning.runtime.files import replace_file, write_text
 
-FORMAT = 6  # raise it whenever the content of the files would differ
+FORMAT = 7  # raise it whenever the content of the files would differ
 POSITIONS_PER_CLASS = 1000  # stored of each class in each lesion
 
 # Files that this process, or the one that forked it, has checked, and the state they were in.
