@@ -121,5 +121,5 @@ def terminal_ranks(ranks: Mapping[str, Any], protocol: str) -> Table:
         ]
         for row in rows
     )
-    title = f"ranks · {protocol} · {counted(ranks['cases'], 'case')}; right: p, better than"
+    title = f"ranks · {protocol} · {counted(ranks['cases'], 'case')}; on the right the p-value: better than"
     return table_of(["rank", "method", "mean rank", *others], cells, title)
