@@ -33,7 +33,7 @@ class Outcome(NamedTuple):
 def record_ending(job: Path, ending: Ending, reason: str) -> None:
     """Write into a job's folder why it ended before its time."""
     with suppress(OSError):  # the disk may be full, and the message was printed
-        forget_outcome(job, scores=False)
+        forget_outcome(job)
         write_text(job / ending, reason + "\n")
 
 

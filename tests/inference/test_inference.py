@@ -135,7 +135,6 @@ def test_an_empty_volume_is_background():
     [
         ({"window": (0, 4, 4)}, "window"),
         ({"window": (4, 4)}, "window"),
-        ({"window": (4, 4, 4.5)}, "window"),
         ({"window": (4, 4, 4), "overlap": 1.0}, "overlap"),
         ({"window": (4, 4, 4), "batch_size": 0}, "batch_size"),
         ({"window": (4, 4, 4), "mirror_axes": (3,)}, "mirror_axes"),

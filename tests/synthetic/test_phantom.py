@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from brats_lightning.core.components import label_components
 from brats_lightning.core.labels import MODALITIES
-from brats_lightning.runtime.console import progress_bar
+from brats_lightning.runtime import console
 from brats_lightning.runtime.locks import alone
 from brats_lightning.synthetic import case_set as phantom_set
 from brats_lightning.synthetic import phantom
@@ -428,8 +428,8 @@ def test_what_a_killed_maker_left_goes_in_time(tmp_path):
 
 def test_progress_and_folder_names(tmp_path, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes any stream for a terminal
-    bar = progress_bar()
-    monkeypatch.setattr(phantom_set, "progress_bar", lambda: bar)
+    bar = console.progress_bar()
+    monkeypatch.setattr(console, "progress_bar", lambda: bar)
     settings = PhantomSettings(cases=2, shape=(24, 24, 24), modalities=())
     folder = phantom_folder(tmp_path, settings)
     assert folder.parent == tmp_path

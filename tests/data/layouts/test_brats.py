@@ -160,11 +160,11 @@ def test_files_that_may_be_the_missing_ones_are_named(tmp_path):
 
 
 def test_files_of_no_case_are_told_once_since_cases_may_be_among_them(tmp_path, caplog):
-    touch(tmp_path, f"a/{NAME}-t1n.nii.gz", f"a/{NAME}-adc.nii.gz", "b/B-00002-000-T1N.nii.gz", "b/B-00002-000-T1C.nii")
-    touch(tmp_path, "c/C-00003-000-t1n.NII.GZ", "d/D-00004-000_t1c.nii.gz", "d/D-00004-000-seg.nii.gz")
+    touch(tmp_path, f"a/{NAME}-t1n.nii.gz", f"a/{NAME}-adc.nii.gz", "b/B-00002-000-t1.nii.gz", "b/B-00002-000-gd.nii")
+    touch(tmp_path, "c/C-00003-000-flair.NII.GZ", "d/D-00004-000_t1c.nii.gz", "d/D-00004-000-seg.nii.gz")
     for _ in range(2):
         found = find_cases(tmp_path)
-    odd = [f"{tmp_path}/b/B-00002-000-T1{letter}" for letter in "CN"] + [f"{tmp_path}/c/C-00003-000-t1n"]
+    odd = [f"{tmp_path}/{name}" for name in ("b/B-00002-000-gd", "b/B-00002-000-t1", "c/C-00003-000-flair")]
     assert caplog.messages == [
         f"3 NIfTI files in {tmp_path} belong to no case and are left out: {odd[0]}.nii, {odd[1]}.nii.gz, "
         f"{odd[2]}.NII.GZ; expected nested folders with <case>-t1n.nii.gz, -t1c, -t2w, -t2f, -seg (or the older "
