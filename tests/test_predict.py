@@ -636,9 +636,7 @@ def test_inputs_are_folders_nested_or_single_or_several(composed, run, tmp_path)
     find = find_inputs
     assert [case.id for case in find(str(b))] == ["BraTS-MET-00002-000"]
     assert [case.id for case in find([str(b), str(a)])] == ["BraTS-MET-00001-000", "BraTS-MET-00002-000"]
-    with pytest.raises(
-        ValueError, match="in two of the folders: BraTS-MET-00002-000 in .*BraTS-MET-00002-000 and in .*in; leave"
-    ):
+    with pytest.raises(ValueError, match=r"in two of the folders: BraTS-MET-00002-000 in .*-000 and in .*/in; leave"):
         find([str(b), str(tmp_path / "in")])
     for nothing in (tmp_path / "nowhere", tmp_path):
         (tmp_path / "in").rename(tmp_path / ".in") if nothing == tmp_path else None
